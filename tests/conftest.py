@@ -1,0 +1,46 @@
+"""Strict for every test: 4 CPU devices, no silent rank promotion; warnings are errors (pyproject.toml)."""
+
+import os
+import shutil
+import tempfile
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+# Programs that several tests, workers or subprocesses compile alike are compiled once; thrown away at the end.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """Float64 arithmetic, for references that must hold to rounding."""
+    with jax.enable_x64(True):
+        yield jnp.float64
+
+
+@pytest.fixture(autouse=True)
+def _count_traces_afresh():
+    chex.clear_trace_counter()  # it counts by the function's name, across tests
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace):
+    doctest_namespace.update(jax=jax, jnp=jnp)
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
