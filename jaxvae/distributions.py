@@ -1,0 +1,89 @@
+"""Distributions as records: what a network says, with `log_prob`, `sample`, `mode` and `mean`.
+
+Axis 0 is the batch, every other axis belongs to the example, and `log_prob` returns `[B]` nats. `sample` takes one
+key of shape `()` for the whole batch, or `[B]` keys, one per example.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae import losses
+from jaxvae.keys import draw
+from jaxvae.types import Array, PRNGKey
+
+
+class DiagGaussian(NamedTuple):
+    """N(mean, e^log_var) with a diagonal covariance; `mean` [B, ...], `log_var` broadcasts to it."""
+
+    mean: Array
+    log_var: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats; a density."""
+        return -losses.gaussian_nll(self.mean, self.log_var, x)
+
+    def sample(self, *, key: PRNGKey) -> Array:
+        """Draw mean + σ ε, differentiable in both parameters (the reparameterisation of Kingma and Welling, 2014)."""
+        noise = draw(jax.random.normal, key, self.mean.shape)
+        return self.mean + jnp.exp(0.5 * self.log_var).astype(noise.dtype) * noise
+
+    def mode(self) -> Array:
+        """The mean."""
+        return self.mean
+
+
+class Bernoulli(NamedTuple):
+    """Independent Bernoulli variables; `logits` [B, ...], events in [0, 1]."""
+
+    logits: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats; the expected log-probability under binarisation where `x` is grey."""
+        return -losses.bernoulli_nll(self.logits, x)
+
+    def sample(self, *, key: PRNGKey) -> Array:
+        """Zeros and ones, in the type of the logits."""
+        uniform = draw(jax.random.uniform, key, self.logits.shape)
+        return (uniform < self.mean).astype(self.logits.dtype)
+
+    def mode(self) -> Array:
+        """One where the probability exceeds a half."""
+        return (self.logits > 0).astype(self.logits.dtype)
+
+    @property
+    def mean(self) -> Array:
+        """The probabilities."""
+        return jax.nn.sigmoid(self.logits)
+
+
+class Categorical(NamedTuple):
+    """Independent categorical variables over V values; `logits` [B, ..., V], events [B, ...].
+
+    Integer events are the values themselves. Floating events are intensities in [0, 1], read as the V evenly spaced
+    levels 0, 1/(V-1), ..., 1: so the record serves as the likelihood of quantised images, and its mean is a picture.
+    """
+
+    logits: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats."""
+        if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
+            x = jnp.rint(x * (self.logits.shape[-1] - 1)).astype(jnp.int32)
+        return -losses.categorical_nll(self.logits, x)
+
+    def sample(self, *, key: PRNGKey) -> Array:
+        """Integers in 0 .. V-1."""
+        gumbel = draw(jax.random.gumbel, key, self.logits.shape)
+        return jnp.argmax(self.logits + gumbel, axis=-1)
+
+    def mode(self) -> Array:
+        """The most probable integer."""
+        return jnp.argmax(self.logits, axis=-1)
+
+    @property
+    def mean(self) -> Array:
+        """The expected intensity, in [0, 1]."""
+        intensity = jnp.linspace(0, 1, self.logits.shape[-1], dtype=self.logits.dtype)
+        return jnp.dot(jax.nn.softmax(self.logits), intensity, precision=jax.lax.Precision.HIGHEST)

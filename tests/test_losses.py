@@ -1,0 +1,164 @@
+"""Losses against float64 SciPy, at the edges of their domains, and against what users get wrong."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from jaxvae import losses
+
+B, SHAPE = 5, (3, 2)
+
+
+def draw(seed=0, *shape):
+    return np.random.default_rng(seed).normal(size=shape or (B, *SHAPE))
+
+
+def kl_reference(mean, log_var, prior_mean, prior_log_var):
+    """KL between Gaussians from their entropy and cross-entropy, float64."""
+    entropy = 0.5 * (np.log(2 * np.pi * np.e) + log_var)
+    cross = 0.5 * (
+        np.log(2 * np.pi) + prior_log_var + (np.exp(log_var) + (mean - prior_mean) ** 2) / np.exp(prior_log_var)
+    )
+    return (cross - entropy).reshape(B, -1).sum(1)
+
+
+def categorical_reference(logits, targets):
+    log_p = special.log_softmax(logits, axis=-1)
+    return -np.take_along_axis(log_p, targets[..., None], -1).reshape(B, -1).sum(1)
+
+
+LABELS = np.random.default_rng(9).integers(0, 7, (B, *SHAPE))
+
+# name: (function, arguments, float64 reference)
+CASES = {
+    "gaussian_kl": (losses.gaussian_kl, (draw(0), draw(1)), lambda m, v: kl_reference(m, v, 0 * m, 0 * v)),
+    "gaussian_kl_between": (
+        losses.gaussian_kl_between,
+        tuple(draw(i) for i in range(4)),
+        kl_reference,
+    ),
+    "gaussian_nll": (
+        losses.gaussian_nll,
+        tuple(draw(i) for i in range(3)),
+        lambda m, v, x: -stats.norm.logpdf(x, m, np.exp(v / 2)).reshape(B, -1).sum(1),
+    ),
+    "bernoulli_nll": (
+        losses.bernoulli_nll,
+        (draw(0), special.expit(draw(1))),
+        lambda logits, x: -(x * special.log_expit(logits) + (1 - x) * special.log_expit(-logits)).reshape(B, -1).sum(1),
+    ),
+    "categorical_nll": (losses.categorical_nll, (draw(0, B, *SHAPE, 7), LABELS), categorical_reference),
+}
+every_loss = pytest.mark.parametrize(("loss", "arguments", "reference"), CASES.values(), ids=CASES)
+
+
+def cast(arguments, dtype):
+    return [jnp.asarray(a, dtype if a.dtype.kind == "f" else None) for a in arguments]
+
+
+@every_loss
+def test_equals_the_float64_reference(loss, arguments, reference, x64):
+    nats = loss(*cast(arguments, x64))
+    assert nats.shape == (B,)
+    assert nats.dtype == jnp.float64
+    np.testing.assert_allclose(nats, reference(*arguments), rtol=1e-12)
+
+
+@every_loss
+def test_float32_is_close_and_narrow_types_are_widened(loss, arguments, reference):
+    np.testing.assert_allclose(loss(*cast(arguments, jnp.float32)), reference(*arguments), rtol=2e-6)
+    narrow = cast(arguments, jnp.bfloat16)
+    assert loss(*narrow).dtype == jnp.float32
+    rounded = [np.asarray(a, np.float64 if a.dtype == jnp.bfloat16 else None) for a in narrow]
+    np.testing.assert_allclose(loss(*narrow), reference(*rounded), rtol=2e-6)
+
+
+@every_loss
+def test_an_example_does_not_see_its_batch(loss, arguments, reference):
+    once = cast(arguments, jnp.float32)
+    twice = [jnp.concatenate([a, a]) for a in once]
+    np.testing.assert_array_equal(loss(*twice), np.tile(loss(*once), 2))
+    rows = [loss(*[a[i : i + 1] for a in once])[0] for i in range(B)]
+    np.testing.assert_allclose(loss(*once), rows, rtol=1e-6)
+
+
+@every_loss
+def test_jit_vmap_and_gradient(loss, arguments, reference):
+    arrays = cast(arguments, jnp.float32)
+    np.testing.assert_allclose(jax.jit(loss)(*arrays), loss(*arrays), rtol=1e-6)
+    stacked = [jnp.stack([a, a[::-1]]) for a in arrays]
+    np.testing.assert_allclose(jax.vmap(loss)(*stacked)[1], loss(*arrays)[::-1], rtol=1e-6)
+
+
+@every_loss
+def test_gradient_equals_finite_differences(loss, arguments, reference, x64):
+    arrays = cast(arguments, x64)
+    first, rest = arrays[0], arrays[1:]
+    jax.test_util.check_grads(lambda first: loss(first, *rest).sum(), (first,), order=1, modes=["rev"])
+
+
+@every_loss
+def test_integers_and_scalars_are_refused(loss, arguments, reference):
+    first, *rest = cast(arguments, jnp.float32)
+    with pytest.raises(TypeError, match=r"must be floating, got int32"):
+        loss(first.astype(jnp.int32), *rest)
+    with pytest.raises(ValueError, match=r"\(5, 3, 2|batch axis|\[B, \.\.\., V\]"):
+        loss(jnp.float32(0), *rest)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"targets must broadcast to mean \(5, 3\), got \(5, 4\)"):
+        losses.gaussian_nll(jnp.zeros((5, 3)), jnp.float32(0), jnp.zeros((5, 4)))
+    with pytest.raises(ValueError, match=r"log_var must broadcast to mean \(1, 3\), got \(5, 3\)"):
+        losses.gaussian_kl(jnp.zeros((1, 3)), jnp.zeros((5, 3)))  # it would otherwise make five examples of one
+    with pytest.raises(ValueError, match=r"targets \[B, ...\], got \(5, 7\) and \(5, 1\)"):
+        losses.categorical_nll(jnp.zeros((5, 7)), jnp.zeros((5, 1), jnp.int32))
+    with pytest.raises(TypeError, match="targets must be integers, got float32"):
+        losses.categorical_nll(jnp.zeros((5, 7)), jnp.zeros((5,)))
+    with pytest.raises(TypeError, match="targets must be floating, got uint8; convert it first"):
+        losses.bernoulli_nll(jnp.zeros((5, 7)), jnp.zeros((5, 7), jnp.uint8))
+
+
+def test_a_label_out_of_range_is_not_silent():
+    nats = losses.categorical_nll(jnp.zeros((4, 3)), jnp.array([0, 2, 3, -1]))
+    np.testing.assert_allclose(nats, [np.log(3), np.log(3), np.nan, np.nan], rtol=1e-6)
+
+
+def test_a_scalar_log_var_is_one_fixed_variance():
+    mean, x = cast((draw(0), draw(1)), jnp.float32)
+    expected = losses.gaussian_nll(mean, jnp.full_like(mean, -1.5), x)
+    np.testing.assert_array_equal(losses.gaussian_nll(mean, jnp.float32(-1.5), x), expected)
+
+
+def test_the_kl_keeps_its_digits_near_the_prior():
+    """The form exp(v) - 1 - v gives 0 or a negative number here; the truth is v**2 / 4 to first order."""
+    log_var = jnp.float32([[1e-4], [-1e-4], [1e-3]])
+    kl = losses.gaussian_kl(jnp.zeros_like(log_var), log_var)
+    np.testing.assert_allclose(kl, np.asarray(log_var, np.float64)[:, 0] ** 2 / 4, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "values"),
+    [
+        (lambda v: losses.gaussian_kl(jnp.ones_like(v), v), np.linspace(-200, 80, 57)),
+        (lambda v: losses.gaussian_nll(jnp.zeros_like(v), v, jnp.ones_like(v)), np.linspace(-80, 80, 33)),
+        (lambda v: losses.bernoulli_nll(v, jnp.ones_like(v)), np.r_[-1e4, -110, -17, 0, 17, 110, 1e4]),
+        (lambda v: losses.bernoulli_nll(v, jnp.zeros_like(v)), np.r_[-1e4, -110, -17, 0, 17, 110, 1e4]),
+        (
+            lambda v: losses.categorical_nll(jnp.pad(v, ((0, 0), (0, 1))), jnp.zeros(len(v), jnp.int32)),
+            np.r_[-1e4, -110, 0, 110, 1e4],
+        ),
+    ],
+    ids=["gaussian_kl", "gaussian_nll", "bernoulli of ones", "bernoulli of zeros", "categorical"],
+)
+def test_value_and_gradient_are_finite_at_the_extremes(loss, values):
+    values = jnp.asarray(values[:, None], jnp.float32)
+    chex.assert_tree_all_finite((loss(values), jax.grad(lambda v: loss(v).sum())(values)))
+
+
+def test_certain_and_wrong_costs_the_logit():
+    nats = losses.bernoulli_nll(jnp.float32([[1e4], [-1e4]]), jnp.float32([[0], [1]]))
+    np.testing.assert_array_equal(nats, [1e4, 1e4])
