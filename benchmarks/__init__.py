@@ -1,0 +1,1 @@
+"""Speed, always as a ratio against something named, read in the same run."""
