@@ -1,0 +1,1 @@
+"""One file is one variant: its module, its output record, its objective."""

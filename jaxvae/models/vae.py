@@ -1,0 +1,192 @@
+"""The variational autoencoder of Kingma and Welling (Auto-Encoding Variational Bayes, 2014).
+
+Prior z ~ N(0, I), posterior q(z|x) = N(mean(x), e^log_var(x)), likelihood p(x|z) of your choice.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import errors
+from flax import linen as nn
+
+from jaxvae import losses
+from jaxvae.distributions import Bernoulli, DiagGaussian
+from jaxvae.keys import check_key, example_keys, sample_keys
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
+
+
+class Likelihood(Protocol):
+    """What a decoder's output stands for: any record of `jaxvae.distributions`."""
+
+    @property
+    def mean(self) -> Array: ...  # noqa: D102
+    def log_prob(self, x: Array) -> Array: ...  # noqa: D102
+    def sample(self, *, key: PRNGKey) -> Array: ...  # noqa: D102
+    def mode(self) -> Array: ...  # noqa: D102
+
+
+class VAE(nn.Module):
+    """An encoder, a decoder and a likelihood.
+
+    Attributes:
+      encoder: images [B, ...] in [0, 1] -> (mean, log_var), each [B, D].
+      decoder: latents [B, D] -> the likelihood's parameters, [B, ...].
+      likelihood: the decoder's output -> a record with `log_prob`, `sample`, `mode` and `mean`, such as `Bernoulli`,
+        `Categorical` or `functools.partial(DiagGaussian, log_var=0.0)`.
+      latent_dim: D, where the encoder has no attribute of that name; only `sample` needs it.
+
+    Call a method through Flax: `model.apply(params, image, method="encode")`. The module draws nothing by itself.
+    """
+
+    encoder: Callable[[Array], tuple[Array, Array]]
+    decoder: Callable[[Array], Array]
+    likelihood: Callable[[Array], Likelihood] = Bernoulli
+    latent_dim: int | None = None
+
+    def __call__(self, image: Array) -> Likelihood:
+        """Reconstruct through the posterior's mean; also what `init` runs."""
+        return self.decode(self.encode(image).mean)
+
+    def encode(self, image: Array) -> DiagGaussian:
+        """q(z|x): images [B, ...] -> a Gaussian over [B, D]."""
+        return DiagGaussian(*self.encoder(image))
+
+    def decode(self, latent: Array) -> Likelihood:
+        """p(x|z): latents [B, D] -> a record over images [B, ...]."""
+        return self.likelihood(self.decoder(latent))
+
+    def sample(self, num: int, *, key: PRNGKey) -> Likelihood:
+        """p(x|z) at `num` latents from the prior; its `.mean` is a picture, its `.sample(key=)` an image."""
+        check_key(key)
+        latent_dim = _latent_dim(self)
+        if latent_dim is None:
+            raise ValueError("sample needs the size of the latent: pass VAE(..., latent_dim=D)")
+        return self.decode(jax.random.normal(key, (num, latent_dim), jnp.float32))
+
+    def log_weights(self, image: Array, *, key: PRNGKey, num_samples: int) -> Array:
+        """Log p(x, z) - log q(z|x) for `num_samples` draws z ~ q(z|x) of each image.
+
+        The draws go through the decoder as one batch of S·B.
+
+        Args:
+          image: [B, ...] in [0, 1].
+          key: of shape () or [B] (one per example); the first S draws are the same for every larger S.
+          num_samples: S.
+
+        Returns:
+          [S, B] nats; `jaxvae.losses.iwae_bound` turns them into a bound on log p(x).
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        posterior = self.encode(image)
+        latent = jax.vmap(lambda each: posterior.sample(key=each))(sample_keys(key, num_samples))  # [S, B, D]
+        folded = latent.reshape(-1, *latent.shape[2:])
+        images = jnp.broadcast_to(image, (num_samples, *image.shape)).reshape(-1, *image.shape[1:])
+        log_likelihood = self.decode(folded).log_prob(images).reshape(num_samples, -1)
+        prior = DiagGaussian(jnp.zeros_like(folded), jnp.zeros((), folded.dtype))
+        log_prior = prior.log_prob(folded).reshape(num_samples, -1)
+        return log_likelihood + log_prior - jax.vmap(posterior.log_prob)(latent)
+
+
+def vae_loss(
+    model: Any,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+    beta: float | Array | Schedule = 1.0,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""The mean of distortion + β · rate: the negative ELBO at β = 1, with the KL in closed form.
+
+    .. math:: \frac1B \sum_i -\log p(x_i | z_i) + \beta\, KL(q(z | x_i) || N(0, I)), \quad z_i \sim q(z | x_i)
+
+    Bind the model and it is a `LossFn`: `functools.partial(vae_loss, model)`.
+
+    Args:
+      model: a `VAE`, or a module with the same `encode` and `decode`.
+      params: what `model.init` returned.
+      model_state: handed through; a VAE has none.
+      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer.
+      key: the step's key; example i draws from `fold_in(key, index[i])`.
+      step: what a schedule is evaluated at.
+      beta: a number, or an optax schedule of the step. Zero or more; a traced value is not checked.
+
+    Returns:
+      The loss in nats per image and `(model_state, metrics)`, the metrics "loss", "rate", "distortion" and
+      "negative_elbo" being means over the batch, in nats.
+
+    Raises:
+      TypeError: the images are not floating, or the key is not typed.
+      ValueError: the images do not have the model's shape, or β is negative or not a number.
+
+    References:
+      Kingma and Welling, Auto-Encoding Variational Bayes, 2014; Higgins et al., beta-VAE, 2017 (β ≠ 1).
+    """
+    image = batch["image"]
+    weight = _beta_at(beta, step)
+    posterior = _encode(model, params, image)
+    latent = posterior.sample(key=example_keys(key, batch["index"]))
+    reconstruction = model.apply(params, latent, method="decode")
+    _check_shape(reconstruction.mean.shape, image.shape)
+    distortion = -reconstruction.log_prob(image)
+    rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
+    metrics = {
+        "loss": distortion + weight * rate,
+        "rate": rate,
+        "distortion": distortion,
+        "negative_elbo": distortion + rate,
+    }
+    metrics = {name: values.mean() for name, values in metrics.items()}
+    return metrics["loss"], (model_state, metrics)
+
+
+def vae_log_weights(
+    model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
+) -> Array:
+    """`VAE.log_weights` as a `LogWeightsFn`, [S, B] nats; example i draws from `fold_in(key, index[i])`."""
+    del model_state
+    keys = example_keys(key, batch["index"])
+    return model.apply(params, batch["image"], key=keys, num_samples=num_samples, method="log_weights")
+
+
+def _beta_at(beta: float | Array | Schedule, step: Array | int) -> float | Array:
+    value = beta(jnp.asarray(step)) if callable(beta) else beta
+    if isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"beta must be a finite number, zero or more, got {value}")
+    return value
+
+
+def _encode(model: Any, params: PyTree, image: Array) -> DiagGaussian:
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise TypeError(
+            f"images must be floating in [0, 1], got {image.dtype}; scale them first (jaxvae.data.make_prepare)"
+        )
+    try:
+        return model.apply(params, image, method="encode")
+    except (errors.ScopeParamShapeError, ValueError) as error:
+        # A network says which kernel did not fit; a person wants to hear which image would.
+        latent_dim = _latent_dim(model)
+        if latent_dim is None:
+            raise
+        latent = jnp.zeros((1, latent_dim))
+        decoded = jax.eval_shape(lambda: model.apply(params, latent, method="decode").mean)
+        if decoded.shape[1:] == image.shape[1:]:
+            raise
+        _check_shape(decoded.shape, image.shape, error)
+        raise
+
+
+def _latent_dim(model: Any) -> int | None:
+    own = getattr(model, "latent_dim", None)
+    return own if own is not None else getattr(getattr(model, "encoder", None), "latent_dim", None)
+
+
+def _check_shape(expected: tuple[int, ...], given: tuple[int, ...], cause: Exception | None = None) -> None:
+    if expected[1:] != given[1:]:
+        shape = ", ".join(map(str, ("batch", *expected[1:])))
+        raise ValueError(f"expected images ({shape}), got {given}") from cause

@@ -1,0 +1,129 @@
+"""Encoder and decoder bodies as thin Linen modules.
+
+An encoder maps images [B, H, W, C] to `(mean, log_var)`, each [B, D]; a decoder maps latents [B, D] to the parameters
+of a likelihood. Any module or function that does the same fits the models. Parameters are float32; `dtype` is the
+type the network computes in (bfloat16 on accelerators); what leaves a network is float32 again.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae.convolution import Conv, ConvTranspose
+from jaxvae.types import Array
+
+LOG_VAR_LIMIT = 20.0
+
+
+def soft_bound(x: Array, limit: float) -> Array:
+    """limit · tanh(x / limit): the identity near 0, never past ±limit, and with a slope where a clip has none."""
+    return limit * jnp.tanh(x / limit)
+
+
+class GaussianHead(nn.Module):
+    """Features [B, F] -> (mean, log_var), each [B, D] float32; |log_var| < 20, so that no σ² overflows."""
+
+    latent_dim: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, features: Array) -> tuple[Array, Array]:
+        """Map features to a posterior's parameters."""
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
+        mean = nn.Dense(self.latent_dim, dtype=self.dtype, name="mean")(features)
+        log_var = nn.Dense(self.latent_dim, dtype=self.dtype, name="log_var")(features)
+        return _widen(mean), soft_bound(_widen(log_var), LOG_VAR_LIMIT)
+
+
+class MLPEncoder(nn.Module):
+    """Images [B, ...] -> (mean, log_var), through dense layers of the widths `hidden`."""
+
+    latent_dim: int
+    hidden: Sequence[int] = (500,)
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, image: Array) -> tuple[Array, Array]:
+        """Encode a batch."""
+        features = image.reshape(image.shape[0], -1)
+        for width in self.hidden:
+            features = self.activation(nn.Dense(width, dtype=self.dtype)(features))
+        return GaussianHead(self.latent_dim, self.dtype, name="head")(features)
+
+
+class MLPDecoder(nn.Module):
+    """Latents [B, D] -> [B, *output_shape] float32, through dense layers of the widths `hidden`."""
+
+    output_shape: Sequence[int]
+    hidden: Sequence[int] = (500,)
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, latent: Array) -> Array:
+        """Decode a batch."""
+        features = latent
+        for width in self.hidden:
+            features = self.activation(nn.Dense(width, dtype=self.dtype)(features))
+        output = nn.Dense(math.prod(self.output_shape), dtype=self.dtype, name="output")(features)
+        return _widen(output).reshape(-1, *self.output_shape)
+
+
+class ConvEncoder(nn.Module):
+    """Images [B, H, W, C] -> (mean, log_var): 4×4 convolutions that halve the image, then a dense layer."""
+
+    latent_dim: int
+    channels: Sequence[int] = (32, 64)
+    hidden: int = 256
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, image: Array) -> tuple[Array, Array]:
+        """Encode a batch."""
+        features = image
+        for width in self.channels:
+            features = self.activation(Conv(width, (4, 4), strides=(2, 2), dtype=self.dtype)(features))
+        features = features.reshape(features.shape[0], -1)
+        features = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(features))
+        return GaussianHead(self.latent_dim, self.dtype, name="head")(features)
+
+
+class ConvDecoder(nn.Module):
+    """Latents [B, D] -> [B, *output_shape] float32: the mirror of `ConvEncoder`.
+
+    `output_shape` is (H, W, ...); the axes after the image's two are the likelihood's channels. `channels` are the
+    encoder's, first layer first.
+    """
+
+    output_shape: Sequence[int]
+    channels: Sequence[int] = (32, 64)
+    hidden: int = 256
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, latent: Array) -> Array:
+        """Decode a batch."""
+        height, width, *rest = self.output_shape
+        scale = 2 ** len(self.channels)
+        if height % scale or width % scale:
+            raise ValueError(
+                f"{len(self.channels)} halvings need a height and width divisible by {scale}, got {height}×{width}"
+            )
+        coarse = (height // scale, width // scale, self.channels[-1])
+        features = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(latent))
+        features = self.activation(nn.Dense(math.prod(coarse), dtype=self.dtype)(features))
+        features = features.reshape(-1, *coarse)
+        for channels in reversed(self.channels[:-1]):
+            features = self.activation(ConvTranspose(channels, (4, 4), strides=(2, 2), dtype=self.dtype)(features))
+        output = ConvTranspose(math.prod(rest), (4, 4), strides=(2, 2), dtype=self.dtype, name="output")(features)
+        return _widen(output).reshape(-1, *self.output_shape)
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,67 @@
+"""The losses belong to everyone: two steps of training from Flax NNX and from Equinox, with nothing else of ours."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from jaxvae.losses import bernoulli_nll, gaussian_kl
+
+IMAGES = jax.random.bernoulli(jax.random.key(0), 0.3, (16, 12)).astype(jnp.float32)
+
+
+def negative_elbo(encode, decode, key):
+    mean, log_var = jnp.split(encode(IMAGES), 2, axis=-1)
+    latent = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+    return (bernoulli_nll(decode(latent), IMAGES) + gaussian_kl(mean, log_var)).mean()
+
+
+def test_flax_nnx(key):
+    class Autoencoder(nnx.Module):
+        def __init__(self, rngs):
+            self.encoder = nnx.Linear(12, 4, rngs=rngs)
+            self.decoder = nnx.Linear(2, 12, rngs=rngs)
+
+    model = Autoencoder(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, grads = nnx.value_and_grad(lambda m: negative_elbo(m.encoder, m.decoder, key))(model)
+        optimizer.update(model, grads)
+        return value
+
+    first, second = step(model, optimizer), step(model, optimizer)
+    assert second < first
+
+
+def test_equinox(key):
+    encoder, decoder = eqx.nn.Linear(12, 4, key=key), eqx.nn.Linear(2, 12, key=key)
+    optimizer = optax.adam(1e-2)
+    opt_state = optimizer.init((encoder, decoder))
+
+    @eqx.filter_jit
+    def step(model, opt_state):
+        def value(model):
+            return negative_elbo(jax.vmap(model[0]), jax.vmap(model[1]), key)
+
+        value, grads = eqx.filter_value_and_grad(value)(model)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return eqx.apply_updates(model, updates), opt_state, value
+
+    model, opt_state, first = step((encoder, decoder), opt_state)
+    _, _, second = step(model, opt_state)
+    assert second < first
+
+
+def test_the_losses_file_needs_only_jax():
+    """It can be copied out of the package and used as it is."""
+    import runpy
+    from pathlib import Path
+
+    import jaxvae.losses
+
+    alone = runpy.run_path(str(Path(jaxvae.losses.__file__)))
+    assert alone["gaussian_kl"](jnp.ones((1, 3)), jnp.zeros((1, 3))) == pytest.approx(1.5)

@@ -1,0 +1,259 @@
+"""The contract that every variant keeps."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from variants import SHAPE, VARIANTS, batch, mlp
+
+import jaxvae
+from jaxvae import losses
+from jaxvae.distributions import Bernoulli, DiagGaussian
+
+B = 6
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+has_latent = pytest.mark.parametrize(
+    "variant",
+    [v for v in VARIANTS.values() if v.log_weights_fn],
+    ids=[k for k, v in VARIANTS.items() if v.log_weights_fn],
+)
+
+
+def init(variant, seed=1):
+    return variant.init(key=jax.random.key(seed))
+
+
+def loss(variant, params, model_state, images, key, step=0):
+    return variant.loss_fn(params, model_state, images, key=key, step=jnp.int32(step))
+
+
+@every_variant
+def test_init_is_a_function_of_the_key(variant):
+    chex.assert_trees_all_equal(init(variant), init(variant))
+    leaves = zip(jax.tree.leaves(init(variant)), jax.tree.leaves(init(variant, seed=2)), strict=True)
+    assert any(not np.array_equal(a, b) for a, b in leaves)
+    for leaf in jax.tree.leaves(init(variant)):
+        assert leaf.dtype == jnp.float32
+
+
+@every_variant
+def test_the_loss_is_a_float32_scalar_with_float32_metrics_and_finite_gradients(variant, key):
+    params, model_state = init(variant)
+    (value, (_, metrics)), grads = jax.value_and_grad(variant.loss_fn, has_aux=True)(
+        params, model_state, batch(B), key=key, step=jnp.int32(0)
+    )
+    chex.assert_shape([value, *metrics.values()], ())
+    assert {m.dtype for m in (value, *metrics.values())} == {jnp.dtype(jnp.float32)}
+    chex.assert_tree_all_finite(grads)
+    assert value == metrics["loss"]
+    assert float(optax.tree.norm(grads)) > 0
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.any(grad), f"no gradient reaches {jax.tree_util.keystr(path)}"
+
+
+@every_variant
+def test_loss_and_gradient_do_not_change_when_the_batch_is_doubled(variant, key):
+    params, model_state = init(variant)
+    once = batch(B)
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), once)
+    grad = jax.value_and_grad(lambda p, images: loss(variant, p, model_state, images, key), has_aux=True)
+    (value, (_, metrics)), gradient = grad(params, once)
+    (value2, (_, metrics2)), gradient2 = grad(params, twice)
+    tolerance = variant.tolerance
+    np.testing.assert_allclose(value, value2, rtol=tolerance)
+    chex.assert_trees_all_close(metrics, metrics2, rtol=tolerance)
+    chex.assert_trees_all_close(gradient, gradient2, rtol=tolerance, atol=tolerance)
+
+
+@every_variant
+def test_the_noise_belongs_to_the_example_and_the_step(variant, key):
+    params, model_state = init(variant)
+    images = batch(B)
+    order = jnp.array([4, 0, 5, 2, 1, 3])
+    shuffled = {name: values[order] for name, values in images.items()}
+    value, (_, metrics) = loss(variant, params, model_state, images, key)
+    np.testing.assert_allclose(value, loss(variant, params, model_state, shuffled, key)[0], rtol=1e-5)
+    _, (_, other) = loss(variant, params, model_state, images, jax.random.key(5))
+    assert metrics["distortion"] != other["distortion"]
+    elsewhere = {**images, "index": images["index"] + 100}
+    assert metrics["distortion"] != loss(variant, params, model_state, elsewhere, key)[1][1]["distortion"]
+
+
+@every_variant
+def test_three_steps_compile_once(variant, key):
+    optimizer = optax.adam(1e-3)
+    state = jaxvae.init_train_state(variant.init, optimizer, key=key)
+    step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(variant.loss_fn, optimizer), n=1))
+    for _ in range(3):
+        state, metrics = step(state, batch(B))
+    assert int(state.step) == 3
+    assert int(state.first_bad) == -1
+    assert np.isfinite(metrics["loss"])
+
+
+@every_variant
+def test_training_lowers_the_loss(variant, key):
+    optimizer = optax.adam(1e-2)
+    state = jaxvae.init_train_state(variant.init, optimizer, key=key)
+    images = batch(B)
+    step = jaxvae.make_train_epoch(jaxvae.make_train_step(variant.loss_fn, optimizer))
+    before = variant.loss_fn(state.params, state.model_state, images, key=key, step=jnp.int32(100))[0]
+    state, _ = step(state, images, jnp.tile(jnp.arange(B, dtype=jnp.int32), (60, 1)))
+    after = variant.loss_fn(state.params, state.model_state, images, key=key, step=jnp.int32(100))[0]
+    assert after < before - 1
+
+
+@every_variant
+def test_eight_bit_images_are_refused(variant, key):
+    images = {**batch(B), "image": jnp.zeros((B, *SHAPE), jnp.uint8)}
+    with pytest.raises(TypeError, match=r"images must be floating in \[0, 1\], got uint8; scale them first"):
+        loss(variant, *init(variant), images, key)
+
+
+@every_variant
+@pytest.mark.parametrize("shape", [(8, 8, 1), (B, 4, 16, 1), (B, 8, 8), (B, 7, 7, 1)])
+def test_images_of_another_shape_are_refused(variant, shape, key):
+    images = {"image": jnp.zeros(shape), "index": jnp.arange(shape[0])}
+    with pytest.raises(ValueError, match=rf"expected images \(batch, 8, 8, 1\), got \({shape[0]}, "):
+        loss(variant, *init(variant), images, key)
+
+
+@every_variant
+def test_an_old_style_key_is_refused(variant):
+    with pytest.raises(TypeError, match=r"key must come from jax.random.key, got uint32\[2\]"):
+        loss(variant, *init(variant), batch(B), jax.random.PRNGKey(0))
+
+
+@has_latent
+def test_methods_have_their_shapes(variant, key):
+    model, image = variant.model, batch(B)["image"]
+
+    def call(params, *arguments, method, then=lambda output: output, **keywords):
+        return jax.eval_shape(lambda: then(model.apply(params, *arguments, method=method, **keywords)))
+
+    params, _ = init(variant)
+    posterior = call(params, image, method="encode")
+    chex.assert_shape(jax.tree.leaves(posterior), (B, 3))
+    latent = jnp.zeros((B, 3))
+    for shape, then in (
+        ((B, *SHAPE), lambda record: record.mean),
+        ((B, *SHAPE), lambda record: record.mode()),
+        ((B, *SHAPE), lambda record: record.sample(key=key)),
+        ((B,), lambda record: record.log_prob(image)),
+    ):
+        chex.assert_shape(call(params, latent, method="decode", then=then), shape)
+    sample = call(params, 4, key=key, method="sample", then=lambda record: record.mean)
+    chex.assert_shape(sample, (4, *SHAPE))
+    chex.assert_shape(call(params, image, key=key, num_samples=5, method="log_weights"), (5, B))
+
+
+@has_latent
+def test_log_weights_are_the_sampled_elbo(variant, key):
+    """log p(x|z) + log p(z) - log q(z|x), each from its own float64 formula, at the same draws."""
+    params, model_state = init(variant)
+    images = batch(B)
+    model = variant.model
+    weights = variant.log_weights_fn(params, model_state, images, key=key, num_samples=3)
+    posterior = model.apply(params, images["image"], method="encode")
+    keys = jaxvae.sample_keys(jaxvae.example_keys(key, images["index"]), 3)
+    for s in range(3):
+        z = posterior.sample(key=keys[s])
+        log_x = model.apply(params, z, method="decode").log_prob(images["image"])
+        z, mean, log_var = (np.asarray(a, np.float64) for a in (z, *posterior))
+        log_ratio = 0.5 * ((z - mean) ** 2 / np.exp(log_var) + log_var - z**2).sum(1)
+        np.testing.assert_allclose(weights[s], log_x + log_ratio, rtol=2 * variant.tolerance)
+    more = variant.log_weights_fn(params, model_state, images, key=key, num_samples=5)
+    np.testing.assert_allclose(more[:3], weights, rtol=variant.tolerance)
+
+
+def test_the_elbo_equals_a_float64_sum_over_the_example(key):
+    """Nothing is averaged over pixels, so beta = 1 means the same at every resolution."""
+    variant = VARIANTS["bernoulli"]
+    params, model_state = init(variant)
+    images = batch(B)
+    value, (_, metrics) = loss(variant, params, model_state, images, key)
+    posterior = variant.model.apply(params, images["image"], method="encode")
+    z = posterior.sample(key=jaxvae.example_keys(key, images["index"]))
+    logits = np.asarray(variant.model.apply(params, z, method="decode").logits, np.float64)
+    x, mean, log_var = (np.asarray(a, np.float64) for a in (images["image"], *posterior))
+    distortion = (np.logaddexp(0, logits) - x * logits).reshape(B, -1).sum(1).mean()
+    rate = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var).sum(1).mean()
+    np.testing.assert_allclose(metrics["distortion"], distortion, rtol=1e-6)
+    np.testing.assert_allclose(metrics["rate"], rate, rtol=1e-5)
+    np.testing.assert_allclose(value, distortion + rate, rtol=1e-6)
+
+
+def test_beta_weighs_the_rate_and_a_schedule_follows_the_step(key):
+    params, model_state = init(VARIANTS["bernoulli"])
+    plain = loss(VARIANTS["bernoulli"], params, model_state, batch(B), key)[1][1]
+    four = loss(VARIANTS["beta"], params, model_state, batch(B), key)[1][1]
+    assert {k: four[k] for k in ("rate", "distortion", "negative_elbo")} == {
+        k: plain[k] for k in ("rate", "distortion", "negative_elbo")
+    }
+    np.testing.assert_allclose(four["loss"], plain["distortion"] + 4 * plain["rate"], rtol=1e-6)
+    for step, weight in ((0, 0.25), (1, 0.5), (3, 1.0), (50, 1.0)):
+        value, (_, metrics) = loss(VARIANTS["beta schedule"], params, model_state, batch(B), key, step)
+        np.testing.assert_allclose(value, metrics["distortion"] + weight * metrics["rate"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_beta_is_refused(beta, key):
+    variant = VARIANTS["bernoulli"]
+    with pytest.raises(ValueError, match=f"beta must be a finite number, zero or more, got {beta}"):
+        jaxvae.vae_loss(variant.model, *init(variant), batch(B), key=key, step=0, beta=beta)
+
+
+def test_beta_may_be_traced(key):
+    variant = VARIANTS["bernoulli"]
+    params, model_state = init(variant)
+
+    def value(beta):
+        return jaxvae.vae_loss(variant.model, params, model_state, batch(B), key=key, step=0, beta=beta)[0]
+
+    values = jax.jit(jax.vmap(value))(jnp.float32([0, 1, 4]))
+    np.testing.assert_allclose(values, [value(0.0), value(1.0), value(4.0)], rtol=1e-5)
+
+
+def test_any_callables_make_a_vae_and_one_without_latent_dim_says_so(key):
+    model = jaxvae.VAE(
+        encoder=lambda image: (image.reshape(len(image), -1)[:, :2], jnp.zeros((len(image), 2))),
+        decoder=lambda latent: jnp.broadcast_to(latent.sum(-1)[:, None, None, None], (len(latent), *SHAPE)),
+        likelihood=partial(DiagGaussian, log_var=0.0),
+    )
+    value, _ = jaxvae.vae_loss(model, {}, (), batch(B), key=key, step=0)
+    assert np.isfinite(value)
+    with pytest.raises(ValueError, match=r"pass VAE\(..., latent_dim=D\)"):
+        model.apply({}, 3, key=key, method="sample")
+    known = model.clone(latent_dim=2)
+    assert known.apply({}, 3, key=key, method="sample").mean.shape == (3, *SHAPE)
+
+
+def test_impossible_sizes_are_refused(key):
+    with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
+        jaxvae.VAE(*mlp(latent_dim=0), Bernoulli).init(key, jnp.zeros((1, *SHAPE)))
+    with pytest.raises(ValueError, match="3 halvings need a height and width divisible by 8, got 12×8"):
+        jaxvae.ConvDecoder((12, 8, 1), (4, 4, 4)).init(key, jnp.zeros((1, 2)))
+    variant = VARIANTS["bernoulli"]
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        variant.log_weights_fn(*init(variant), batch(B), key=key, num_samples=0)
+
+
+def test_the_posterior_stays_finite_however_far_the_network_runs():
+    mean, log_var = jnp.float32([[0.0]]), jaxvae.networks.soft_bound(jnp.float32([[1e6]]), 20.0)
+    assert np.isfinite(losses.gaussian_kl(mean, log_var))
+    x = jnp.linspace(-2, 2, 9)
+    np.testing.assert_allclose(jaxvae.networks.soft_bound(x, 20.0), x, rtol=4e-3)
+    assert jax.grad(lambda x: jaxvae.networks.soft_bound(x, 20.0))(jnp.float32(60.0)) > 0
+
+
+def test_bfloat16_computes_nearly_the_same(key):
+    narrow, wide = VARIANTS["bfloat16"], VARIANTS["convolutional"]
+    params, model_state = init(wide)
+    chex.assert_trees_all_equal(params, init(narrow)[0])
+    one, other = (float(loss(v, params, model_state, batch(B), key)[0]) for v in (wide, narrow))
+    assert one != other
+    np.testing.assert_allclose(one, other, rtol=1e-2)
