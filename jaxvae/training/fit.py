@@ -1,0 +1,205 @@
+"""The loop on the host: it feeds the epoch program and looks at what comes back."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxvae.training.epoch import TrainEpoch
+from jaxvae.training.state import TrainState
+from jaxvae.types import Checkpointer, Feed
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Progress(NamedTuple):
+    """What `fit` reports after each program it ran.
+
+    Attributes:
+      step: steps taken since the beginning of the run.
+      total_steps: steps there will be.
+      epoch: the same in passes over the data.
+      train: the loss's metrics, means over the steps since the last evaluation.
+      evaluation: what `evaluate` returned, where this step was evaluated.
+      examples_per_second: of training alone, since the first program, whose time is mostly compilation.
+      seconds_left: estimated from that rate.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    train: dict[str, float]
+    evaluation: dict[str, float] | None
+    examples_per_second: float
+    seconds_left: float
+
+
+class FitResult(NamedTuple):
+    """Attributes: the last state, and why the run ended early ("SIGINT", "SIGTERM", "early stopping") or None."""
+
+    state: TrainState
+    stopped: str | None
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient was not finite. `step` is the first such step; the state saved apart is the one before it."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def fit(
+    state: TrainState,
+    train_epoch: TrainEpoch,
+    feed: Feed,
+    *,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    checkpointer: Checkpointer | None = None,
+    report: Callable[[Progress], None] | None = None,
+    monitor: str | None = None,
+    patience: int | None = None,
+) -> FitResult:
+    """Train from `state.step` to `feed.total_steps`.
+
+    The steps run in programs of about half a second. Between two of them the host reports; every `evaluate_every`
+    steps and at the end it also evaluates and saves. How the steps are cut into programs changes no bit of the result.
+    Ctrl-C and SIGTERM end the run after the program at hand, with a checkpoint; a second Ctrl-C ends it at once.
+
+    Args:
+      state: where to begin; its buffers are donated.
+      train_epoch: from `make_train_epoch`.
+      feed: the examples of each step, from `jaxvae.data`.
+      evaluate: state -> metrics.
+      evaluate_every: steps between evaluations; an epoch unless given.
+      checkpointer: from `jaxvae.checkpoint`.
+      report: called with a `Progress` after each program.
+      monitor: the evaluated metric whose smallest value marks the best checkpoint. None where the evaluation looks at
+        test data, which must select nothing.
+      patience: stop after this many evaluations without a new best `monitor`; None never does. Counted from where
+        this call began.
+
+    Raises:
+      NonFiniteError: the loss or its gradient was not finite; the frozen state is saved apart from the checkpoints.
+      ValueError: `patience` without `monitor`, or `monitor` without `evaluate`.
+    """
+    if patience is not None and monitor is None:
+        raise ValueError("patience needs the name of a metric to monitor")
+    if monitor is not None and evaluate is None:
+        raise ValueError("monitor needs an evaluate function to look at")
+    evaluate_every = evaluate_every or feed.steps_per_epoch
+    total = feed.total_steps
+    step = int(state.step)
+    stopped = None
+    best, without_best = math.inf, 0
+    clock = _Clock(feed)
+    history: list[dict[str, np.ndarray]] = []
+
+    with _stop_signal() as stop:
+        count = clock.next_count(step, evaluate_every)
+        chunk = feed(step, count) if step < total else None
+        while chunk is not None:
+            clock.start()
+            state, metrics = train_epoch(state, *chunk)
+            step, ran = step + count, count
+            count = clock.next_count(step, evaluate_every)
+            chunk = feed(step, count) if step < total else None  # read while the device works
+            history.append({name: values[:ran] for name, values in jax.device_get(metrics).items()})
+            clock.stop(ran)
+            if (first_bad := int(state.first_bad)) >= 0:
+                raise _non_finite(state, first_bad, checkpointer)
+
+            evaluation = None
+            at_event = step % evaluate_every == 0 or step == total
+            if stop:  # read once: a signal that comes later than this stops after the next program
+                stopped = signal.Signals(stop[0]).name
+            if at_event or stopped:
+                if evaluate is not None and at_event:
+                    evaluation = {name: float(value) for name, value in evaluate(state).items()}
+                value = evaluation[monitor] if evaluation is not None and monitor is not None else None
+                if checkpointer is not None:
+                    checkpointer.save(state, value=value)
+                if value is not None:
+                    without_best = 0 if value < best else without_best + 1
+                    best = min(value, best)
+            if report is not None:
+                train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
+                rate = clock.examples_per_second
+                left = (total - step) * feed.batch_size / rate
+                report(Progress(step, total, step / feed.steps_per_epoch, train, evaluation, rate, left))
+            if at_event:
+                history.clear()
+            if patience is not None and without_best >= patience and not stopped:
+                stopped = "early stopping"
+            if stopped:
+                break
+    if checkpointer is not None:
+        checkpointer.wait()
+    return FitResult(state, stopped)
+
+
+def _non_finite(state: TrainState, first_bad: int, checkpointer: Checkpointer | None) -> NonFiniteError:
+    message = f"the loss or its gradient was not finite at step {first_bad}; training stood still from there"
+    if checkpointer is not None:
+        checkpointer.wait()
+        failed = checkpointer.save_failed(state)
+        good = checkpointer.latest_step
+        last = "no checkpoint was saved before it" if good is None else f"the last good checkpoint is step {good}"
+        message += f". {last.capitalize()}; the state before the bad step is in {failed}"
+    return NonFiniteError(message, first_bad)
+
+
+class _Clock:
+    """Times the programs and sizes the next one, so that the host looks about twice a second."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.examples_per_second = math.nan
+        self._feed = feed
+        self._programs, self._steps, self._seconds = 0, 0, 0.0
+        self._count = 8  # until something was timed
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self, count: int) -> None:
+        seconds = time.perf_counter() - self._began
+        self._programs += 1
+        if self._programs == 2:  # forget the first, whose time is mostly compilation
+            self._steps, self._seconds = 0, 0.0
+        self._steps += count
+        self._seconds += seconds
+        self.examples_per_second = self._steps * self._feed.batch_size / self._seconds
+        if self._programs > 1:
+            self._count = math.ceil(count * SECONDS_BETWEEN_LOOKS / seconds)
+
+    def next_count(self, step: int, evaluate_every: int) -> int:
+        until_event = evaluate_every - step % evaluate_every
+        return min(self._count, self._feed.chunk, until_event, self._feed.total_steps - step)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """A list that is empty until SIGINT or SIGTERM arrives; a second SIGINT raises KeyboardInterrupt."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived  # only the main thread may set handlers
+        return
+
+    def note(number: int, frame: object) -> None:
+        if arrived and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        arrived.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
