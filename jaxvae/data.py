@@ -1,0 +1,308 @@
+"""Images, from scikit-learn, tensorflow-datasets or your own arrays, and how training reads them.
+
+`load` decodes a set once and keeps it as memory-mapped arrays: later runs start at once, without
+tensorflow-datasets. An `Order` says which examples a step takes, `Resident` and `Streamed` hand them to the
+epoch program, and the function from `make_prepare` turns them into floating images there.
+"""
+
+import functools
+import mmap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvae.keys import draw, example_keys
+from jaxvae.prepared import load_prepared
+from jaxvae.types import Array, Batch, Prepare, PRNGKey
+
+READERS = 8  # threads that read a memory map
+
+
+class ImageSet(NamedTuple):
+    """One split of a set of images, on the host.
+
+    Attributes:
+      name: what errors and pictures call it.
+      image: `[N, H, W, C]`, uint8 with values 0 .. levels-1, or float32 in [0, 1]. May be a memory map.
+      label: `[N]` int32, or None.
+      levels: how many values a uint8 pixel can take: 2, 17 (digits), 256. Floating images do not use it.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray | None
+    levels: int
+
+    def take(self, rows: slice | np.ndarray) -> "ImageSet":
+        """The examples at `rows`: a slice, or integers [M]."""
+        return self._replace(image=self.image[rows], label=None if self.label is None else self.label[rows])
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSet:
+    """One split of a set by its name: "digits", or any image set that tensorflow-datasets has prepared.
+
+    "digits" is scikit-learn's 1,797 images of 8x8 pixels with values 0 .. 16, in a fixed split: 1,437 "train"
+    and 360 "test". Any other set is read from the newest `data_dir/name/VERSION`, decoded once and cached,
+    without TensorFlow. Images of zeros and ones (binarized_mnist, dsprites) get `levels=2`. Where `data_dir`
+    lacks the set but the cache has one decoded copy, that copy is used, without tensorflow-datasets.
+
+    Args:
+      name: "digits", "mnist", or with a configuration, "emnist/letters".
+      split: a split's plain name.
+      data_dir: where the prepared sets are; `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+      cache_dir: for decoded arrays; `$JAXVAE_CACHE_DIR`, `$XDG_CACHE_HOME/jaxvae`, then `~/.cache/jaxvae`.
+      progress: called with (images decoded, images in all) while a set is decoded for the first time.
+
+    Raises:
+      FileNotFoundError: the set is not prepared in `data_dir`, or has several cached copies and no original.
+      ValueError: no such split, an empty one, another file format than array_record, images of several sizes.
+      ImportError: scikit-learn or tensorflow-datasets is missing.
+    """
+    if name == "digits":
+        return _load_digits(split)
+    return ImageSet(name, *load_prepared(name, split, data_dir=data_dir, cache_dir=cache_dir, progress=progress))
+
+
+def from_arrays(name: str, image: np.ndarray, label: np.ndarray | None = None, *, levels: int = 256) -> ImageSet:
+    """Your own arrays as an `ImageSet`, checked.
+
+    Args:
+      name: what errors and pictures call it.
+      image: `[N, H, W, C]`, uint8 below `levels`, or floating in [0, 1] (kept as float32).
+      label: `[N]` integers, or None.
+      levels: the number of values a uint8 pixel can take; 2 for images of zeros and ones.
+
+    Raises:
+      TypeError: images neither uint8 nor floating, or labels that are not integers.
+      ValueError: a wrong shape, or a value outside the range.
+    """
+    check_images(image, levels=levels)
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32, copy=False)
+    elif levels > 2 and image.max() == 1:
+        raise ValueError(f"the brightest pixel is 1 of 0 .. {levels - 1}: pass levels=2 for images of zeros and ones")
+    if label is not None:
+        if not np.issubdtype(label.dtype, np.integer):
+            raise TypeError(f"labels must be integers [N], got {label.dtype}")
+        if label.shape != image.shape[:1]:
+            raise ValueError(f"labels must be [N], one for each of {len(image)} images, got {label.shape}")
+        label = label.astype(np.int32)
+    return ImageSet(name, image, label, levels)
+
+
+def check_images(images: np.ndarray, *, levels: int | None = None) -> None:
+    """Raise unless `images` are `[N, H, W, C]`, finite in [0, 1] if floating, below `levels` if uint8.
+
+    For the host, once per set: compiled code cannot look at values.
+
+    Raises:
+      TypeError: neither uint8 nor floating.
+      ValueError: a wrong shape, no images, or a value outside the range; names the first image that has one.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"expected images [N, H, W, C], got {images.shape}; a grey image has C = 1")
+    if images.dtype == np.uint8:
+        top = 255 if levels is None else levels - 1
+    elif np.issubdtype(images.dtype, np.floating):
+        top = 1
+    else:
+        raise TypeError(f"images must be uint8 or floating, got {images.dtype}")
+    sound = (images >= 0) & (images <= top)  # False for NaN
+    if not sound.all():
+        first = int(np.argmin(sound.all(axis=(1, 2, 3))))
+        value = images[first][~sound[first]][0]
+        if not np.isfinite(value):
+            raise ValueError(f"image {first} is not finite: it has {value}")
+        raise ValueError(f"image {first} has {value}, outside [0, {top}]")
+
+
+def split_validation(images: ImageSet, count: int, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Hold out `count` random examples: (training, validation), each in the set's order. Copies the images.
+
+    Raises:
+      ValueError: `count` leaves one of the two parts empty.
+    """
+    total = len(images.image)
+    if not 0 < count < total:
+        raise ValueError(f"count must lie in 1 .. {total - 1} for {total} examples, got {count}")
+    held_out = np.zeros(total, bool)
+    held_out[np.random.default_rng(seed).permutation(total)[:count]] = True
+    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
+
+
+def make_prepare(levels: int, *, binarize: bool = False) -> Prepare:
+    """Return the function that makes stored images into what models see: floating, in [0, 1].
+
+    It is pure, for use inside `jit`. uint8 images are divided by `levels - 1`, floating ones pass. With
+    `binarize`, each pixel becomes 1 with the probability of its grey value (dynamic binarisation; Burda et
+    al., 2016). The draw depends on the key and the example's "index" only, so a fixed key gives a fixed
+    binary set. The key must not be the one that the loss gets.
+    """
+
+    def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
+        image = batch["image"]
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            image = image.astype(jnp.float32) / (levels - 1)
+        if binarize:
+            uniform = draw(jax.random.uniform, example_keys(key, batch["index"]), image.shape)
+            # Without the barrier XLA on CPU draws anew for each reader of the image: 12 % of a small step.
+            image = jax.lax.optimization_barrier((uniform < image).astype(image.dtype))
+        return batch | {"image": image}
+
+    return prepare
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which examples each training step takes: every epoch a new permutation, its tail dropped.
+
+    The permutation depends on (seed, epoch) only, so a run resumes at any step.
+
+    Raises:
+      ValueError: a batch larger than the split, a batch or epochs below 1, a seed outside 0 .. 2**32 - 1.
+    """
+
+    num_examples: int
+    batch_size: int
+    epochs: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.batch_size > self.num_examples:
+            raise ValueError(f"a batch of {self.batch_size} is larger than the split of {self.num_examples} examples")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in the split."""
+        return self.num_examples // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps in the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def rows(self, start: int, count: int) -> np.ndarray:
+        """Return the examples of steps `start` to `start + count`, `[count, B]` int32. May cross epochs."""
+        rows = np.empty((count, self.batch_size), np.int32)
+        for i in range(count):
+            epoch, step = divmod(start + i, self.steps_per_epoch)
+            first = step * self.batch_size
+            rows[i] = _permutation(self.seed, epoch, self.num_examples)[first : first + self.batch_size]
+        return rows
+
+
+class Resident:
+    """A `Feed` that puts the whole set on the device once; a call sends only the rows to take."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        order: Order,
+        *,
+        chunk: int,
+        device: jax.Device | jax.sharding.Sharding | None = None,
+    ) -> None:
+        _check_order(images, order)
+        self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
+        self.batch_size = order.batch_size
+        self._order, self.chunk, self._device = order, chunk, device
+        self._source: Batch = jax.device_put(_examples(images), device)
+
+    def __call__(self, start: int, count: int) -> tuple[Batch, Array]:
+        """Return the set, and the rows of it for `count` steps: `[chunk, B]` int32, -1 past `count`."""
+        rows = np.full((self.chunk, self.batch_size), -1, np.int32)
+        rows[:count] = self._order.rows(start, count)
+        return self._source, jax.device_put(rows, self._device)
+
+
+class Streamed:
+    """A `Feed` for sets larger than the device: a call sends the examples of `chunk` steps, and no others.
+
+    The host's memory holds those examples too; the images themselves may be a memory map larger than it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        order: Order,
+        *,
+        chunk: int,
+        device: jax.Device | jax.sharding.Sharding | None = None,
+    ) -> None:
+        _check_order(images, order)
+        self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
+        self.batch_size = order.batch_size
+        self._images, self._order, self.chunk, self._device = images, order, chunk, device
+        file: Any = images.image.base
+        if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+            file.madvise(mmap.MADV_RANDOM)  # read no neighbours: 3 times faster from a cold disk
+
+    def __call__(self, start: int, count: int) -> tuple[Batch, Array]:
+        """Return the examples of `count` steps, and their rows: `[chunk, B]` int32, -1 past `count`."""
+        taken = np.zeros(self.chunk * self.batch_size, np.int32)  # one shape for every call
+        taken[: count * self.batch_size] = self._order.rows(start, count).ravel()
+        rows = np.arange(len(taken), dtype=np.int32).reshape(self.chunk, self.batch_size)
+        rows[count:] = -1
+        with ThreadPoolExecutor(READERS) as pool:  # again 3 times from a cold disk, and no slower from memory
+            parts = list(pool.map(self._images.image.__getitem__, np.array_split(taken, READERS)))
+        source = {"image": np.concatenate(parts), "index": taken}
+        if self._images.label is not None:
+            source["label"] = self._images.label[taken]
+        return jax.device_put((source, rows), self._device)
+
+
+def evaluation_feed(images: ImageSet, batch_size: int) -> tuple[Batch, Array]:
+    """All examples in order: the set on the device, and its rows `[n, B]`, padded with -1 (weight 0)."""
+    rows = np.arange(-(-len(images.image) // batch_size) * batch_size, dtype=np.int32)
+    rows[len(images.image) :] = -1
+    return jax.device_put((_examples(images), rows.reshape(-1, batch_size)))
+
+
+def _examples(images: ImageSet) -> dict[str, np.ndarray]:
+    label = {} if images.label is None else {"label": images.label}
+    return {"image": images.image, "index": np.arange(len(images.image), dtype=np.int32)} | label
+
+
+def _check_order(images: ImageSet, order: Order) -> None:
+    if order.num_examples != len(images.image):
+        raise ValueError(f"the order is for {order.num_examples} examples, {images.name!r} has {len(images.image)}")
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    permutation = np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
+    permutation.flags.writeable = False  # it is shared
+    return permutation
+
+
+def _load_digits(split: str) -> ImageSet:
+    if split not in ("train", "test"):
+        raise ValueError(f"'digits' has no split {split!r}; it has train, test")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("'digits' comes with scikit-learn: pip install 'jaxvae[experiments]'") from error
+    digits = load_digits()
+    image = digits.images.astype(np.uint8)[..., None]
+    shuffled = np.random.default_rng(0).permutation(len(image))
+    rows = shuffled[:1437] if split == "train" else shuffled[1437:]
+    return ImageSet("digits", image[rows], digits.target[rows].astype(np.int32), levels=17)

@@ -1,0 +1,532 @@
+"""Sets by name, their cache, the errors for what is not there, and the feeds."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvae import data
+
+TFDS_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
+needs_mnist = pytest.mark.skipif(
+    not (TFDS_DATA_DIR and Path(TFDS_DATA_DIR, "mnist").is_dir()), reason="no mnist in TFDS_DATA_DIR"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVAE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared_cache")
+
+
+def write_set(data_dir, name, images, labels=None, version="1.0.0", file_format="array_record", shape=None):
+    """Write what tensorflow-datasets prepares, without TensorFlow: a train split and an empty test split."""
+    pytest.importorskip("tensorflow_datasets", reason="needs the experiments extra")
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = Path(data_dir, name, version)
+    folder.mkdir(parents=True)
+    short = name.split("/")[0]
+    writer = ArrayRecordWriter(f"{folder}/{short}-train.array_record-00000-of-00001", "group_size:1")
+    for i, image in enumerate(images):
+        png = io.BytesIO()
+        Image.fromarray(image.squeeze()).save(png, format="PNG")
+        example = tf_example_pb2.Example()
+        example.features.feature["image"].bytes_list.value.append(png.getvalue())
+        if labels is not None:
+            example.features.feature["label"].int64_list.value.append(int(labels[i]))
+        writer.write(example.SerializeToString())
+    writer.close()
+
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    splits = [
+        {"name": "train", "filepathTemplate": template, "numBytes": "1", "shardLengths": [str(len(images))]},
+        {"name": "test", "filepathTemplate": template, "numBytes": "0", "shardLengths": []},
+    ]
+    info = {"name": short, "version": version, "fileFormat": file_format, "splits": splits}
+    if "/" in name:
+        info["configName"] = name.split("/")[1]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    package = "tensorflow_datasets.core.features."
+    dimensions = [str(size) for size in shape or images[0].shape]
+    features = {
+        "image": {
+            "pythonClassName": package + "image_feature.Image",
+            "image": {"dtype": "uint8", "shape": {"dimensions": dimensions}},
+        }
+    }
+    if labels is not None:
+        features["label"] = {
+            "pythonClassName": package + "class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "10"},
+        }
+    content = {
+        "pythonClassName": package + "features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+    (folder / "features.json").write_text(json.dumps(content))
+    return folder
+
+
+def random_images(count, shape=(4, 5, 3), levels=256, seed=0):
+    return np.random.default_rng(seed).integers(0, levels, (count, *shape), np.uint8)
+
+
+def numbered(count, image=None, label=True):
+    """A set whose pixels, label and index all say which example it is."""
+    image = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1) if image is None else image
+    return data.ImageSet("numbered", image, np.arange(count, dtype=np.int32) if label else None, 256)
+
+
+def sha256(array):
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter with warnings as errors."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+
+
+def output(process):
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return text
+
+
+# Sets by name
+
+
+def test_digits_are_scikit_learns_in_a_fixed_split():
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    assert train.image.shape == (1437, 8, 8, 1)
+    assert test.image.shape == (360, 8, 8, 1)
+    assert train.image.dtype == np.uint8
+    assert train.label.dtype == np.int32
+    assert train.levels == 17
+    assert (train.image.min(), train.image.max()) == (0, 16)
+    assert train.image[0].sum() == 288
+    assert test.image[0].sum() == 331
+
+    from sklearn.datasets import load_digits
+
+    def counted(images, labels):  # some digits appear twice
+        return Counter(
+            (image.astype(np.uint8).tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+        )
+
+    everything = load_digits()
+    both = counted(train.image, train.label) + counted(test.image, test.label)
+    assert both == counted(everything.images, everything.target)
+
+
+@needs_mnist
+def test_mnist_is_the_original(shared_cache):
+    train = data.load("mnist", "train", cache_dir=shared_cache)
+    test = data.load("mnist", "test", cache_dir=shared_cache)
+    assert train.image.shape == (60000, 28, 28, 1)
+    assert test.image.shape == (10000, 28, 28, 1)
+    assert train.levels == 256
+    assert train.image.mean() == pytest.approx(33.318421449829934)
+    assert train.image.mean() / 255 == pytest.approx(0.1306604762738429)
+    assert np.bincount(train.label).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(test.label).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert sha256(train.image) == "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b"
+    assert sha256(test.image) == "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca"
+
+
+def test_a_prepared_set_is_read_exactly(tmp_path, cache_dir):
+    images, labels = random_images(2345), np.arange(2345) % 10
+    write_set(tmp_path, "tiny", images, labels)
+    seen = []
+    tiny = data.load("tiny", "train", data_dir=tmp_path, progress=lambda *counts: seen.append(counts))
+    np.testing.assert_array_equal(tiny.image, images)
+    np.testing.assert_array_equal(tiny.label, labels)
+    assert (tiny.name, tiny.levels, tiny.label.dtype) == ("tiny", 256, np.int32)
+    assert isinstance(tiny.image, np.memmap)
+    assert seen == [(1000, 2345), (2000, 2345), (2345, 2345)]
+    assert not list(cache_dir.rglob(".*"))  # nothing is left over
+
+
+def test_grey_images_without_labels_and_with_a_configuration(tmp_path):
+    images = random_images(7, (6, 6, 1))
+    write_set(tmp_path, "grey/plain", images)
+    grey = data.load("grey/plain", "train", data_dir=tmp_path)
+    np.testing.assert_array_equal(grey.image, images)
+    assert grey.label is None
+
+
+def test_images_of_zeros_and_ones_have_two_levels(tmp_path):
+    images = random_images(9, (6, 6, 1), levels=2)
+    write_set(tmp_path, "binary", images)
+    binary = data.load("binary", "train", data_dir=tmp_path)
+    assert binary.levels == 2
+    prepared = data.make_prepare(binary.levels)({"image": jnp.asarray(binary.image)}, key=jax.random.key(0))
+    np.testing.assert_array_equal(prepared["image"], images)
+
+
+def test_the_newest_version_wins(tmp_path):
+    for version, seed in [("1.9.0", 0), ("1.10.0", 1), ("1.10.1.incomplete7", 2)]:
+        write_set(tmp_path, "tiny", random_images(3, seed=seed), version=version)
+    tiny = data.load("tiny", "train", data_dir=tmp_path)
+    np.testing.assert_array_equal(tiny.image, random_images(3, seed=1))
+
+
+# The cache
+
+
+def test_the_second_load_needs_no_tensorflow_datasets(tmp_path):
+    write_set(tmp_path, "tiny", random_images(5))
+    code = (
+        "import sys; from jaxvae import data\n"
+        "image = data.load('tiny', 'train').image\n"
+        "print(image.sum(), 'tensorflow_datasets' in sys.modules, 'tensorflow' in sys.modules)"
+    )
+    total = random_images(5).sum()
+    assert output(python(code, TFDS_DATA_DIR=str(tmp_path))).split() == [str(total), "True", "False"]
+    assert output(python(code, TFDS_DATA_DIR=str(tmp_path))).split() == [str(total), "False", "False"]
+
+
+def test_two_processes_at_once_make_one_sound_cache(tmp_path, cache_dir):
+    images = random_images(50)
+    write_set(tmp_path, "tiny", images)
+    code = """
+import pathlib, time
+from jaxvae import data
+here = pathlib.Path({folder!r})
+def wait(done, total):  # until both are decoding
+    (here / "decoding-{me}").touch()
+    while len(list(here.glob("decoding-*"))) < 2:
+        time.sleep(0.01)
+print(data.load("tiny", "train", progress=wait).image.sum())
+"""
+    both = [python(code.format(folder=str(tmp_path), me=me), TFDS_DATA_DIR=str(tmp_path)) for me in (1, 2)]
+    assert [int(output(process)) for process in both] == [images.sum()] * 2
+    assert len(list(tmp_path.glob("decoding-*"))) == 2
+    files = sorted(path.name for path in cache_dir.rglob("*") if path.is_file())
+    assert files == ["image.npy", "meta.json"]
+    np.testing.assert_array_equal(data.load("tiny", "train", data_dir=tmp_path).image, images)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "shape", "meta", "label"])
+def test_a_damaged_cache_is_made_again(tmp_path, cache_dir, damage):
+    images, labels = random_images(50), np.arange(50) % 10
+    write_set(tmp_path, "tiny", images, labels)
+    data.load("tiny", "train", data_dir=tmp_path)
+    (folder,) = (path.parent for path in cache_dir.rglob("meta.json"))
+    if damage == "truncate":
+        os.truncate(folder / "image.npy", 1000)
+    elif damage == "empty":
+        os.truncate(folder / "image.npy", 0)
+    elif damage == "shape":
+        np.save(folder / "image.npy", images[:40])
+    elif damage == "meta":
+        (folder / "meta.json").write_text("{")
+    else:
+        (folder / "label.npy").unlink()
+    calls = []
+    tiny = data.load("tiny", "train", data_dir=tmp_path, progress=lambda *counts: calls.append(counts))
+    np.testing.assert_array_equal(tiny.image, images)
+    np.testing.assert_array_equal(tiny.label, labels)
+    assert calls == [(50, 50)]
+
+
+def test_copies_of_one_version_do_not_mix(tmp_path):
+    for place, seed, count in [("a", 0, 5), ("b", 1, 6)]:
+        write_set(tmp_path / place, "tiny", random_images(count, seed=seed))
+    for place, seed, count in [("a", 0, 5), ("b", 1, 6), ("a", 0, 5)]:
+        tiny = data.load("tiny", "train", data_dir=tmp_path / place)
+        np.testing.assert_array_equal(tiny.image, random_images(count, seed=seed))
+    with pytest.raises(FileNotFoundError, match="several copies of it; remove all but one"):
+        data.load("tiny", "train", data_dir=tmp_path / "nowhere")
+
+
+def test_the_cache_alone_is_enough(tmp_path):
+    write_set(tmp_path, "tiny", random_images(5), np.arange(5))
+    data.load("tiny", "train", data_dir=tmp_path)
+    alone = data.load("tiny", "train", data_dir=tmp_path / "nowhere")
+    np.testing.assert_array_equal(alone.image, random_images(5))
+    np.testing.assert_array_equal(alone.label, np.arange(5))
+    with pytest.raises(FileNotFoundError, match="'tiny' is not prepared in"):
+        data.load("tiny", "test", data_dir=tmp_path / "nowhere")
+
+
+# What is not there
+
+
+def test_an_unprepared_set_fails_at_once_with_the_way_out(tmp_path):
+    (tmp_path / "kept" / "2.0.0").mkdir(parents=True)
+    (tmp_path / "kept" / "2.0.0" / "dataset_info.json").write_text("{}")
+    code = (
+        "import sys, time; from jaxvae import data; start = time.perf_counter()\n"
+        "try: data.load('cifar10', 'train')\n"
+        "except FileNotFoundError as error: print(time.perf_counter() - start, error)\n"
+        "assert 'tensorflow_datasets' not in sys.modules"
+    )
+    seconds, text = output(python(code, TFDS_DATA_DIR=str(tmp_path))).split(maxsplit=1)
+    assert float(seconds) < 1
+    assert f"the set 'cifar10' is not prepared in {tmp_path}\n" in text
+    assert "Prepared there: kept." in text
+    assert "builder('cifar10').download_and_prepare(file_format='array_record')" in text
+    assert "TFDS_DATA_DIR" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("mnsit", "mnist"), ("digit", "digits"), ("MNIST", "mnist"), ("own_sett", "own_set")]
+)
+def test_a_misspelt_name(tmp_path, name, meant):
+    (tmp_path / "own_set" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "own_set" / "1.0.0" / "dataset_info.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"did you mean '{meant}'?"):
+        data.load(name, "train", data_dir=tmp_path)
+
+
+def test_splits_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="'digits' has no split 'validation'; it has train, test"):
+        data.load("digits", "validation")
+    write_set(tmp_path, "tiny", random_images(3))
+    with pytest.raises(ValueError, match="'tiny' has no split 'tset'; it has train, test"):
+        data.load("tiny", "tset", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="the split 'test' of 'tiny' is empty"):
+        data.load("tiny", "test", data_dir=tmp_path)
+
+
+def test_sets_that_cannot_be_read(tmp_path, cache_dir):
+    write_set(tmp_path, "records", random_images(3), file_format="tfrecord")
+    with pytest.raises(ValueError, match="holds tfrecord files, which only TensorFlow reads"):
+        data.load("records", "train", data_dir=tmp_path)
+    varying = [random_images(1, (4, 5, 3))[0], random_images(1, (5, 5, 3))[0]]
+    write_set(tmp_path, "varying", varying, shape=(-1, -1, 3))
+    with pytest.raises(ValueError, match=r"images of several sizes, .*\(5, 5, 3\)"):
+        data.load("varying", "train", data_dir=tmp_path)
+    assert not list(cache_dir.rglob("*.npy"))
+    sound = write_set(tmp_path, "sound", random_images(3))
+    features = (sound / "features.json").read_text().replace('"image": {"python', '"sound": {"python')
+    (sound / "features.json").write_text(features)
+    with pytest.raises(ValueError, match="'sound' has no feature 'image' of 8-bit images; it has"):
+        data.load("sound", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "package"), [("digits", "sklearn.datasets"), ("tiny", "tensorflow_datasets")])
+def test_a_missing_extra(tmp_path, monkeypatch, name, package):
+    write_set(tmp_path, "tiny", random_images(3))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[experiments\]'"):
+        data.load(name, "train", data_dir=tmp_path)
+
+
+# Your own arrays
+
+
+def test_own_arrays_are_checked():
+    grey = np.random.default_rng(0).uniform(size=(20, 3, 3, 1))
+    own = data.from_arrays("own", grey, np.arange(20))
+    assert own.image.dtype == np.float32
+    assert own.label.dtype == np.int32
+    assert data.from_arrays("own", random_images(4, levels=17), levels=17).levels == 17
+
+    def replaced(value):
+        changed = grey.copy()
+        changed[17, 1, 1, 0] = value
+        return changed
+
+    for image, text in [
+        (replaced(255.0), r"image 17 has 255.0, outside \[0, 1\]"),
+        (replaced(-0.5), r"image 17 has -0.5, outside \[0, 1\]"),
+        (replaced(np.nan), "image 17 is not finite"),
+        (replaced(np.inf), "image 17 is not finite"),
+        (grey[0], r"expected images \[N, H, W, C\], got \(3, 3, 1\)"),
+        (grey[..., 0], r"expected images \[N, H, W, C\], got \(20, 3, 3\)"),
+        (grey[:0], r"expected images \[N, H, W, C\], got \(0, 3, 3, 1\)"),
+        ((grey > 0.5).astype(np.uint8), "the brightest pixel is 1 of 0 .. 255: pass levels=2"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            data.from_arrays("own", image)
+    with pytest.raises(ValueError, match=r"image 2 has 17, outside \[0, 16\]"):
+        data.check_images(np.array([0, 16, 17], np.uint8).reshape(3, 1, 1, 1), levels=17)
+    with pytest.raises(TypeError, match="images must be uint8 or floating, got bool"):
+        data.from_arrays("own", grey > 0.5)
+    with pytest.raises(TypeError, match=r"labels must be integers \[N\], got float64"):
+        data.from_arrays("own", grey, np.zeros(20))
+    with pytest.raises(ValueError, match=r"labels must be \[N\], one for each of 20 images, got \(20, 1\)"):
+        data.from_arrays("own", grey, np.zeros((20, 1), int))
+
+
+def test_split_validation():
+    images = numbered(100)
+    train, validation = data.split_validation(images, 30, seed=0)
+    assert (len(train.image), len(validation.image)) == (70, 30)
+    assert sorted([*train.label, *validation.label]) == list(range(100))
+    np.testing.assert_array_equal(validation.image.ravel(), validation.label)
+    again, other = (data.split_validation(images, 30, seed=seed)[1].label for seed in (0, 1))
+    np.testing.assert_array_equal(again, validation.label)
+    assert set(other) != set(again)
+    for count in (0, 100):
+        with pytest.raises(ValueError, match=rf"count must lie in 1 .. 99 for 100 examples, got {count}"):
+            data.split_validation(images, count, seed=0)
+
+
+# Preparing a batch
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_prepare_scales_to_the_unit_interval(levels, key):
+    image = np.arange(levels).astype(np.uint8).reshape(-1, 1, 1, 1)
+    prepare = jax.jit(data.make_prepare(levels))
+    scaled = prepare({"image": image, "label": np.arange(levels)}, key=key)
+    assert scaled["image"].dtype == jnp.float32
+    np.testing.assert_allclose(scaled["image"].ravel(), np.linspace(0, 1, levels), rtol=1e-6)
+    assert scaled["image"].max() == 1
+    np.testing.assert_array_equal(scaled["label"], np.arange(levels))
+    passed = prepare({"image": scaled["image"]}, key=key)
+    np.testing.assert_array_equal(passed["image"], scaled["image"])
+
+
+def test_binarisation_draws_each_pixel_with_its_grey_value():
+    grey = random_images(3, (5, 5, 1), seed=3)
+    grey[0, 0, 0], grey[0, 0, 1] = 0, 255
+    batch = {"image": jnp.asarray(grey), "index": jnp.arange(3)}
+    prepare = data.make_prepare(256, binarize=True)
+    draws = 4000
+    keys = jax.random.split(jax.random.key(1), draws)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: prepare(batch, key=key)["image"]))(keys))
+    assert set(np.unique(drawn)) == {0, 1}
+    probability = grey / 255
+    error = np.sqrt(probability * (1 - probability) / draws)
+    assert (np.abs(drawn.mean(axis=0) - probability) <= 5 * error + 1e-6).all()
+    pairs = (drawn[:, :, :, :-1] - probability[:, :, :-1]) * (drawn[:, :, :, 1:] - probability[:, :, 1:])
+    assert np.abs(pairs.mean(axis=0)).max() < 5 * 0.25 / np.sqrt(draws)  # neighbours are independent
+
+
+def test_binarisation_depends_on_the_key_and_the_index_only(key):
+    grey = np.full((8, 4, 4, 1), 128, np.uint8)
+    prepare = jax.jit(data.make_prepare(256, binarize=True))
+
+    def draw(rows, key=key):
+        rows = np.array(rows)
+        return np.asarray(prepare({"image": grey[rows], "index": rows}, key=key)["image"])
+
+    everything = draw(range(8))
+    for rows in ([5], [7, 2, 5], [3, 3, 0, 1]):
+        np.testing.assert_array_equal(draw(rows), everything[rows])
+    assert len({image.tobytes() for image in everything}) == 8
+    assert (draw(range(8), jax.random.key(1)) != everything).any()
+
+
+# Orders and feeds
+
+
+def test_an_order_resumes_at_any_step():
+    order = data.Order(num_examples=23, batch_size=4, epochs=5, seed=7)
+    assert (order.steps_per_epoch, order.total_steps) == (5, 25)
+    whole = order.rows(0, 25)
+    assert whole.dtype == np.int32
+    for cuts in ([0, 1, 7, 25], [0, 5, 10, 13, 25], list(range(26))):
+        parts = [order.rows(a, b - a) for a, b in pairwise(cuts)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_every_epoch_is_another_permutation():
+    order = data.Order(num_examples=23, batch_size=4, epochs=5, seed=7)
+    epochs = order.rows(0, 25).reshape(5, 20)
+    for epoch in epochs:
+        assert len(set(epoch)) == 20
+        assert set(epoch) <= set(range(23))
+    assert len({epoch.tobytes() for epoch in epochs}) == 5
+    other = data.Order(num_examples=23, batch_size=4, epochs=5, seed=8)
+    assert (other.rows(0, 5) != order.rows(0, 5)).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"batch_size": 24}, "a batch of 24 is larger than the split of 23 examples"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"seed": -1}, r"seed must lie in 0 .. 2\*\*32 - 1, got -1"),
+        ({"seed": 2**32}, r"seed must lie in 0 .. 2\*\*32 - 1, got 4294967296"),
+    ],
+)
+def test_orders_that_cannot_be(change, text):
+    with pytest.raises(ValueError, match=text):
+        data.Order(**{"num_examples": 23, "batch_size": 4, "epochs": 5, "seed": 7} | change)
+
+
+@pytest.mark.parametrize("label", [True, False])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_resident_and_streamed_give_the_same_examples(tmp_path, label, mapped):
+    image = np.arange(23, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    if mapped:
+        np.save(tmp_path / "image.npy", image)
+        image = np.load(tmp_path / "image.npy", mmap_mode="r")
+    images = numbered(23, image, label)
+    order = data.Order(num_examples=23, batch_size=4, epochs=3, seed=0)
+    feeds = data.Resident(images, order, chunk=7), data.Streamed(images, order, chunk=7)
+    for start, count in [(0, 7), (7, 7), (14, 1)]:
+        for feed in feeds:
+            assert (feed.steps_per_epoch, feed.total_steps, feed.batch_size) == (5, 15, 4)
+            source, indices = feed(start, count)
+            assert indices.shape == (7, 4)
+            assert indices.dtype == jnp.int32
+            assert (indices[count:] == -1).all()
+            assert set(source) == {"image", "index"} | ({"label"} if label else set())
+            assert source["image"].dtype == jnp.uint8
+            taken = jax.tree.map(lambda leaf: leaf[indices[:count]], source)  # noqa: B023
+            expected = order.rows(start, count)
+            for leaf in taken.values():
+                np.testing.assert_array_equal(leaf.reshape(count, 4), expected)
+        assert len(source["image"]) == 28  # a stream sends a chunk, always of one shape
+
+
+def test_resident_sends_the_images_once_and_feeds_go_where_they_are_told():
+    images, order = numbered(23), data.Order(num_examples=23, batch_size=4, epochs=3, seed=0)
+    device = jax.devices()[-1]
+    resident = data.Resident(images, order, chunk=2, device=device)
+    assert resident(0, 2)[0]["image"] is resident(2, 2)[0]["image"]
+    for feed in (resident, data.Streamed(images, order, chunk=2, device=device)):
+        assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(feed(0, 2)))
+
+
+def test_a_feed_needs_an_order_for_its_set():
+    order = data.Order(num_examples=24, batch_size=4, epochs=3, seed=0)
+    for feed in (data.Resident, data.Streamed):
+        with pytest.raises(ValueError, match="the order is for 24 examples, 'numbered' has 23"):
+            feed(numbered(23), order, chunk=2)
+
+
+@pytest.mark.parametrize(("count", "batch_size", "rows"), [(23, 4, 6), (24, 4, 6), (3, 8, 1)])
+def test_the_evaluation_feed_covers_each_example_once(count, batch_size, rows):
+    source, indices = data.evaluation_feed(numbered(count), batch_size)
+    assert indices.shape == (rows, batch_size)
+    flat = np.asarray(indices).ravel()
+    np.testing.assert_array_equal(flat[:count], np.arange(count))
+    assert (flat[count:] == -1).all()
+    np.testing.assert_array_equal(source["index"], np.arange(count))
+    np.testing.assert_array_equal(source["image"].ravel(), np.arange(count))
+
+
+@needs_mnist
+def test_streaming_mnist_from_its_memory_map(shared_cache):
+    images = data.load("mnist", "test", cache_dir=shared_cache)
+    order = data.Order(len(images.image), 128, epochs=1, seed=0)
+    source, indices = data.Streamed(images, order, chunk=10)(30, 10)
+    rows = order.rows(30, 10).ravel()
+    np.testing.assert_array_equal(source["image"][indices.ravel()], images.image[rows])
+    np.testing.assert_array_equal(source["label"][indices.ravel()], images.label[rows])
