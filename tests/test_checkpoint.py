@@ -1,0 +1,496 @@
+"""Checkpoints restore exactly or raise: round trips, the keep policy, damaged files, kills."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+
+from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError, check_settings, load, read_checkpoint
+
+# Where one array cannot be read, orbax leaves its event loop without the others, and asyncio complains.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
+
+class State(struct.PyTreeNode):
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    key: Any
+
+
+class Codebook(NamedTuple):
+    frequency: jax.Array
+    moment: jax.Array
+
+
+def make_state(step, seed=0, model_state=()):
+    key = jax.random.key(seed)
+    kernel = jax.random.normal(key, (40, 3))
+    params = {"dense": {"kernel": kernel, "bias": jnp.arange(3, dtype=jnp.bfloat16)}}
+    optimizer = optax.adam(1e-3)
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    return State(jnp.int32(step), params, model_state, opt_state, jax.random.fold_in(key, step))
+
+
+def assert_same(restored, state):
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert type(got) is type(want)
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        if jnp.issubdtype(want.dtype, jax.dtypes.prng_key):
+            got, want = jax.random.key_data(got), jax.random.key_data(want)
+        assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
+
+
+def steps(directory):
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+
+
+def save_all(directory, values, **options):
+    """Save steps 10, 20, ..., one for each value."""
+    with Checkpointer(directory, meta={"seed": 3}, **options) as checkpointer:
+        for index, value in enumerate(values, start=1):
+            checkpointer.save(make_state(10 * index, seed=index), value=value)
+
+
+@pytest.mark.parametrize("model_state", [(), Codebook(jnp.ones(4), jnp.full((4, 2), 0.1)), {"mean": jnp.zeros(2)}])
+def test_a_state_comes_back_bit_for_bit(tmp_path, model_state):
+    state = make_state(7, model_state=model_state)
+    with Checkpointer(tmp_path, meta={"seed": 0}) as checkpointer:
+        checkpointer.save(state)
+        assert_same(checkpointer.restore(state), state)
+    shapes = jax.eval_shape(lambda: make_state(0, model_state=model_state))
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        assert_same(checkpointer.restore(shapes), state)
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    def forward(state):
+        return state.replace(params=jax.tree.map(lambda leaf: leaf * 2, state.params), step=state.step + 1)
+
+    step = jax.jit(forward, donate_argnums=0)
+    state, expected = step(make_state(0)), step(make_state(0))
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        checkpointer.save(state)
+        step(state)
+        restored = checkpointer.restore(make_state(0))
+        assert_same(restored, expected)
+        step(restored)  # what was restored may be donated too
+        assert_same(checkpointer.restore(make_state(0)), expected)
+
+
+def test_the_target_says_where_arrays_go(tmp_path):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    state = make_state(1, model_state={"rows": jax.device_put(jnp.arange(8.0), rows)})
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        checkpointer.save(state)
+        restored = checkpointer.restore(jax.device_put(state, everywhere))
+        assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(restored))
+        assert checkpointer.restore(state).model_state["rows"].sharding == rows
+    assert_same(restored, state)
+
+
+def test_settings_and_value_are_stored(tmp_path):
+    save_all(tmp_path, [3.0])
+    with Checkpointer(tmp_path, meta={"seed": 4}) as checkpointer:
+        assert checkpointer.saved_meta == {"seed": 3}
+        assert (checkpointer.latest_step, checkpointer.best_step, checkpointer.best_value) == (10, 10, 3.0)
+    _, record = read_checkpoint(tmp_path / "10", make_state(0))
+    assert record["step"] == 10
+    assert record["environment"]["jax"] == jax.__version__
+    assert record["arrays"]["params/dense/kernel"]["type"] == "float32[40, 3]"
+
+
+@pytest.mark.parametrize(
+    ("values", "keep", "kept", "best"),
+    [
+        ([None] * 4, 2, [30, 40], None),
+        ([3.0, 1.0, 2.0, 4.0, 5.0], 2, [20, 40, 50], 20),
+        ([3.0, 1.0, float("nan"), float("-inf"), float("nan")], 1, [20, 50], 20),
+        ([float("nan"), float("inf")], 1, [20], None),
+        ([3.0, 2.0, 1.0], 1, [30], 30),
+        ([1.0, 1.0, 1.0], 1, [10, 30], 10),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, values, keep, kept, best):
+    save_all(tmp_path, values, keep=keep)
+    assert steps(tmp_path) == kept
+    with Checkpointer(tmp_path, meta={}, keep=keep) as checkpointer:
+        assert checkpointer.best_step == best
+        assert checkpointer.latest_step == kept[-1]
+
+
+def test_the_best_survives_restarts(tmp_path):
+    save_all(tmp_path, [1.0, 2.0], keep=1)
+    for step, value in ((30, 1.5), (40, float("nan")), (50, None)):
+        with Checkpointer(tmp_path, meta={}, keep=1) as checkpointer:
+            checkpointer.save(make_state(step), value=value)
+        assert steps(tmp_path) == [10, step]
+    with Checkpointer(tmp_path, meta={}, keep=1) as checkpointer:
+        assert (checkpointer.best_step, checkpointer.best_value) == (10, 1.0)
+        checkpointer.save(make_state(60), value=0.5)
+    assert steps(tmp_path) == [60]
+
+
+def test_a_save_counts_once_it_is_on_disk(tmp_path):
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        checkpointer.save(make_state(10), value=1.0)
+        assert (checkpointer.latest_step, checkpointer.best_step) == (None, None)
+        checkpointer.wait()
+        assert (checkpointer.latest_step, checkpointer.best_step) == (10, 10)
+
+
+@pytest.mark.parametrize("step", [5, 10])
+def test_an_existing_or_lower_step_is_refused(tmp_path, step):
+    save_all(tmp_path, [None])
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        with pytest.raises(ValueError, match=f"cannot save step {step}: .* already holds step 10"):
+            checkpointer.save(make_state(step))
+        assert_same(checkpointer.restore(make_state(0)), make_state(10, seed=1))
+
+
+def test_unusable_directories_are_refused_at_once(tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    for directory in (in_the_way, in_the_way / "below"):
+        with pytest.raises(ValueError, match=f"cannot write checkpoints in {directory}"):
+            Checkpointer(directory, meta={})
+    with pytest.raises(ValueError, match=r"directory must be absolute, got runs/one; use .*resolve\(\)"):
+        Checkpointer("runs/one", meta={})
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        Checkpointer(tmp_path, meta={}, keep=0)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Checkpointer(tmp_path, meta={"out": tmp_path})
+
+
+def test_a_directory_that_vanished_raises_at_once(tmp_path):
+    directory = tmp_path / "checkpoints"
+    with Checkpointer(directory, meta={}) as checkpointer:
+        directory.rmdir()
+        directory.write_text("in the way")
+        with pytest.raises(OSError, match="Not a directory"):
+            checkpointer.save(make_state(1))
+        assert checkpointer.latest_step is None
+
+
+@pytest.mark.parametrize("notice", ["wait", "close", "save"])
+def test_a_save_that_fails_in_the_background_raises(tmp_path, notice):
+    state = make_state(10, model_state=jax.random.normal(jax.random.key(0), (200, 1000)))
+    checkpointer = Checkpointer(tmp_path, meta={})
+    checkpointer.save(make_state(5))
+    checkpointer.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk
+    try:
+        checkpointer.save(state)
+        actions = {
+            "wait": checkpointer.wait,
+            "close": checkpointer.close,
+            "save": lambda: checkpointer.save(state),
+        }
+        with pytest.raises(Exception, match="File too large"):
+            actions[notice]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpointer.latest_step == 5
+    checkpointer.close()
+    assert steps(tmp_path) == [5]
+
+
+def test_nothing_to_restore_is_an_error(tmp_path):
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}"):
+            checkpointer.restore(make_state(0))
+        checkpointer.save(make_state(10))
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 20 in .*, which holds \[10\]"):
+            checkpointer.restore(make_state(0), step=20)
+
+
+def test_every_array_that_does_not_fit_is_listed(tmp_path):
+    save_all(tmp_path, [None])
+    state = make_state(0)
+    dense = {"kernel": jnp.zeros((40, 4)), "bias": jnp.zeros(3), "scale": jnp.zeros(())}
+    checkpointer = Checkpointer(tmp_path, meta={})
+    with checkpointer, pytest.raises(ValueError, match="does not fit") as raised:
+        checkpointer.restore(state.replace(params={"dense": dense}, opt_state=()))
+    lines = str(raised.value).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        "opt_state/0/count: int32[] -> absent",
+        "opt_state/0/mu/dense/bias: bfloat16[3] -> absent",
+        "opt_state/0/mu/dense/kernel: float32[40, 3] -> absent",
+        "opt_state/0/nu/dense/bias: bfloat16[3] -> absent",
+        "opt_state/0/nu/dense/kernel: float32[40, 3] -> absent",
+        "params/dense/bias: bfloat16[3] -> float32[3]",
+        "params/dense/kernel: float32[40, 3] -> float32[40, 4]",
+        "params/dense/scale: absent -> float32[]",
+    ]
+
+
+def test_states_that_cannot_be_told_apart_are_refused(tmp_path):
+    state = make_state(1)
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        with pytest.raises(ValueError, match="two arrays have the path params/a/b"):
+            checkpointer.save(state.replace(params={"a": {"b": state.step}, "a/b": state.step}))
+        with pytest.raises(TypeError, match=r"params/rate must be an array, got 0\.1"):
+            checkpointer.save(state.replace(params={"rate": 0.1}))
+
+
+def test_a_failed_state_is_kept_apart(tmp_path):
+    broken = make_state(30, seed=9)
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        checkpointer.save(make_state(30, seed=1), value=1.0)
+        first = checkpointer.save_failed(make_state(29))
+        assert checkpointer.save_failed(broken) == first == tmp_path / "failed"
+    restored, _ = read_checkpoint(first, make_state(0))
+    assert_same(restored, broken)
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        assert (checkpointer.latest_step, checkpointer.best_step) == (30, 30)
+        assert_same(checkpointer.restore(broken), make_state(30, seed=1))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["30", "failed"]
+
+
+def test_a_changed_environment_is_named(tmp_path, monkeypatch):
+    save_all(tmp_path, [None])
+    flags = os.environ.get("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    changed = f"XLA_FLAGS: {flags} -> --xla_cpu_enable_fast_math=true"
+    checkpointer = Checkpointer(tmp_path, meta={})
+    with checkpointer, pytest.warns(UserWarning, match=changed) as caught:
+        checkpointer.restore(make_state(0))
+    assert len(caught) == 1
+    assert "python" not in str(caught[0].message)
+
+
+def test_check_settings_lists_what_differs():
+    saved = {"seed": 1, "hidden": [500, 500], "epochs": 5, "beta": 1.0}
+    check_settings(saved, {"seed": 1, "hidden": (500, 500), "epochs": 9, "beta": 1.0}, may_change={"epochs"})
+    with pytest.raises(ValueError, match=r"beta: 1\.0 -> absent; epochs: 5 -> 9; new: absent -> True; seed: 1 -> 2$"):
+        check_settings(saved, {"seed": 2, "hidden": [500, 500], "epochs": 9, "new": True})
+
+
+class Linear(nn.Module):
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.size)(x)
+
+
+def make_model(config):
+    return Linear(config.network["size"])
+
+
+def write_run(run_dir, values):
+    params = Linear(2).init(jax.random.key(0), jnp.zeros((1, 3)))
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps({"seed": 3, "network": {"size": 2}}))
+    with Checkpointer(run_dir / "checkpoints", meta={}) as checkpointer:
+        for step, value in enumerate(values, start=1):
+            scaled = jax.tree.map(lambda leaf, step=step: leaf * step, params)
+            codebook = Codebook(jnp.ones(2), jnp.ones((2, 2)) * step)
+            checkpointer.save(make_state(step, model_state=codebook).replace(params=scaled), value=value)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "loaded"), [([2.0, 3.0], None, 1), ([None, None], None, 2), ([2.0, 3.0], 2, 2)]
+)
+def test_a_trained_model_loads_in_two_lines(tmp_path, values, step, loaded):
+    params = write_run(tmp_path, values)
+    model, restored, model_state, config = load(tmp_path, make_model, step=step)
+    images = model.apply(restored, jnp.ones((4, 3)))
+    assert config.seed == 3
+    np.testing.assert_array_equal(
+        images, model.apply(jax.tree.map(lambda leaf: leaf * loaded, params), jnp.ones((4, 3)))
+    )
+    np.testing.assert_array_equal(Codebook(**model_state).moment, np.full((2, 2), loaded))
+
+
+def test_load_names_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="run_dir must be absolute, got runs/one"):
+        load("runs/one", make_model)
+    with pytest.raises(FileNotFoundError, match=f"no run in {tmp_path}: .*config.json does not exist"):
+        load(tmp_path, make_model)
+    (tmp_path / "config.json").write_text('{"network": {"size": 2}}')
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/checkpoints"):
+        load(tmp_path, make_model)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_model_without_state_loads_as_an_empty_tuple(tmp_path):
+    (tmp_path / "config.json").write_text('{"network": {"size": 2}}')
+    save_all(tmp_path / "checkpoints", [None])
+    assert load(tmp_path, make_model)[2] == ()
+
+
+def files_of(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def damage(file, fault, rng):
+    content = file.read_bytes()
+    if fault == "delete":
+        file.unlink()
+    elif fault == "empty":
+        file.write_bytes(b"")
+    elif fault == "truncate":
+        file.write_bytes(content[: rng.randrange(len(content))])
+    else:
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(flipped)
+
+
+def damage_everywhere(tmp_path, flips):
+    """Damage each file of a checkpoint in turn: it restores exactly or raises one error that names it."""
+    rng = random.Random(0)
+    save_all(tmp_path / "sound", [None])
+    state = make_state(10, seed=1)
+    outcomes = {"exact": 0, "error": 0, "unnamed": 0}
+    for file in files_of(tmp_path / "sound" / "10"):
+        for fault in ("delete", "empty", "truncate", *["flip"] * flips):
+            shutil.copytree(tmp_path / "sound", tmp_path / "damaged")
+            damage(tmp_path / "damaged" / file.relative_to(tmp_path / "sound"), fault, rng)
+            try:
+                with Checkpointer(tmp_path / "damaged", meta={}) as checkpointer:
+                    restored = checkpointer.restore(state)
+            except DamagedCheckpointError as error:
+                outcomes["error" if str(tmp_path / "damaged" / "10") in str(error) else "unnamed"] += 1
+            else:
+                assert_same(restored, state)
+                outcomes["exact"] += 1
+            shutil.rmtree(tmp_path / "damaged")
+    return outcomes
+
+
+def test_damaged_files_never_restore_wrong_values(tmp_path):
+    outcomes = damage_everywhere(tmp_path, flips=1)
+    assert outcomes["unnamed"] == 0
+    assert outcomes["exact"] + outcomes["error"] >= 40
+    assert min(outcomes["exact"], outcomes["error"]) >= 10
+
+
+@pytest.mark.slow
+def test_many_damaged_files_never_restore_wrong_values(tmp_path):
+    outcomes = damage_everywhere(tmp_path, flips=30)
+    assert outcomes["unnamed"] == 0
+    assert outcomes["exact"] + outcomes["error"] >= 200
+    assert min(outcomes["exact"], outcomes["error"]) >= 50
+
+
+def flip_an_array(checkpoint):
+    """Flip one bit of the largest file that holds array values."""
+    file = max(files_of(checkpoint / "state" / "d"), key=os.path.getsize)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_resume_falls_back_and_says_so(tmp_path):
+    save_all(tmp_path, [2.0, 1.0, 3.0], keep=3)
+    flip_an_array(tmp_path / "30")
+    with Checkpointer(tmp_path, meta={}, keep=3) as checkpointer:
+        with pytest.warns(UserWarning, match=f"checkpoint {tmp_path}/30 is damaged .*; falling back to step 20"):
+            restored = checkpointer.restore(make_state(0))
+        assert_same(restored, make_state(20, seed=2))
+        assert (checkpointer.latest_step, checkpointer.best_step) == (20, 20)
+        with pytest.raises(DamagedCheckpointError, match=f"{tmp_path}/30"):
+            checkpointer.restore(make_state(0), step=30)
+        assert steps(tmp_path) == [10, 20, 30]  # reading removes nothing
+        checkpointer.save(make_state(30, seed=5))
+    with Checkpointer(tmp_path, meta={}, keep=3) as checkpointer:
+        assert_same(checkpointer.restore(make_state(0)), make_state(30, seed=5))
+
+
+def test_nothing_sound_is_not_nothing(tmp_path):
+    save_all(tmp_path, [None, None])
+    for step in (10, 20):
+        flip_an_array(tmp_path / str(step))
+    nothing_sound = f"no sound checkpoint in {tmp_path}: .*/20 .*/10 "
+    checkpointer = Checkpointer(tmp_path, meta={})
+    with checkpointer, pytest.raises(DamagedCheckpointError, match=nothing_sound):
+        checkpointer.restore(make_state(0))
+
+
+# Imports once, then forks a process for each line it reads. That process goes on from the newest checkpoint,
+# saves as fast as it can, and prints each step that is known to be on disk.
+TRAINER = """
+import os, sys
+from typing import NamedTuple
+import numpy as np
+from jaxvae.checkpoint import Checkpointer
+
+class State(NamedTuple):
+    step: object
+    weights: object
+
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+        continue
+    print("pid", os.getpid(), flush=True)
+    checkpointer = Checkpointer(sys.argv[1], meta={}, keep=int(line))
+    while True:
+        print(checkpointer.latest_step or 0, flush=True)
+        step = (checkpointer.latest_step or 0) + 1
+        checkpointer.save(State(np.int32(step), np.full(1000, step, np.int32)), value=step % 7)
+        checkpointer.wait()
+"""
+
+
+class Weights(NamedTuple):
+    step: Any
+    weights: Any
+
+
+def test_a_kill_loses_nothing_that_was_confirmed(tmp_path):
+    rng = random.Random(0)
+    target = Weights(jnp.int32(0), jnp.zeros(1000, jnp.int32))
+    command = [sys.executable, "-c", TRAINER, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    newest = 0  # the newest step that was confirmed
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=root, text=True, bufsize=1, **pipes) as server:
+        for kill in range(10):
+            server.stdin.write(f"{1 + kill % 2}\n")
+            pid = int(server.stdout.readline().split()[1])
+            for _ in range(1 + rng.randrange(5)):
+                confirmed = int(server.stdout.readline())
+                assert confirmed >= newest
+                newest = confirmed
+            time.sleep(rng.uniform(0, 0.1))
+            os.kill(pid, signal.SIGKILL)
+            newest = max([newest, *map(int, iter(server.stdout.readline, "dead\n"))])
+            with Checkpointer(tmp_path, meta={}) as checkpointer:
+                assert (checkpointer.latest_step or 0) >= newest
+            for step in steps(tmp_path):
+                state, _ = read_checkpoint(tmp_path / str(step), target)
+                assert int(state.step) == step
+                np.testing.assert_array_equal(state.weights, np.full(1000, step))
+        server.stdin.close()
+    assert newest >= 10
+    assert server.returncode == 0
