@@ -1,0 +1,1 @@
+"""Evaluation of trained models: bounds on the likelihood, and what the latents are used for."""
