@@ -1,0 +1,1 @@
+"""Programs: run them, fork them. The library never imports them."""

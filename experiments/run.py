@@ -1,0 +1,235 @@
+"""What every experiment shares: its command line, its run directory, its ending.
+
+A run directory holds config.json, metrics.jsonl (one object per evaluation), result.json, checkpoints/ and pictures.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import jaxvae
+from jaxvae.checkpoint import Checkpointer, check_settings
+from jaxvae.progress import ProgressBar
+from jaxvae.training.state import TrainState
+
+console = Console(soft_wrap=True)
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The options that every experiment has."""
+
+    preset: tyro.conf.Suppress[str]
+    """Which preset the run began from."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images per step."""
+    seed: int = 0
+    """Decides the initial parameters, the order of the images and all noise; 0 to 2**32 - 1."""
+    out: Path | None = None
+    """The run directory. Default: runs/EXPERIMENT-PRESET-TIME, or with --resume the newest of those."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint, bit for bit."""
+    smoke: bool = False
+    """A few seconds on a few images, to see that everything works."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        jaxvae.seed_key(self.seed)
+
+
+# What changes how long a run lasts or how it is looked at, and none of its steps.
+MAY_CHANGE_ON_RESUME = {"epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"}
+
+
+def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:
+    """Read the command line: a preset, then options that change it."""
+    with user_errors():
+        prog = f"python -m {sys.modules['__main__'].__spec__.name}" if argv is None else None
+        return tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Where a mistake is the user's, say it in one line and exit with 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        complain("error", error)
+        sys.exit(2)
+
+
+def complain(kind: str, message: object) -> None:
+    """Print an error or a warning in one line."""
+    console.print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
+
+
+def counter(label: str) -> Callable[[int, int], None]:
+    """A `progress` callback: a counting line on a terminal, one line at the end elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if done == total or console.is_terminal:
+            end = "\n" if done == total else "\r"
+            console.print(f"{label}: {done:,} of {total:,}", end=end, highlight=False)
+
+    return show
+
+
+class Run:
+    """A run directory, new or resumed.
+
+    Attributes:
+      directory: its absolute path.
+      settings: what config.json holds.
+      checkpointer: saves to checkpoints/.
+    """
+
+    def __init__(self, experiment: str, config: RunConfig, **derived: Any) -> None:
+        """Create or reopen the directory.
+
+        Args:
+          experiment: the program's name.
+          config: its options.
+          derived: settings that follow from the data, such as `image_shape`; saved with the others.
+
+        Raises:
+          FileExistsError: the directory holds a run and `config.resume` is false.
+          ValueError: it holds a run with other settings, each of which is listed.
+        """
+        self._began = time.perf_counter()
+        self.directory = _directory(experiment, config)
+        self.settings = json.loads(json.dumps({**dataclasses.asdict(config), **derived}, default=str))
+        config_file = self.directory / "config.json"
+        if config_file.exists():
+            if not config.resume:
+                raise FileExistsError(
+                    f"{self.directory} holds a run already; continue it with --resume or choose another --out"
+                )
+            saved = json.loads(config_file.read_text())
+            check_settings(saved, self.settings, may_change=MAY_CHANGE_ON_RESUME)
+        elif config.resume:
+            console.print(f"nothing to resume in {self.directory}: starting afresh")
+        self.checkpointer = Checkpointer(self.directory / "checkpoints", meta={"config": self.settings})
+        _write(config_file, json.dumps(self.settings, indent=2) + "\n")
+        self._metrics_file = self.directory / "metrics.jsonl"
+        console.print(f"run directory: {self.directory}", highlight=False)
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest sound checkpoint, or `state` itself where there is none; forgets later lines of metrics.jsonl."""
+        if self.checkpointer.latest_step is not None:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                state = self.checkpointer.restore(state)
+            for warning in caught:
+                complain("warning", warning.message)
+            console.print(f"resumed at step {int(state.step)}")
+        kept = [record for record in self.records() if record["step"] <= int(state.step)]
+        _write(self._metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        return state
+
+    def best(self, state: TrainState) -> TrainState:
+        """The checkpoint with the smallest monitored value."""
+        step = self.checkpointer.best_step
+        console.print(f"best step: {step} ({self.checkpointer.best_value:.3f})", highlight=False)
+        return self.checkpointer.restore(state, step=step)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The evaluations so far. A line that a kill cut short is dropped."""
+        if not self._metrics_file.exists():
+            return []
+        lines = self._metrics_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def fit(
+        self,
+        state: TrainState,
+        train_epoch: jaxvae.training.epoch.TrainEpoch,
+        feed: jaxvae.types.Feed,
+        **options: Any,
+    ) -> TrainState:
+        """`jaxvae.fit` with a progress bar, metrics.jsonl and checkpoints.
+
+        Exits with 130 or 143 after Ctrl-C or SIGTERM, with 1 where the loss was not finite.
+        """
+        held_out = options.pop("held_out")
+        with ProgressBar(console) as bar:
+
+            def report(progress: jaxvae.Progress) -> None:
+                bar(progress)
+                if progress.evaluation is not None:
+                    record = {
+                        "step": progress.step,
+                        "epoch": progress.epoch,
+                        "train": progress.train,
+                        held_out: progress.evaluation,
+                        "examples_per_second": progress.examples_per_second,
+                    }
+                    with self._metrics_file.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+
+            try:
+                result = jaxvae.fit(state, train_epoch, feed, checkpointer=self.checkpointer, report=report, **options)
+            except jaxvae.NonFiniteError as error:
+                complain("error", error)
+                self.checkpointer.close()
+                sys.exit(1)
+        if result.stopped in ("SIGINT", "SIGTERM"):
+            self.checkpointer.close()
+            again = shlex.join([*sys.argv[1:], "--resume"])
+            if "--out" not in again:
+                again += f" --out {self.directory}"
+            console.print(f"stopped by {result.stopped} at step {int(result.state.step)}; continue with {again}")
+            sys.exit(130 if result.stopped == "SIGINT" else 143)
+        if result.stopped:
+            console.print(f"{result.stopped} at step {int(result.state.step)}")
+        return result.state
+
+    def finish(self, result: dict[str, Any], pictures: Sequence[Path]) -> None:
+        """Write result.json, print the table and where the pictures are."""
+        self.checkpointer.close()
+        result = {**result, "seconds": time.perf_counter() - self._began}
+        if records := self.records():
+            result["examples_per_second"] = records[-1]["examples_per_second"]
+        _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        table = Table("test", "", title=self.settings["preset"])
+        for name, value in result["test"].items():
+            table.add_row(name.replace("_", " "), str(value) if isinstance(value, int) else f"{value:.3f}")
+        console.print(table)
+        for path in (*pictures, self.directory / "result.json"):
+            console.print(str(path), highlight=False)
+
+
+def _directory(experiment: str, config: RunConfig) -> Path:
+    if config.out is not None:
+        directory = config.out.expanduser().resolve()
+    else:
+        prefix = f"{experiment}-{config.preset}-"
+        earlier = sorted(Path("runs").glob(f"{prefix}*")) if config.resume else []
+        directory = (earlier[-1] if earlier else Path("runs") / f"{prefix}{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"--out {directory} is a file; choose a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: a kill never leaves half a file."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(text)
+    scratch.replace(path)

@@ -1,0 +1,257 @@
+"""Every experiment runs from the command line, leaves a whole run directory, and says what is wrong in one line."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from matplotlib import image as png
+
+from experiments.run import Run
+from experiments.vae import main, make_model
+from jaxvae import checkpoint
+
+ROOT = Path(__file__).parents[1]
+NEEDS_MNIST = pytest.mark.skipif(
+    not (Path(os.environ.get("TFDS_DATA_DIR", "/nowhere")) / "mnist").is_dir(),
+    reason="needs MNIST prepared for tensorflow-datasets in TFDS_DATA_DIR",
+)
+SMALL = (
+    *("--network", "mlp", "--hidden", 16, "--latent-dim", 2),
+    *("--validation", 0, "--evaluate-every", 2, "--nll-samples", 20),
+)
+
+
+def run(*arguments):
+    """Run the experiment in this process: its exit code and what it printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    unboxed = re.sub(r"[│╭╮╰╯─\s]+", " ", said.getvalue())
+    return SimpleNamespace(code=code, said=unboxed)
+
+
+def start(*arguments):
+    """Start it in a process of its own."""
+    command = [sys.executable, "-m", "experiments.vae", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def arrays(run_dir):
+    _, params, _, _ = checkpoint.load(run_dir, make_model)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def same(a, b):
+    return all(np.array_equal(one, other) for one, other in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A short run, whole."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    done = run("digits", "--epochs", 4, *SMALL, "--out", out)
+    assert done.code == 0, done.said
+    return out, done.said
+
+
+def test_a_run_directory_is_whole(digits):
+    out, said = digits
+    result = json.loads((out / "result.json").read_text())
+    test = result["test"]
+    assert set(test) == {"negative_elbo", "rate", "distortion", "nll", "nll_standard_error", "active_units"}
+    np.testing.assert_allclose(test["negative_elbo"], test["rate"] + test["distortion"], rtol=1e-5)
+    assert test["nll"] < test["negative_elbo"] < 64 * np.log(17)  # better than guessing every pixel
+    assert 0 < test["nll_standard_error"] < 1
+    assert 0 <= test["active_units"] <= 2
+    assert result["seconds"] > 0
+    assert result["examples_per_second"] > 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [2, 4]
+    assert records[-1]["test"]["negative_elbo"] == pytest.approx(test["negative_elbo"], rel=1e-5)
+    config = json.loads((out / "config.json").read_text())
+    assert config["latent_dim"] == 2
+    assert config["image_shape"] == [8, 8, 1]
+    names = ("reconstructions", "samples", "interpolation", "learning_curves", "manifold", "codes")
+    for name in names:
+        assert str(out / f"{name}.png") in said
+        assert png.imread(out / f"{name}.png")[..., :3].std() > 0.01
+
+
+def test_a_trained_model_loads_in_two_lines(digits):
+    out, _ = digits
+    model, params, model_state, config = checkpoint.load(out, make_model)
+    samples = model.apply(params, 5, key=jax.random.key(0), method="sample")
+    assert samples.mean.shape == (5, 8, 8, 1)
+    assert 0 <= samples.mean.min() <= samples.mean.max() <= 1
+    assert model_state == ()
+    assert config.latent_dim == 2
+
+
+def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path):
+    options = (*SMALL, "--out", tmp_path / "run")
+    assert run("digits", "--epochs", 2, *options).code == 0
+    second = run("digits", "--epochs", 4, *options, "--resume")
+    assert second.code == 0
+    assert "resumed at step 44" in second.said
+    assert same(arrays(tmp_path / "run"), arrays(digits[0]))
+    metrics = [(d / "metrics.jsonl").read_text().splitlines() for d in (digits[0], tmp_path / "run")]
+    both = [[{**json.loads(line), "examples_per_second": 0} for line in lines] for lines in metrics]
+    assert both[0] == both[1]
+
+
+def test_a_run_whose_optimiser_was_not_restored_differs(digits, tmp_path, monkeypatch):
+    """The control: the test above can fail."""
+    options = (*SMALL, "--out", tmp_path / "run")
+    assert run("digits", "--epochs", 2, *options).code == 0
+    restore = Run.restore
+    monkeypatch.setattr(Run, "restore", lambda self, state: restore(self, state).replace(opt_state=state.opt_state))
+    assert run("digits", "--epochs", 4, *options, "--resume").code == 0
+    assert not same(arrays(tmp_path / "run"), arrays(digits[0]))
+
+
+def kill_and_resume(arguments, out, kills, seconds, seed):
+    """Kill a run `kills` times, each within `seconds` of its last start; then let it finish. Where it got each time."""
+    rng = np.random.default_rng(seed)
+    reached = []
+    for _ in range(kills):
+        process = start(*arguments, "--out", out, "--resume")
+        try:
+            process.wait(timeout=rng.uniform(*seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        reached.append(max((int(d) for d in os.listdir(out / "checkpoints") if d.isdecimal()), default=0)
+                       if (out / "checkpoints").is_dir() else 0)  # fmt: skip
+    said, _ = (process := start(*arguments, "--out", out, "--resume")).communicate()
+    assert process.returncode == 0, said
+    return reached
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    arguments = ("digits", "--epochs", 100, *SMALL)
+    whole = start(*arguments, "--out", tmp_path / "whole")
+    said, _ = whole.communicate()
+    assert whole.returncode == 0, said
+    reached = kill_and_resume(arguments, tmp_path / "killed", kills=2, seconds=(4, 7), seed=0)
+    assert same(arrays(tmp_path / "killed"), arrays(tmp_path / "whole")), reached
+
+
+@pytest.mark.slow
+@NEEDS_MNIST
+def test_mnist_killed_ten_times_resumes_bit_for_bit(tmp_path, capsys):
+    arguments = ("mnist", "--epochs", 40, "--evaluate-every", 1, "--nll-samples", 1)
+    whole = start(*arguments, "--out", tmp_path / "whole")
+    said, _ = whole.communicate()
+    assert whole.returncode == 0, said
+    reached = kill_and_resume(arguments, tmp_path / "killed", kills=10, seconds=(4, 12), seed=1)
+    with capsys.disabled():
+        print(f"\nnewest checkpoint after each kill: {reached}")
+    assert len(set(reached)) >= 6  # the kills fell into training, not only into the start
+    assert same(arrays(tmp_path / "killed"), arrays(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint(number, code, tmp_path):
+    process = start("digits", "--epochs", 100_000, *SMALL, "--out", tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"stopped by {signal.Signals(number).name} at step" in said
+    stopped_at = int(said.split("at step")[1].split(";")[0])
+    assert str(stopped_at) in os.listdir(tmp_path / "run" / "checkpoints")
+
+
+@NEEDS_MNIST
+def test_mnist_smoke(tmp_path):
+    done = run("mnist", "--smoke", "--out", tmp_path / "run")
+    assert done.code == 0, done.said
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["negative_elbo"] < 600
+
+
+def test_other_networks_and_options_work(tmp_path):
+    done = run(
+        "digits", "--smoke", "--network", "conv", "--hidden", 8, 16, "--dtype", "bfloat16", "--validation", 64,
+        "--patience", 5, "--beta-warmup", 1, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.said
+    assert "best step" in done.said
+
+
+def test_help_explains_itself():
+    said = run("--help").said
+    for word in ("digits", "mnist", "dynamic binarisation"):
+        assert word in said
+    said = run("digits", "--help").said
+    for option in ("--out", "--seed", "--epochs", "--batch-size", "--latent-dim", "--resume", "--smoke"):
+        assert option in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--latent-dim", 0), "latent_dim must be at least 1, got 0"),
+        (("--beta", -1), "beta must be a finite number, zero or more, got -1.0"),
+        (("--beta", "nan"), "beta must be a finite number, zero or more, got nan"),
+        (("--learning-rate", 0), "learning_rate must be a positive number, got 0.0"),
+        (("--epochs", 0), "epochs must be at least 1, got 0"),
+        (("--seed", 2**40), f"seed must lie in 0 .. 2**32 - 1, got {2**40}"),
+        (("--batch-size", 5000), "a batch of 5000 is larger than the split of 1237 examples"),
+        (("--data", "digitz"), "did you mean 'digits'?"),
+        (("--patience", 3, "--validation", 0), "patience needs validation images: pass --validation N"),
+    ],
+)
+def test_a_wrong_option_is_one_line_on_the_error(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    done = run("digits", *arguments, "--out", tmp_path / "run")
+    assert done.code == 2
+    assert said in done.said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_directory_that_cannot_serve_is_refused_before_training(digits, tmp_path):
+    out, _ = digits
+    again = run("digits", *SMALL, "--out", out)
+    assert again.code == 2
+    assert "holds a run already; continue it with --resume or choose another --out" in again.said
+    other = run("digits", *SMALL, "--beta", 3, "--out", out, "--resume")
+    assert other.code == 2
+    assert "beta: 1.0 -> 3.0" in other.said
+    (tmp_path / "file").write_text("")
+    in_the_way = run("digits", *SMALL, "--out", tmp_path / "file")
+    assert in_the_way.code == 2
+    assert "is a file; choose a directory" in in_the_way.said
+
+
+def test_resuming_nothing_starts_afresh_and_says_so_and_a_relative_directory_is_resolved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("digits", "--smoke", *SMALL, "--resume", "--out", "here")
+    assert done.code == 0
+    assert f"nothing to resume in {tmp_path / 'here'}: starting afresh" in done.said
+    assert (tmp_path / "here" / "result.json").exists()
+
+
+def test_a_nan_exits_with_1_and_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    done = run("digits", *SMALL, "--learning-rate", 1e30, "--out", tmp_path / "run")
+    assert done.code == 1
+    assert re.search(r"not finite at step \d+; .* No checkpoint was saved before it; .*/checkpoints/failed", done.said)
+    assert (tmp_path / "run" / "checkpoints" / "failed").is_dir()
+    assert not (tmp_path / "run" / "result.json").exists()
