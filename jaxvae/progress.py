@@ -3,7 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxvae.training.fit import Progress as FitProgress
 
@@ -19,15 +19,13 @@ class ProgressBar:
         self._console = console or Console()
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=8),  # the rest fits a terminal of 80 columns
+            TextColumn("{task.fields[figures]}"),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=None, epoch=0.0, metrics="")
+        self._task = self._bar.add_task("", total=None, epoch=0.0, figures="compiling")
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -40,25 +38,25 @@ class ProgressBar:
 
     def __call__(self, progress: FitProgress) -> None:
         """Show where the run is."""
-        speed = f"{progress.examples_per_second:,.0f} examples/s"
+        speed, left = f"{progress.examples_per_second:,.0f}", _clock(progress.seconds_left)
         self._bar.update(
             self._task,
             completed=progress.step,
             total=progress.total_steps,
             epoch=progress.epoch,
-            metrics=f"{_nats(progress.train)} · {speed}",
+            figures=f"{_nats(progress.train, digits=1)} · {speed}/s · {left} left",
         )
         if progress.evaluation is not None:
             self._console.print(
-                f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}  held out "
-                f"{_nats(progress.evaluation)}  {speed}  {_clock(progress.seconds_left)} left",
+                f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}  held out {_nats(progress.evaluation)}  "
+                f"{speed} examples/s  {left} left",
                 highlight=False,
             )
 
 
-def _nats(metrics: dict[str, float]) -> str:
+def _nats(metrics: dict[str, float], digits: int = 2) -> str:
     shown = ("negative_elbo", "-ELBO"), ("rate", "rate"), ("distortion", "distortion")
-    return " ".join(f"{label} {metrics[name]:.2f}" for name, label in shown if name in metrics)
+    return " ".join(f"{label} {metrics[name]:.{digits}f}" for name, label in shown if name in metrics)
 
 
 def _clock(seconds: float) -> str:
