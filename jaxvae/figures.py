@@ -243,16 +243,17 @@ def _tile(
     """
     rows, columns, height, width, _ = cells.shape
     scale = max(1, min(round(CELL / max(height, width)), WIDTH // (columns * width)))
-    height, width = height * scale + 2, width * scale + 2  # with a frame of one pixel, which neighbours share
-    tops = (height - 1) * np.arange(rows) + SPACE * np.isin(np.arange(rows), spaces_above).cumsum()
-    lefts = (width - 1) * np.arange(columns) + SPACE * np.isin(np.arange(columns), spaces_before).cumsum()
+    line = max(1, scale // 3)  # a frame that neighbours share, wider where strokes are
+    height, width = height * scale + 2 * line, width * scale + 2 * line
+    tops = (height - line) * np.arange(rows) + SPACE * np.isin(np.arange(rows), spaces_above).cumsum()
+    lefts = (width - line) * np.arange(columns) + SPACE * np.isin(np.arange(columns), spaces_before).cumsum()
     canvas = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
     for row, top in zip(cells, tops, strict=True):
         for cell, left in zip(row, lefts, strict=True):
             if not np.isnan(cell).any():
                 canvas[top : top + height, left : left + width] = SEPARATOR
                 pixels = np.rint(255 * cell).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
-                canvas[top + 1 : top + height - 1, left + 1 : left + width - 1] = pixels
+                canvas[top + line : top + height - line, left + line : left + width - line] = pixels
     return canvas, tops, lefts
 
 

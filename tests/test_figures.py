@@ -47,14 +47,15 @@ def contains(picture, color):
 def test_image_grid_is_exact_to_the_pixel(tmp_path, side, channels, scale):
     images = np.random.default_rng(0).random((5, side, side, channels), np.float32)
     picture = read(figures.image_grid(tmp_path / "grid.png", images, columns=3))
-    stride = scale * side + 1
-    assert picture.shape == (2 * stride + 25, 3 * stride + 25, 3)  # 12 pixels around, frames of one pixel
+    line = {12: 4}.get(scale, 1)
+    stride, edge = scale * side + line, 12 + line
+    assert picture.shape == (2 * stride + line + 24, 3 * stride + line + 24, 3)  # 12 pixels around
     for i, image in enumerate(images):
-        top, left = 13 + i // 3 * stride, 13 + i % 3 * stride
+        top, left = edge + i // 3 * stride, edge + i % 3 * stride
         drawn = picture[top : top + scale * side, left : left + scale * side]
         expected = np.rint(255 * image).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
         np.testing.assert_array_equal(drawn, np.broadcast_to(expected, drawn.shape))
-    assert (picture[13 + stride : -12, 14 + 2 * stride : -12] == 255).all()  # the sixth cell stays white
+    assert (picture[edge + stride : -12, edge + line + 2 * stride : -12] == 255).all()  # the sixth cell stays white
 
 
 def test_image_grid_never_stretches_the_grey_scale(tmp_path):
@@ -85,12 +86,12 @@ def test_reconstructions_lie_under_their_inputs(tmp_path, count):
     picture = read(figures.reconstructions(tmp_path / "pairs.png", both[0], both[1], title="test"))
     above, below = boxes(picture, both)
     np.testing.assert_array_equal(below[:, [1, 3]], above[:, [1, 3]])
-    np.testing.assert_array_equal(below[:, 0], above[:, 2] + 2)
+    np.testing.assert_array_equal(below[:, 0], above[:, 2] + 5)
     columns = {1: 1, 10: 10, 12: 6}[count]
-    assert (np.diff(above[:columns, 1]) == 97).all()
+    assert (np.diff(above[:columns, 1]) == 100).all()
     if count == 12:  # two double rows, further apart than the rows of one
-        assert (above[6:, 0] > below[:6, 2] + 2).all()
-    labels = picture[:, : above[0, 1] - 2]
+        assert (above[6:, 0] > below[:6, 2] + 5).all()
+    labels = picture[:, : above[0, 1] - 5]
     assert (labels[above[0, 0] : above[0, 2]] < 128).any()
     assert (labels[below[0, 0] : below[0, 2]] < 128).any()
 
@@ -101,8 +102,8 @@ def test_interpolation_sets_the_ends_apart(tmp_path):
     places = boxes(picture, rows)
     gaps = places[:, 1:, 1] - places[:, :-1, 3]
     assert (gaps[:, [0, 3]] > gaps[:, [1, 2]]).all()
-    assert (places[1, :, 0] == places[0, :, 2] + 2).all()
-    above = picture[: places[0, 0, 0] - 1]
+    assert (places[1, :, 0] == places[0, :, 2] + 5).all()
+    above = picture[: places[0, 0, 0] - 4]
     for column, marked in enumerate([True, False, False, False, True]):
         assert (above[:, places[0, column, 1] : places[0, column, 3]] < 128).any() == marked
 
@@ -127,9 +128,9 @@ def test_manifold_puts_each_latent_in_its_place(tmp_path):
     picture = read(figures.manifold(tmp_path / "new" / "manifold.png", decode, size=3))
     np.testing.assert_array_equal(asked, [figures.prior_grid(3)])
     places = boxes(picture, images).reshape(3, 3, 4)
-    assert (np.diff(places[..., 1], axis=1) == 97).all()
-    assert (np.diff(places[..., 0], axis=0) == 97).all()
-    bottom, left = places[2, 0, 2] + 2, places[0, 0, 1] - 1
+    assert (np.diff(places[..., 1], axis=1) == 100).all()
+    assert (np.diff(places[..., 0], axis=0) == 100).all()
+    bottom, left = places[2, 0, 2] + 5, places[0, 0, 1] - 4
     for column in range(3):  # a label under each column, another beside each row
         assert (picture[bottom + 6 : bottom + 24, places[0, column, 1] : places[0, column, 3]] < 128).any()
         assert (picture[places[column, 0, 0] : places[column, 0, 2], left - 24 : left - 6] < 128).any()
