@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = run.fit(
         state,
         jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare)),
-        make_feed(train, order, chunk=min(order.total_steps, 1000)),
+        make_feed(train, order),
         evaluate=lambda state: jax.device_get(evaluate(state, *held_out)),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
         held_out="test" if validation is None else "validation",

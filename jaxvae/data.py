@@ -22,6 +22,8 @@ from jaxvae.prepared import load_prepared
 from jaxvae.types import Array, Batch, Prepare, PRNGKey
 
 READERS = 8  # threads that read a memory map
+RESIDENT_STEPS = 1000
+STREAMED_BYTES = 64 * 2**20
 
 
 class ImageSet(NamedTuple):
@@ -211,20 +213,24 @@ class Order:
 
 
 class Resident:
-    """A `Feed` that puts the whole set on the device once; a call sends only the rows to take."""
+    """A `Feed` that puts the whole set on the device once; a call sends only the rows to take.
+
+    `chunk` is the most steps of one call, 1000 unless given.
+    """
 
     def __init__(
         self,
         images: ImageSet,
         order: Order,
         *,
-        chunk: int,
+        chunk: int | None = None,
         device: jax.Device | jax.sharding.Sharding | None = None,
     ) -> None:
         _check_order(images, order)
         self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
         self.batch_size = order.batch_size
-        self._order, self.chunk, self._device = order, chunk, device
+        self.chunk = chunk or min(order.total_steps, RESIDENT_STEPS)
+        self._order, self._device = order, device
         self._source: Batch = jax.device_put(_examples(images), device)
 
     def __call__(self, start: int, count: int) -> tuple[Batch, Array]:
@@ -237,7 +243,8 @@ class Resident:
 class Streamed:
     """A `Feed` for sets larger than the device: a call sends the examples of `chunk` steps, and no others.
 
-    The host's memory holds those examples too; the images themselves may be a memory map larger than it.
+    The host's memory holds those examples too; the images themselves may be a memory map larger than it. `chunk` is
+    the most steps of one call: unless given, as many as fit 64 MiB of images.
     """
 
     def __init__(
@@ -245,13 +252,15 @@ class Streamed:
         images: ImageSet,
         order: Order,
         *,
-        chunk: int,
+        chunk: int | None = None,
         device: jax.Device | jax.sharding.Sharding | None = None,
     ) -> None:
         _check_order(images, order)
         self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
         self.batch_size = order.batch_size
-        self._images, self._order, self.chunk, self._device = images, order, chunk, device
+        steps = STREAMED_BYTES // (order.batch_size * images.image[0].nbytes)
+        self.chunk = chunk or min(order.total_steps, max(1, steps))
+        self._images, self._order, self._device = images, order, device
         file: Any = images.image.base
         if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
             file.madvise(mmap.MADV_RANDOM)  # read no neighbours: 3 times faster from a cold disk

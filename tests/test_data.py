@@ -530,3 +530,12 @@ def test_streaming_mnist_from_its_memory_map(shared_cache):
     rows = order.rows(30, 10).ravel()
     np.testing.assert_array_equal(source["image"][indices.ravel()], images.image[rows])
     np.testing.assert_array_equal(source["label"][indices.ravel()], images.label[rows])
+
+
+def test_a_chunk_is_1000_steps_of_rows_or_64_mib_of_images():
+    images = data.from_arrays("noise", np.random.default_rng(0).integers(0, 256, (4096, 32, 32, 3), dtype=np.uint8))
+    order = data.Order(len(images.image), 256, 100, 0)
+    assert data.Resident(images, order).chunk == 1000
+    assert data.Streamed(images, order).chunk == 64 * 2**20 // (256 * 32 * 32 * 3)
+    short = data.Order(len(images.image), 256, 1, 0)
+    assert data.Resident(images, short).chunk == data.Streamed(images, short).chunk == 16

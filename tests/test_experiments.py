@@ -114,6 +114,12 @@ def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path):
     assert both[0] == both[1]
 
 
+def test_a_run_on_streamed_images_equals_one_on_resident_images(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.vae.STREAM_ABOVE_BYTES", 0)
+    assert run("digits", "--epochs", 4, *SMALL, "--out", tmp_path / "run").code == 0
+    assert same(arrays(tmp_path / "run"), arrays(digits[0]))
+
+
 def test_a_run_whose_optimiser_was_not_restored_differs(digits, tmp_path, monkeypatch):
     """The control: the test above can fail."""
     options = (*SMALL, "--out", tmp_path / "run")
