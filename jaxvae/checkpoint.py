@@ -7,18 +7,13 @@ step. Whatever happens to the files, they restore exactly or raise `DamagedCheck
 Only one process may write to a directory; any number may read it, and reading changes nothing there.
 """
 
-import hashlib
 import json
 import logging
 import math
-import os
-import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
@@ -28,16 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxvae.sealed import (
+    DamagedCheckpointError,
+    environment,
+    flatten,
+    read_arrays,
+    read_record,
+    seal,
+    type_of,
+)
 from jaxvae.types import PyTree
 
 Model = TypeVar("Model")
 Result = TypeVar("Result")
 
 logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs some 60 lines per save otherwise
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint whose files cannot be read, or do not hold what was saved."""
 
 
 class Checkpointer:
@@ -75,7 +75,7 @@ class Checkpointer:
         self.best_value: float | None = None
         self.saved_meta: dict[str, Any] | None = None
         if _steps(self.directory):
-            step, record = _newest_sound(self.directory, _read_record)
+            step, record = _newest_sound(self.directory, read_record)
             self.saved_meta = record["meta"]
             self._adopt(step, record)
         self._empty_trash()
@@ -115,9 +115,9 @@ class Checkpointer:
         best_step, best_value = self.best_step, self.best_value
         if value is not None and math.isfinite(value) and (best_value is None or value < best_value):
             best_step, best_value = step, float(value)
-        arrays, record = self._prepare(state, best_step, best_value)
+        args, record = seal(state, meta=self._meta, best=(best_step, best_value))
         self._policy.best = best_step
-        self._manager.save(step, args=_save_args(arrays, record))
+        self._manager.save(step, args=args)
         self._pending = step, record
 
     def save_failed(self, state: PyTree) -> Path:
@@ -126,9 +126,9 @@ class Checkpointer:
         It replaces an earlier one. `read_checkpoint` reads it.
         """
         final, new, old = (self.directory / name for name in ("failed", "failed.new", "failed.old"))
-        arrays, record = self._prepare(state, self.best_step, self.best_value)
+        args, _ = seal(state, meta=self._meta, best=(self.best_step, self.best_value))
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-            writer.save(new, args=_save_args(arrays, record), force=True)
+            writer.save(new, args=args, force=True)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
@@ -156,7 +156,7 @@ class Checkpointer:
             self._adopt(step, record)
         else:
             state, record = read_checkpoint(_existing(self.directory, step), target)
-        changes = "; ".join(_differences(record["environment"], _environment()))
+        changes = "; ".join(_differences(record["environment"], environment()))
         if changes:
             warnings.warn(
                 f"the environment changed since {self.directory / str(step)} was saved, "
@@ -186,29 +186,6 @@ class Checkpointer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _prepare(
-        self, state: PyTree, best_step: int | None, best_value: float | None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The arrays of a state, copied to the host, and the record that will prove them."""
-        leaves = _flatten(state)
-        data = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
-        arrays = {name: np.array(values) for name, values in jax.device_get(data).items()}
-        record = {
-            "step": int(state.step),
-            "meta": self._meta,
-            "best": {"step": best_step, "value": best_value},
-            "environment": _environment(),
-            "arrays": {
-                name: {
-                    "type": _type(leaf),
-                    "key": str(jax.random.key_impl(leaf)) if _is_key(leaf) else None,
-                    "sha256": _array_digest(arrays[name]),
-                }
-                for name, leaf in leaves.items()
-            },
-        }
-        return arrays, record
-
     def _adopt(self, step: int, record: Mapping[str, Any]) -> None:
         """Make `step` the latest, and the best that it recorded the best, if that is still there."""
         self.latest_step = step
@@ -230,11 +207,11 @@ def read_checkpoint(path: str | Path, target: PyTree) -> tuple[PyTree, dict[str,
       DamagedCheckpointError: the files cannot be read, or do not hold what was saved.
     """
     path = _absolute(path, "path")
-    arrays, record = _read(path)
-    wanted = _flatten(target)
+    arrays, record = read_arrays(path)
+    wanted = flatten(target)
     problems = _differences(
         {name: saved["type"] for name, saved in record["arrays"].items()},
-        {name: _type(leaf) for name, leaf in wanted.items()},
+        {name: type_of(leaf) for name, leaf in wanted.items()},
     )
     if problems:
         listed = "\n  ".join(problems)
@@ -270,12 +247,12 @@ def load(
     config = SimpleNamespace(**json.loads(config_file.read_text()))
     directory = run_dir / "checkpoints"
     if step is None:
-        _, (arrays, record) = _newest_sound(directory, _read)
+        _, (arrays, record) = _newest_sound(directory, read_arrays)
         best = record["best"]["step"]
         if best in _steps(directory) and best != record["step"]:
-            arrays, _ = _read(directory / str(best))
+            arrays, _ = read_arrays(directory / str(best))
     else:
-        arrays, _ = _read(_existing(directory, step))
+        arrays, _ = read_arrays(_existing(directory, step))
     return make_model(config), _nested(arrays, "params/"), _nested(arrays, "model_state/") or (), config
 
 
@@ -301,51 +278,6 @@ class _KeepPolicy:
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*steps[-self.newest :], self.best}
         return [step in kept for step in steps]
-
-
-def _save_args(arrays: dict[str, np.ndarray], record: dict[str, Any]) -> ocp.args.Composite:
-    sealed = {"sha256": _digest(record), "record": record}
-    return ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(sealed))
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    with _reading(path):
-        sealed = _read_item(path, meta=ocp.args.JsonRestore()).meta
-        record: dict[str, Any] = sealed["record"]
-        if _digest(record) != sealed["sha256"]:
-            raise ValueError("the record does not match its checksum")
-        return record
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every array as it was saved, keys as keys, checked against the record; and the record."""
-    record = _read_record(path)
-    with _reading(path):
-        arrays = _read_item(path, state=ocp.args.StandardRestore()).state
-        restored = {}
-        for name, saved in record["arrays"].items():
-            values: Any = np.asarray(arrays[name])
-            if _array_digest(values) != saved["sha256"]:
-                raise ValueError(f"{name} does not match its checksum")
-            if saved["key"] is not None:
-                values = jax.random.wrap_key_data(jnp.asarray(values), impl=saved["key"])
-            restored[name] = values
-        return restored, record
-
-
-def _read_item(path: Path, **item: Any) -> Any:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(path, args=ocp.args.Composite(**item))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file provokes in the libraries below into one short error."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged ({reason})") from error
 
 
 def _newest_sound(directory: Path, read: Callable[[Path], Result]) -> tuple[int, Result]:
@@ -379,19 +311,6 @@ def _existing(directory: Path, step: int) -> Path:
     return directory / str(step)
 
 
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    """The leaves by their path, such as `params/Dense_0/kernel`, in the order of the tree."""
-    flat: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not hasattr(leaf, "dtype"):
-            raise TypeError(f"{name} must be an array, got {leaf!r}")
-        if name in flat:
-            raise ValueError(f"two arrays have the path {name}; use names without '/'")
-        flat[name] = leaf
-    return flat
-
-
 def _nested(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The arrays below `prefix` as nested dictionaries on the default device."""
     tree: dict[str, Any] = {}
@@ -413,14 +332,6 @@ def _place(values: Any, like: Any) -> Any:
     return jax.device_put(values, sharding, may_alias=False)
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _type(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One `name: old -> new` for each entry that differs or that only one of the two has."""
     names = sorted(old.keys() | new.keys())
@@ -429,30 +340,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in names
         if old.get(name, "absent") != new.get(name, "absent")
     ]
-
-
-def _environment() -> dict[str, Any]:
-    """What may change the last bits of a result."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    has_affinity = hasattr(os, "sched_getaffinity")  # Linux
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "device kind": jax.devices()[0].device_kind,
-        "device count": jax.device_count(),
-        "CPU count": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
-    }
-
-
-def _array_digest(values: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{values.dtype}{values.shape}".encode())
-    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
