@@ -64,8 +64,9 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
+        for name in ("latent_dim", "evaluate_every", "nll_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.beta >= 0 and np.isfinite(self.beta)):
             raise ValueError(f"beta must be a finite number, zero or more, got {self.beta}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):

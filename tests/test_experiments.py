@@ -215,6 +215,8 @@ def test_help_explains_itself():
     ("arguments", "said"),
     [
         (("--latent-dim", 0), "latent_dim must be at least 1, got 0"),
+        (("--evaluate-every", 0), "evaluate_every must be at least 1, got 0"),
+        (("--validation", 2000), "count must lie in 1 .. 1436 for 1437 examples, got 2000"),
         (("--beta", -1), "beta must be a finite number, zero or more, got -1.0"),
         (("--beta", "nan"), "beta must be a finite number, zero or more, got nan"),
         (("--learning-rate", 0), "learning_rate must be a positive number, got 0.0"),

@@ -120,20 +120,19 @@ def fit(
             at_event = step % evaluate_every == 0 or step == total
             if stop:  # read once: a signal that comes later than this stops after the next program
                 stopped = signal.Signals(stop[0]).name
-            if at_event or stopped:
-                if evaluate is not None and at_event:
-                    evaluation = {name: float(value) for name, value in evaluate(state).items()}
-                value = evaluation[monitor] if evaluation is not None and monitor is not None else None
-                if checkpointer is not None:
-                    checkpointer.save(state, value=value)
-                if value is not None:
-                    without_best = 0 if value < best else without_best + 1
-                    best = min(value, best)
-            if report is not None:
+            if evaluate is not None and at_event:
+                evaluation = {name: float(value) for name, value in evaluate(state).items()}
+            if report is not None:  # before the save: a kill between the two repeats these steps and this report
                 train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
                 rate = clock.examples_per_second
                 left = (total - step) * feed.batch_size / rate
                 report(Progress(step, total, step / feed.steps_per_epoch, train, evaluation, rate, left))
+            value = evaluation[monitor] if evaluation is not None and monitor is not None else None
+            if checkpointer is not None and (at_event or stopped):
+                checkpointer.save(state, value=value)
+            if value is not None:
+                without_best = 0 if value < best else without_best + 1
+                best = min(value, best)
             if at_event:
                 history.clear()
             if patience is not None and without_best >= patience and not stopped:
