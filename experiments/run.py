@@ -113,6 +113,7 @@ class Run:
           ValueError: it holds a run with other settings, each of which is listed.
         """
         self._began = time.perf_counter()
+        self._experiment = experiment
         self.directory = _directory(experiment, config)
         self.settings = json.loads(json.dumps({**dataclasses.asdict(config), **derived}, default=str))
         config_file = self.directory / "config.json"
@@ -144,8 +145,10 @@ class Run:
         return state
 
     def best(self, state: TrainState) -> TrainState:
-        """The checkpoint with the smallest monitored value."""
+        """The checkpoint with the smallest monitored value; `state` itself where none was finite."""
         step = self.checkpointer.best_step
+        if step is None:
+            return state
         console.print(f"best step: {step} ({self.checkpointer.best_value:.3f})", highlight=False)
         return self.checkpointer.restore(state, step=step)
 
@@ -191,10 +194,10 @@ class Run:
                 sys.exit(1)
         if result.stopped in ("SIGINT", "SIGTERM"):
             self.checkpointer.close()
-            again = shlex.join([*sys.argv[1:], "--resume"])
-            if "--out" not in again:
-                again += f" --out {self.directory}"
-            console.print(f"stopped by {result.stopped} at step {int(result.state.step)}; continue with {again}")
+            options = [option for option in sys.argv[1:] if option != "--resume"]
+            where = [] if any(option.startswith("--out") for option in options) else ["--out", str(self.directory)]
+            again = shlex.join(["python", "-m", f"experiments.{self._experiment}", *options, *where, "--resume"])
+            console.print(f"stopped by {result.stopped} at step {int(result.state.step)}; continue with\n  {again}")
             sys.exit(130 if result.stopped == "SIGINT" else 143)
         if result.stopped:
             console.print(f"{result.stopped} at step {int(result.state.step)}")

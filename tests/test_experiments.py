@@ -182,6 +182,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint(number, code, tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"stopped by {signal.Signals(number).name} at step" in said
+    assert f"python -m experiments.vae digits --epochs 100000 {' '.join(map(str, SMALL))}" in said
+    assert said.rstrip().endswith("--resume")
     stopped_at = int(said.split("at step")[1].split(";")[0])
     assert str(stopped_at) in os.listdir(tmp_path / "run" / "checkpoints")
 

@@ -20,8 +20,9 @@ def make_train_epoch(train_step: TrainStep) -> TrainEpoch:
     back as [n]. Rows of -1 at the end are not run and their metrics are zero, so that chunks of any length up to n
     share one compilation. The state is donated: use the returned one.
 
-    On CPU a stock convolution's gradient runs 24 to 46 times slower inside a loop than outside it. Where the lowered
-    program holds one, the steps run one by one instead; `jaxvae.convolution` needs no such help.
+    On CPU a stock convolution's gradient runs many times slower inside a loop than outside it (`python -m
+    benchmarks.convolution`). Where the lowered program holds one, the steps run one by one instead;
+    `jaxvae.convolution` needs no such help.
     """
 
     def row(source: Batch, indices: Array, i: Array) -> Batch:

@@ -44,7 +44,7 @@ def make_train_step(
             )
 
         first_bad = jnp.where(finite | (state.first_bad >= 0), state.first_bad, state.step)
-        # A branch, which costs nothing measurable; selecting each leaf costs 6 % of a small step.
+        # A branch: on CPU it costs nothing measurable, where selecting each leaf slows a small step.
         state = jax.lax.cond(first_bad < 0, move, lambda state: state, state)
         return state.replace(first_bad=first_bad), {**metrics, "grad_norm": grad_norm}
 
