@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
+from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian, DiscretizedLogistic, UnitInterval
 from jaxvae.keys import example_keys
 
 RECORDS = {
@@ -68,8 +68,58 @@ def test_modes():
     np.testing.assert_array_equal(DiagGaussian(jnp.float32([[4]]), jnp.float32(0)).mode(), [[4]])
 
 
+class Logistic9(DiscretizedLogistic):
+    levels = 9
+
+
+LOCATIONS = jnp.float32([-1.5, -0.97, 0.0, 0.3, 0.99, 2.0])
+VALUES = jnp.linspace(-1, 1, 9)
+
+
+def logistic(log_scale):
+    return Logistic9(LOCATIONS[:, None], jnp.full((6, 1), log_scale))
+
+
+def masses(record):
+    """[6, 9]: the probability of each value at each location."""
+    return np.exp(np.stack([record.log_prob(jnp.full((6, 1), v)) for v in VALUES], axis=1).astype(np.float64))
+
+
+@pytest.mark.parametrize("log_scale", [-4.0, -1.0, 1.0])
+def test_the_discretised_logistic_samples_its_masses_and_knows_its_mode(log_scale, key):
+    record = logistic(log_scale)
+    p = masses(record)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(record.mode()[:, 0], VALUES[p.argmax(1)])
+    samples = jax.vmap(lambda k: record.sample(key=k))(jax.random.split(key, NUM))[..., 0]
+    index = np.asarray(jnp.rint((samples + 1) * 4), np.int64)
+    np.testing.assert_allclose(samples, VALUES[index], atol=1e-6)  # on the grid
+    for location in range(6):
+        counts = np.bincount(index[:, location], minlength=9)
+        spread = np.sqrt(NUM * p[location] * (1 - p[location]))
+        np.testing.assert_array_less(np.abs(counts - NUM * p[location]), 5 * spread + 1)
+
+
+def test_an_open_end_may_hold_the_mode():
+    """A wide logistic has more mass beyond an end than in any inner bin."""
+    assert float(Logistic9(jnp.float32([[0.3]]), jnp.float32([[1.0]])).mode()[0, 0]) == 1
+
+
+def test_the_unit_interval_is_the_same_distribution_over_images(key):
+    record = logistic(-1.0)
+    images = UnitInterval(record)
+    for value in VALUES:
+        x = jnp.full((6, 1), value)
+        np.testing.assert_allclose(images.log_prob((x + 1) / 2), record.log_prob(x), rtol=1e-6)
+    np.testing.assert_allclose(images.sample(key=key), (record.sample(key=key) + 1) / 2)
+    np.testing.assert_allclose(images.mode(), (record.mode() + 1) / 2)
+    np.testing.assert_allclose(images.mean[:, 0], np.clip((LOCATIONS + 1) / 2, 0, 1), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "record", [*RECORDS.values(), Categorical(jnp.zeros((1, 2, 3)))], ids=[*RECORDS, "categorical"]
+    "record",
+    [*RECORDS.values(), Categorical(jnp.zeros((1, 2, 3))), DiscretizedLogistic(jnp.zeros((1, 2)), jnp.float32(-1.0))],
+    ids=[*RECORDS, "categorical", "discretised logistic"],
 )
 def test_an_example_draws_from_its_own_key(record, key):
     batch = tile(record, 6)

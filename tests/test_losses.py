@@ -30,6 +30,17 @@ def categorical_reference(logits, targets):
     return -np.take_along_axis(log_p, targets[..., None], -1).reshape(B, -1).sum(1)
 
 
+def logistic_reference(mean, log_scale, targets, levels=256):
+    """The logistic CDF at the edges of each target's bin, the outermost open."""
+    half = 1 / (levels - 1)
+    upper = np.where(targets > 1 - half, np.inf, targets + half)
+    lower = np.where(targets < half - 1, -np.inf, targets - half)
+    cdf = stats.logistic(mean, np.exp(log_scale)).cdf
+    return -np.log(cdf(upper) - cdf(lower)).reshape(len(mean), -1).sum(1)
+
+
+PIXELS = np.linspace(-1, 1, 256)[np.random.default_rng(8).integers(64, 192, (B, *SHAPE))]
+PIXELS[:, 0, 0], PIXELS[:, 0, 1] = -1, 1
 LABELS = np.random.default_rng(9).integers(0, 7, (B, *SHAPE))
 
 # name: (function, arguments, float64 reference)
@@ -49,6 +60,11 @@ CASES = {
         losses.bernoulli_nll,
         (draw(0), special.expit(draw(1))),
         lambda logits, x: -(x * special.log_expit(logits) + (1 - x) * special.log_expit(-logits)).reshape(B, -1).sum(1),
+    ),
+    "discretized_logistic_nll": (
+        losses.discretized_logistic_nll,
+        (0.3 * draw(0), 0.3 * draw(1) - 1, PIXELS),
+        logistic_reference,
     ),
     "categorical_nll": (losses.categorical_nll, (draw(0, B, *SHAPE, 7), LABELS), categorical_reference),
 }
@@ -127,6 +143,61 @@ def test_a_label_out_of_range_is_not_silent():
     np.testing.assert_allclose(nats, [np.log(3), np.log(3), np.nan, np.nan], rtol=1e-6)
 
 
+def test_the_masses_of_the_discretised_logistic_sum_to_one(x64):
+    values = np.linspace(-1, 1, 256)
+    for mean in (-3.0, -1.0, 0.0, 0.3, 1.0, 40.0):
+        for log_scale in (-12.0, -6.0, -2.0, 0.0, 5.0):
+            for dtype, tolerance in ((jnp.float32, 1e-5), (x64, 1e-12)):
+                arrays = [jnp.full((256, 1), v, dtype) for v in (mean, log_scale)]
+                nats = losses.discretized_logistic_nll(*arrays, jnp.asarray(values[:, None], dtype))
+                np.testing.assert_allclose(np.exp(-np.asarray(nats, np.float64)).sum(), 1, atol=tolerance)
+
+
+def test_the_discretised_logistic_has_other_levels():
+    values = jnp.linspace(-1, 1, 17)[:, None]
+    nats = losses.discretized_logistic_nll(jnp.full((17, 1), 0.2), jnp.float32(-1.0), values, levels=17)
+    np.testing.assert_allclose(np.exp(-np.asarray(nats, np.float64)).sum(), 1, atol=1e-6)
+    reference = logistic_reference(np.full((17, 1), 0.2), -1.0, np.linspace(-1, 1, 17)[:, None], levels=17)
+    np.testing.assert_allclose(nats, reference, rtol=2e-6)
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        losses.discretized_logistic_nll(values, values, values, levels=1)
+
+
+def test_the_gradient_at_logit_zero_is_half_minus_the_target():
+    grad = jax.grad(lambda v: losses.bernoulli_nll(v, jnp.float32([[0.0], [0.25], [1.0]])).sum())(jnp.zeros((3, 1)))
+    np.testing.assert_array_equal(grad, [[0.5], [0.25], [-0.5]])
+
+
+def test_the_iwae_bound_is_the_logarithm_of_the_mean_weight(x64):
+    log_weights = 5 * draw(0, 7, B) - 300
+    bound = losses.iwae_bound(jnp.asarray(log_weights, x64))
+    assert bound.shape == (B,)
+    np.testing.assert_allclose(bound, special.logsumexp(log_weights, axis=0) - np.log(7), rtol=1e-14)
+    np.testing.assert_allclose(losses.iwae_bound(jnp.asarray(log_weights[:1], x64)), log_weights[0], rtol=1e-15)
+    grad = jax.grad(lambda w: losses.iwae_bound(w).sum())(jnp.asarray(log_weights, x64))
+    np.testing.assert_allclose(grad, special.softmax(log_weights, axis=0), rtol=1e-12)  # the best weigh most
+
+
+def test_the_iwae_bound_survives_weights_that_underflow():
+    assert losses.iwae_bound(jnp.float32([[-5000.0], [-5000.0]])) == -5000
+    np.testing.assert_allclose(losses.iwae_bound(jnp.float32([[-jnp.inf], [0.0]])), [-np.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 5), (2, 3, 4)])
+def test_log_weights_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"log_weights must be \[S, B\] with S of 1 or more, got \("):
+        losses.iwae_bound(jnp.zeros(shape))
+    with pytest.raises(TypeError, match="log_weights must be floating, got int32"):
+        losses.iwae_bound(jnp.zeros((2, 3), jnp.int32))
+
+
+def test_eight_bits_are_eight_bits_per_dimension():
+    assert losses.bits_per_dim(3072 * np.log(256), 3072) == pytest.approx(8)
+    np.testing.assert_allclose(losses.bits_per_dim(jnp.float32([np.log(2)]), 1), [1], rtol=1e-6)
+    with pytest.raises(ValueError, match="num_dims must be at least 1, got 0"):
+        losses.bits_per_dim(1.0, 0)
+
+
 def test_a_scalar_log_var_is_one_fixed_variance():
     mean, x = cast((draw(0), draw(1)), jnp.float32)
     expected = losses.gaussian_nll(mean, jnp.full_like(mean, -1.5), x)
@@ -151,8 +222,18 @@ def test_the_kl_keeps_its_digits_near_the_prior():
             lambda v: losses.categorical_nll(jnp.pad(v, ((0, 0), (0, 1))), jnp.zeros(len(v), jnp.int32)),
             np.r_[-1e4, -110, 0, 110, 1e4],
         ),
+        (
+            lambda v: losses.discretized_logistic_nll(v, jnp.float32(-5.0), jnp.zeros_like(v)),
+            np.r_[-1e4, -1, 0, 1, 1e4],
+        ),
+        (lambda v: losses.discretized_logistic_nll(jnp.zeros_like(v), v, jnp.zeros_like(v)), np.linspace(-40, 40, 17)),
+        (lambda v: losses.discretized_logistic_nll(jnp.zeros_like(v), v, jnp.ones_like(v)), np.linspace(-40, 40, 17)),
+        (lambda v: losses.iwae_bound(v.T), np.r_[-1e4, -200, 0]),
     ],
-    ids=["gaussian_kl", "gaussian_nll", "bernoulli of ones", "bernoulli of zeros", "categorical"],
+    ids=[
+        *("gaussian_kl", "gaussian_nll", "bernoulli of ones", "bernoulli of zeros", "categorical"),
+        *("logistic mean", "logistic scale", "logistic scale at the edge", "iwae_bound"),
+    ],
 )
 def test_value_and_gradient_are_finite_at_the_extremes(loss, values):
     values = jnp.asarray(values[:, None], jnp.float32)
