@@ -27,14 +27,15 @@ class GaussianHead(nn.Module):
 
     latent_dim: int
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, features: Array) -> tuple[Array, Array]:
         """Map features to a posterior's parameters."""
         if self.latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
-        mean = nn.Dense(self.latent_dim, dtype=self.dtype, name="mean")(features)
-        log_var = nn.Dense(self.latent_dim, dtype=self.dtype, name="log_var")(features)
+        mean = nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="mean")(features)
+        log_var = nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="log_var")(features)
         return _widen(mean), soft_bound(_widen(log_var), LOG_VAR_LIMIT)
 
 
@@ -45,31 +46,37 @@ class MLPEncoder(nn.Module):
     hidden: Sequence[int] = (500,)
     activation: Callable[[Array], Array] = nn.relu
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
         """Encode a batch."""
         features = image.reshape(image.shape[0], -1)
         for width in self.hidden:
-            features = self.activation(nn.Dense(width, dtype=self.dtype)(features))
-        return GaussianHead(self.latent_dim, self.dtype, name="head")(features)
+            features = self.activation(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(features))
+        return GaussianHead(self.latent_dim, self.dtype, self.kernel_init, name="head")(features)
 
 
 class MLPDecoder(nn.Module):
-    """Latents [B, D] -> [B, *output_shape] float32, through dense layers of the widths `hidden`."""
+    """Latents [B, D] -> [B, *output_shape] float32, through dense layers of the widths `hidden`.
+
+    It flattens what it is given: `MLPDecoder((D,))` also maps images to codes, as an autoencoder's encoder does.
+    """
 
     output_shape: Sequence[int]
     hidden: Sequence[int] = (500,)
     activation: Callable[[Array], Array] = nn.relu
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, latent: Array) -> Array:
         """Decode a batch."""
-        features = latent
+        features = latent.reshape(latent.shape[0], -1)
         for width in self.hidden:
-            features = self.activation(nn.Dense(width, dtype=self.dtype)(features))
-        output = nn.Dense(math.prod(self.output_shape), dtype=self.dtype, name="output")(features)
+            features = self.activation(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(features))
+        size = math.prod(self.output_shape)
+        output = nn.Dense(size, dtype=self.dtype, kernel_init=self.kernel_init, name="output")(features)
         return _widen(output).reshape(-1, *self.output_shape)
 
 

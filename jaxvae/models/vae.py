@@ -5,6 +5,7 @@ Prior z ~ N(0, I), posterior q(z|x) = N(mean(x), e^log_var(x)), likelihood p(x|z
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -66,10 +67,8 @@ class VAE(nn.Module):
             raise ValueError("sample needs the size of the latent: pass VAE(..., latent_dim=D)")
         return self.decode(jax.random.normal(key, (num, latent_dim), jnp.float32))
 
-    def log_weights(self, image: Array, *, key: PRNGKey, num_samples: int) -> Array:
-        """Log p(x, z) - log q(z|x) for `num_samples` draws z ~ q(z|x) of each image.
-
-        The draws go through the decoder as one batch of S·B.
+    def propose(self, image: Array, *, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
+        """Draw z ~ q(z|x), `num_samples` times for each image.
 
         Args:
           image: [B, ...] in [0, 1].
@@ -77,18 +76,28 @@ class VAE(nn.Module):
           num_samples: S.
 
         Returns:
-          [S, B] nats; `jaxvae.losses.iwae_bound` turns them into a bound on log p(x).
+          The latents [S, B, D] and their log q(z|x), [S, B] nats.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         posterior = self.encode(image)
-        latent = jax.vmap(lambda each: posterior.sample(key=each))(sample_keys(key, num_samples))  # [S, B, D]
-        folded = latent.reshape(-1, *latent.shape[2:])
-        images = jnp.broadcast_to(image, (num_samples, *image.shape)).reshape(-1, *image.shape[1:])
-        log_likelihood = self.decode(folded).log_prob(images).reshape(num_samples, -1)
-        prior = DiagGaussian(jnp.zeros_like(folded), jnp.zeros((), folded.dtype))
-        log_prior = prior.log_prob(folded).reshape(num_samples, -1)
-        return log_likelihood + log_prior - jax.vmap(posterior.log_prob)(latent)
+        latent = draws(posterior, key=key, num_samples=num_samples)
+        return latent, jax.vmap(posterior.log_prob)(latent)
+
+    def log_posterior(self, image: Array, latent: Array) -> Array:
+        """Log q(z|x) of latents [S, B, D], [S, B] nats."""
+        return jax.vmap(self.encode(image).log_prob)(latent)
+
+    def log_joint(self, image: Array, latent: Array) -> tuple[Array, Array]:
+        """Log p(x|z) and log p(z) of latents [S, B, D], each [S, B] nats; they are decoded as one batch of S·B."""
+        return decoded_log_prob(self.decode, image, latent), jax.vmap(standard_log_prob)(latent)
+
+    def log_weights(self, image: Array, *, key: PRNGKey, num_samples: int) -> Array:
+        """Log p(x, z) - log q(z|x) at `propose`'s draws, [S, B] nats.
+
+        `jaxvae.losses.iwae_bound` turns them into a bound on log p(x).
+        """
+        latent, log_posterior = self.propose(image, key=key, num_samples=num_samples)
+        log_likelihood, log_prior = self.log_joint(image, latent)
+        return log_likelihood + log_prior - log_posterior
 
 
 def vae_loss(
@@ -100,10 +109,12 @@ def vae_loss(
     key: PRNGKey,
     step: Array | int,
     beta: float | Array | Schedule = 1.0,
+    num_samples: int = 1,
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     r"""The mean of distortion + β · rate: the negative ELBO at β = 1, with the KL in closed form.
 
-    .. math:: \frac1B \sum_i -\log p(x_i | z_i) + \beta\, KL(q(z | x_i) || N(0, I)), \quad z_i \sim q(z | x_i)
+    .. math:: \frac1B \sum_i -\frac1S \sum_s \log p(x_i | z_{si}) + \beta\, KL(q(z | x_i) || N(0, I)),
+              \quad z_{si} \sim q(z | x_i)
 
     Bind the model and it is a `LossFn`: `functools.partial(vae_loss, model)`.
 
@@ -115,6 +126,7 @@ def vae_loss(
       key: the step's key; example i draws from `fold_in(key, index[i])`.
       step: what a schedule is evaluated at.
       beta: a number, or an optax schedule of the step. Zero or more; a traced value is not checked.
+      num_samples: S, draws of the latent for each image.
 
     Returns:
       The loss in nats per image and `(model_state, metrics)`, the metrics "loss", "rate", "distortion" and
@@ -129,11 +141,11 @@ def vae_loss(
     """
     image = batch["image"]
     weight = _beta_at(beta, step)
-    posterior = _encode(model, params, image)
-    latent = posterior.sample(key=example_keys(key, batch["index"]))
-    reconstruction = model.apply(params, latent, method="decode")
-    _check_shape(reconstruction.mean.shape, image.shape)
-    distortion = -reconstruction.log_prob(image)
+    posterior = apply_to_images(model, params, image, method="encode")
+    latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=num_samples)
+
+    decode = partial(model.apply, params, method="decode")
+    distortion = -decoded_log_prob(decode, image, latent).mean(axis=0)
     rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
     metrics = {
         "loss": distortion + weight * rate,
@@ -145,13 +157,93 @@ def vae_loss(
     return metrics["loss"], (model_state, metrics)
 
 
+def sampled_vae_loss(
+    model: Any,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+    num_samples: int = 1,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""The negative ELBO with every term sampled: for models whose KL has no closed form.
+
+    .. math:: \frac1{SB} \sum_{s,i} \log q(z_{si} | x_i) - \log p(x_i, z_{si}), \quad z_{si} \sim q(z | x_i)
+
+    Args:
+      model: a module with `propose` and `log_joint`, such as `VAE` or `HierarchicalVAE`.
+      params: what `model.init` returned.
+      model_state: handed through.
+      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer.
+      key: the step's key; example i draws from `fold_in(key, index[i])`.
+      step: not used.
+      num_samples: S, draws of the latents for each image.
+
+    Returns:
+      The loss in nats per image and `(model_state, metrics)`: "loss", "rate", "distortion" and "negative_elbo", means
+      over the batch, in nats. The rate is log q(z|x) - log p(z) at the draws.
+
+    Raises:
+      TypeError: the images are not floating, or the key is not typed.
+      ValueError: the images do not have the model's shape, or there are no samples.
+
+    References:
+      Kingma and Welling, Auto-Encoding Variational Bayes, 2014, equation 6.
+    """
+    del step
+    log_likelihood, log_ratio = log_weight_terms(model, params, batch, key=key, num_samples=num_samples)
+    metrics = elbo_metrics(log_likelihood, log_ratio)
+    metrics["loss"] = metrics["negative_elbo"]
+    return metrics["loss"], (model_state, metrics)
+
+
 def vae_log_weights(
     model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
 ) -> Array:
     """`VAE.log_weights` as a `LogWeightsFn`, [S, B] nats; example i draws from `fold_in(key, index[i])`."""
     del model_state
     keys = example_keys(key, batch["index"])
-    return model.apply(params, batch["image"], key=keys, num_samples=num_samples, method="log_weights")
+    return apply_to_images(model, params, batch["image"], key=keys, num_samples=num_samples, method="log_weights")
+
+
+def log_weight_terms(
+    model: Any, params: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
+) -> tuple[Array, Array]:
+    """Log p(x|z) and log p(z) - log q(z|x) at z ~ q(z|x), each [S, B] nats. Their sum is the log weight."""
+    keys = example_keys(key, batch["index"])
+    latent, log_posterior = apply_to_images(
+        model, params, batch["image"], key=keys, num_samples=num_samples, method="propose"
+    )
+    log_likelihood, log_prior = model.apply(params, batch["image"], latent, method="log_joint")
+    return log_likelihood, log_prior - log_posterior
+
+
+def elbo_metrics(log_likelihood: Array, log_ratio: Array) -> Metrics:
+    """The means of what `log_weight_terms` returns, signed as losses."""
+    distortion, rate = -log_likelihood.mean(), -log_ratio.mean()
+    return {"rate": rate, "distortion": distortion, "negative_elbo": distortion + rate}
+
+
+def draws(posterior: DiagGaussian, *, key: PRNGKey, num_samples: int) -> Array:
+    """`num_samples` samples of each example, [S, B, D]; the key has shape () or [B]."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    return jax.vmap(lambda each: posterior.sample(key=each))(sample_keys(key, num_samples))
+
+
+def standard_log_prob(latent: Array) -> Array:
+    """Log N(z; 0, I) of latents [B, D], [B] nats."""
+    return DiagGaussian(jnp.zeros_like(latent), jnp.zeros((), latent.dtype)).log_prob(latent)
+
+
+def decoded_log_prob(decode: Callable[[Array], Likelihood], image: Array, latent: Array) -> Array:
+    """Log p(x|z) of images [B, ...] at latents [S, B, D], [S, B] nats; the decoder sees one batch of S·B."""
+    num_samples = len(latent)
+    reconstruction = decode(latent.reshape(-1, *latent.shape[2:]))
+    check_shape(reconstruction.mean.shape, image.shape)
+    images = jnp.broadcast_to(image, (num_samples, *image.shape)).reshape(-1, *image.shape[1:])
+    return reconstruction.log_prob(images).reshape(num_samples, -1)
 
 
 def _beta_at(beta: float | Array | Schedule, step: Array | int) -> float | Array:
@@ -161,13 +253,14 @@ def _beta_at(beta: float | Array | Schedule, step: Array | int) -> float | Array
     return value
 
 
-def _encode(model: Any, params: PyTree, image: Array) -> DiagGaussian:
+def apply_to_images(model: Any, params: PyTree, image: Array, *, method: str, **options: Any) -> Any:
+    """`model.apply(params, image, **options)`; where the images do not fit the model, the error says which would."""
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise TypeError(
             f"images must be floating in [0, 1], got {image.dtype}; scale them first (jaxvae.data.make_prepare)"
         )
     try:
-        return model.apply(params, image, method="encode")
+        return model.apply(params, image, method=method, **options)
     except (errors.ScopeParamShapeError, ValueError) as error:
         # A network says which kernel did not fit; a person wants to hear which image would.
         latent_dim = _latent_dim(model)
@@ -177,7 +270,7 @@ def _encode(model: Any, params: PyTree, image: Array) -> DiagGaussian:
         decoded = jax.eval_shape(lambda: model.apply(params, latent, method="decode").mean)
         if decoded.shape[1:] == image.shape[1:]:
             raise
-        _check_shape(decoded.shape, image.shape, error)
+        check_shape(decoded.shape, image.shape, error)
         raise
 
 
@@ -186,7 +279,8 @@ def _latent_dim(model: Any) -> int | None:
     return own if own is not None else getattr(getattr(model, "encoder", None), "latent_dim", None)
 
 
-def _check_shape(expected: tuple[int, ...], given: tuple[int, ...], cause: Exception | None = None) -> None:
+def check_shape(expected: tuple[int, ...], given: tuple[int, ...], cause: Exception | None = None) -> None:
+    """Raise `ValueError` unless images of shape `given` fit a model of images of shape `expected`; not their number."""
     if expected[1:] != given[1:]:
         shape = ", ".join(map(str, ("batch", *expected[1:])))
         raise ValueError(f"expected images ({shape}), got {given}") from cause

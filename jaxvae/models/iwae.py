@@ -1,0 +1,98 @@
+"""The importance weighted autoencoder of Burda, Grosse and Salakhutdinov (2016): a VAE's parts, a tighter bound."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae import losses
+from jaxvae.keys import example_keys
+from jaxvae.models.vae import apply_to_images, elbo_metrics, log_weight_terms
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+
+
+def iwae_loss(
+    model: Any,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+    num_samples: int,
+    doubly_reparameterized: bool = False,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""The negative importance-weighted bound, mean over the batch.
+
+    .. math:: -\frac1B \sum_i \log \frac1S \sum_s \frac{p(x_i, z_{si})}{q(z_{si} | x_i)}, \quad z_{si} \sim q(z | x_i)
+
+    At S = 1 it is the sampled negative ELBO. The S·B draws go through the decoder as one batch.
+
+    Args:
+      model: a module with `propose` and `log_joint`, such as `VAE` or `HierarchicalVAE`; with `log_posterior` too for
+        the doubly reparameterised gradient.
+      params: what `model.init` returned.
+      model_state: handed through.
+      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer.
+      key: the step's key; example i draws from `fold_in(key, index[i])`.
+      step: not used.
+      num_samples: S.
+      doubly_reparameterized: the same value, and another unbiased estimate of the encoder's gradient: one whose
+        signal-to-noise ratio grows with S instead of falling. Its gradient is exact in reverse mode, once.
+
+    Returns:
+      The loss in nats per image and `(model_state, metrics)`: "loss", and at the same draws "rate", "distortion" and
+      "negative_elbo", means over the batch, in nats.
+
+    Raises:
+      TypeError: the images are not floating, or the key is not typed.
+      ValueError: the images do not have the model's shape, or there are no samples.
+
+    References:
+      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016; Tucker, Lawson, Gu and Maddison, Doubly
+      Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019.
+    """
+    del step
+    if doubly_reparameterized:
+        loss, metrics = _doubly_reparameterized(model, params, batch, key=key, num_samples=num_samples)
+    else:
+        log_likelihood, log_ratio = log_weight_terms(model, params, batch, key=key, num_samples=num_samples)
+        loss = -losses.iwae_bound(log_likelihood + log_ratio).mean()
+        metrics = elbo_metrics(log_likelihood, log_ratio)
+    return loss, (model_state, {"loss": loss, **metrics})
+
+
+def _doubly_reparameterized(
+    model: Any, params: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
+) -> tuple[Array, Metrics]:
+    """The loss with the gradient of Tucker et al. (2019), equation 8.
+
+    With weights w and their shares v = w / Σ w, the generative parameters get Σ v ∂log p, as ever, and those of the
+    proposal Σ v² (∂log w / ∂z) (∂z / ∂φ) alone: the score ∂log q / ∂φ has been integrated out.
+    """
+    image = batch["image"]
+    latents, _ = apply_to_images(
+        model, params, image, key=example_keys(key, batch["index"]), num_samples=num_samples, method="propose"
+    )
+    frozen = jax.lax.stop_gradient(params)
+
+    def log_weights(params: PyTree, latents: PyTree) -> tuple[Array, tuple[Array, Array]]:
+        log_likelihood, log_prior = model.apply(params, image, latents, method="log_joint")
+        log_posterior = model.apply(frozen, image, latents, method="log_posterior")  # φ only through z
+        log_ratio = log_prior - log_posterior
+        return log_likelihood + log_ratio, (log_likelihood, log_ratio)
+
+    weights, pull_back, terms = jax.vjp(log_weights, frozen, jax.lax.stop_gradient(latents), has_aux=True)
+    shares = jax.nn.softmax(weights, axis=0)
+    to_params, to_latents = pull_back(-shares / shares.shape[1])
+    to_latents = jax.tree.map(lambda g: g * shares[..., None], to_latents)
+    # Linear in params and latents, with those gradients: so whoever differentiates the loss meets them.
+    carrier = _dot(to_params, params) + _dot(to_latents, latents)
+    loss = -losses.iwae_bound(weights).mean() + carrier - jax.lax.stop_gradient(carrier)
+    return loss, elbo_metrics(*jax.lax.stop_gradient(terms))
+
+
+def _dot(gradients: PyTree, values: PyTree) -> Array:
+    """Σ gradient · value over all leaves; the gradients are constants."""
+    products = jax.tree.map(lambda g, v: jnp.vdot(jax.lax.stop_gradient(g), v), gradients, values)
+    return sum(jax.tree.leaves(products), jnp.float32(0))
