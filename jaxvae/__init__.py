@@ -4,12 +4,27 @@ Data, checkpoints, figures and progress bars are imported by name (`jaxvae.data`
 `jaxvae.figures`, `jaxvae.progress`): they need more than JAX, Flax and Optax.
 """
 
-from jaxvae import distributions, evaluation, keys, losses, models, networks, training, types
-from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
+from jaxvae import classical, distributions, evaluation, keys, likelihoods, losses, models, networks, training, types
+from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian, DiscretizedLogistic, UnitInterval
+from jaxvae.evaluation.diagnostics import AggregatePosterior, aggregate_posterior, kl_per_dimension, sharpness_ratio
 from jaxvae.evaluation.likelihood import LogLikelihood, active_units, log_likelihood, map_batches
 from jaxvae.keys import example_keys, sample_keys, seed_key
-from jaxvae.losses import bernoulli_nll, categorical_nll, gaussian_kl, gaussian_kl_between, gaussian_nll
-from jaxvae.models.vae import VAE, vae_log_weights, vae_loss
+from jaxvae.likelihoods import PixelScale, SharedScale, logistic_image
+from jaxvae.losses import (
+    bernoulli_nll,
+    bits_per_dim,
+    categorical_nll,
+    discretized_logistic_nll,
+    gaussian_kl,
+    gaussian_kl_between,
+    gaussian_nll,
+    iwae_bound,
+)
+from jaxvae.models.autoencoder import Autoencoder, autoencoder_loss
+from jaxvae.models.hierarchical_vae import HierarchicalVAE
+from jaxvae.models.iwae import iwae_loss
+from jaxvae.models.linear_vae import linear_vae, linear_vae_loss
+from jaxvae.models.vae import VAE, sampled_vae_loss, vae_log_weights, vae_loss
 from jaxvae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from jaxvae.training.epoch import make_evaluate, make_train_epoch
 from jaxvae.training.fit import FitResult, NonFiniteError, Progress, fit
@@ -19,22 +34,34 @@ from jaxvae.training.step import make_eval_step, make_train_step
 
 __all__ = [
     "VAE",
+    "AggregatePosterior",
+    "Autoencoder",
     "Bernoulli",
     "Categorical",
     "ConvDecoder",
     "ConvEncoder",
     "DiagGaussian",
+    "DiscretizedLogistic",
     "FitResult",
+    "HierarchicalVAE",
     "LogLikelihood",
     "MLPDecoder",
     "MLPEncoder",
     "NonFiniteError",
+    "PixelScale",
     "Progress",
+    "SharedScale",
     "TrainState",
+    "UnitInterval",
     "active_units",
+    "aggregate_posterior",
+    "autoencoder_loss",
     "bernoulli_nll",
+    "bits_per_dim",
     "categorical_nll",
+    "classical",
     "data_mesh",
+    "discretized_logistic_nll",
     "distributions",
     "evaluation",
     "example_keys",
@@ -43,9 +70,16 @@ __all__ = [
     "gaussian_kl_between",
     "gaussian_nll",
     "init_train_state",
+    "iwae_bound",
+    "iwae_loss",
     "jit_train_step",
     "keys",
+    "kl_per_dimension",
+    "likelihoods",
+    "linear_vae",
+    "linear_vae_loss",
     "log_likelihood",
+    "logistic_image",
     "losses",
     "make_eval_step",
     "make_evaluate",
@@ -55,8 +89,10 @@ __all__ = [
     "models",
     "networks",
     "sample_keys",
+    "sampled_vae_loss",
     "seed_key",
     "shard_batch",
+    "sharpness_ratio",
     "training",
     "types",
     "vae_log_weights",

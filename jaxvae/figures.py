@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -46,6 +46,28 @@ SPLITS = {
 }
 
 
+class Panel(NamedTuple):
+    """One model in `side_by_side`.
+
+    Attributes:
+      images: [n, H, W, C].
+      reconstructed: [n, H, W, C].
+      codes: [N, 2].
+      labels: [N], one for each code.
+      latents: [size², 2], in the order of `prior_grid`: for an autoencoder `code_grid`.
+      manifold: [size², H, W, C], decoded from `latents`.
+      prior: whether the model has one; its 1σ and 2σ circles are then drawn around the codes.
+    """
+
+    images: ArrayLike
+    reconstructed: ArrayLike
+    codes: ArrayLike
+    labels: ArrayLike
+    latents: ArrayLike
+    manifold: ArrayLike
+    prior: bool = True
+
+
 def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Path:
     """Images [N, H, W, C] in reading order, in a square unless `columns` says otherwise."""
     pixels = _check_images(images, "images", "N, H, W, C")
@@ -59,14 +81,7 @@ def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = Non
 
 def reconstructions(path: str | Path, images: ArrayLike, reconstructed: ArrayLike, *, title: str | None = None) -> Path:
     """Images [N, H, W, C] over their reconstructions, in double rows of at most ten pairs."""
-    above = _check_images(images, "images", "N, H, W, C")
-    below = _check_images(reconstructed, "reconstructed", "N, H, W, C")
-    if above.shape != below.shape:
-        raise ValueError(f"images and reconstructed must have one shape, got {above.shape} and {below.shape}")
-    double_rows = math.ceil(len(above) / 10)
-    columns = math.ceil(len(above) / double_rows)
-    pairs = np.stack([_wrap(above, columns), _wrap(below, columns)], axis=1)
-    canvas, tops, _ = _tile(pairs.reshape(-1, *pairs.shape[2:]), spaces_above=range(2, 2 * double_rows, 2))
+    canvas, tops = _tile_pairs(images, reconstructed, WIDTH)
     figure, (left, top) = _page(canvas, title=title, left=112)
     middle = (tops[1] - tops[0]) / 2
     for row, y in enumerate(tops):
@@ -103,8 +118,25 @@ def prior_grid(size: int) -> np.ndarray:
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    centres = [NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)]
-    return np.array([(z1, z2) for z2 in reversed(centres) for z1 in centres], np.float32)
+    centres = np.array([NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)])
+    return _grid(centres, centres)
+
+
+def code_grid(codes: ArrayLike, size: int) -> np.ndarray:
+    """Latents on an even grid over the range of the codes [N, 2], [size * size, 2] float32, ordered as `prior_grid`.
+
+    For an autoencoder, which has no prior.
+
+    >>> code_grid([[0.0, -5.0], [2.0, 5.0], [1.0, 0.0]], 2)
+    array([[ 0.,  5.],
+           [ 2.,  5.],
+           [ 0., -5.],
+           [ 2., -5.]], dtype=float32)
+    """
+    points = _check_codes(codes)
+    if size < 2:
+        raise ValueError(f"size must be at least 2, got {size}")
+    return _grid(*np.linspace(points.min(axis=0), points.max(axis=0), size).T)
 
 
 def manifold(
@@ -125,17 +157,7 @@ def manifold(
     canvas, _, _ = _tile(_wrap(images, size))
     figure, (left, top) = _page(canvas, title=title, left=48, below=36)
     height, width = canvas.shape[:2]
-    across, down = figure.get_size_inches() * DPI
-    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-    axes.patch.set_visible(False)
-    axes.spines[:].set_visible(False)
-    shown = np.linspace(0, size - 1, min(size, 8)).round().astype(int)
-    labels = [f"${z:.2f}$" for z in latents[shown, 0]]
-    axes.set(xlim=(0, size), ylim=(0, size), xlabel="$z_1$", ylabel="$z_2$")
-    axes.set_xticks(shown + 0.5, labels)
-    axes.set_yticks(shown + 0.5, labels, rotation=90, va="center")
-    axes.tick_params(length=3, pad=2, labelsize=7, color=FAINT, labelcolor=INK)
-    axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+    _label_manifold(_axes(figure, left, top, width, height), latents, ticks=8)
     return _save(figure, path)
 
 
@@ -143,30 +165,14 @@ def latent_scatter(
     path: str | Path, codes: ArrayLike, labels: ArrayLike | None = None, *, title: str | None = None
 ) -> Path:
     """Codes [N, 2], such as posterior means, coloured by label [N], with the prior's 1σ and 2σ circles."""
-    points = np.asarray(codes, np.float32)
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
-        raise ValueError(f"codes must be [N, 2], got {points.shape}")
-    if not np.isfinite(points).all():
-        row = int(np.argmin(np.isfinite(points).all(axis=1)))
-        raise ValueError(f"codes must be finite: code {row} is {points[row].tolist()}")
-    kinds = np.zeros(len(points), np.int32) if labels is None else np.asarray(labels)
-    if kinds.shape != points.shape[:1]:
-        raise ValueError(f"labels must be {points.shape[:1]}, one per code, got {kinds.shape}")
-
+    points = _check_codes(codes)
+    kinds = _check_labels(np.zeros(len(points), np.int32) if labels is None else labels, points)
     classes, kind = np.unique(kinds, return_inverse=True)
     legend_columns = 0 if labels is None else math.ceil(len(classes) / 20)
     figure = _new_figure(5.2 + 0.7 * legend_columns, 5.2, layout="constrained")
     axes = figure.add_subplot()
     colors = _class_colors(len(classes))
-    area = np.clip(30_000 / len(points), 3, 22)
-    axes.scatter(points[:, 0], points[:, 1], s=area, c=colors[kind], alpha=0.75, linewidths=0)
-    angle = np.linspace(0, 2 * np.pi, 200)
-    for radius in (1, 2):
-        axes.plot(radius * np.cos(angle), radius * np.sin(angle), "--", color=INK, linewidth=0.8, alpha=0.6)
-        mark = axes.text(0, -radius, rf"${radius}\sigma$", color=INK, fontsize=8, ha="center", va="center")
-        mark.set_bbox({"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1})
-    reach = 1.06 * max(2.2, float(np.abs(points).max()))
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+    _scatter(axes, points, colors[kind], prior=True)
     if title:
         axes.set_title(title, fontsize=11, color=INK)
     if labels is not None:
@@ -174,6 +180,68 @@ def latent_scatter(
             axes.scatter([], [], s=36, color=color, label=str(name))
         figure.legend(loc="outside right center", frameon=False, handletextpad=0.1, ncols=legend_columns)
     _tidy(axes)
+    return _save(figure, path)
+
+
+def side_by_side(path: str | Path, models: Mapping[str, Panel], *, title: str | None = None) -> Path:
+    """Models with two latents, a column each under its name: reconstructions, codes by label, and the manifold.
+
+    A label has one colour in all columns. The codes of each model are drawn on a scale of their own.
+    """
+    width = WIDTH // len(models)
+    strips = [_tile_pairs(panel.images, panel.reconstructed, width) for panel in models.values()]
+    points = [_check_codes(panel.codes) for panel in models.values()]
+    labels = [_check_labels(panel.labels, codes) for panel, codes in zip(models.values(), points, strict=True)]
+    latents = [_check_codes(panel.latents, "latents") for panel in models.values()]
+    manifolds = []
+    for panel, shown in zip(models.values(), latents, strict=True):
+        decoded = _check_images(panel.manifold, "manifold", "N, H, W, C")
+        size = math.isqrt(len(decoded))
+        if not len(shown) == len(decoded) == size**2:
+            raise ValueError(f"manifold must hold size² images, one per latent, got {len(decoded)} for {len(shown)}")
+        manifolds.append(_tile(_wrap(decoded, size), width=width)[0])
+    classes, kinds = np.unique(np.concatenate(labels), return_inverse=True)
+    colors = _class_colors(len(classes))
+    point_colors = np.split(colors[kinds], np.cumsum([len(codes) for codes in points])[:-1])
+
+    # Columns are as wide as their widest content, which is centred; rows as high as their highest.
+    column = max(canvas.shape[1] for canvas in [*(canvas for canvas, _ in strips), *manifolds])
+    beside, between = 64, 72
+    strip_top = MARGIN + (LINE + 20 if title else 0) + LINE + 10
+    legend_top = strip_top + max(len(canvas) for canvas, _ in strips) + 20
+    cloud_top = legend_top + (LINE + 4) * math.ceil(len(classes) / 20) + 8
+    manifold_top = cloud_top + column + 56
+    page_width = MARGIN + beside + len(models) * (column + between) - between + MARGIN
+    page_height = manifold_top + max(len(canvas) for canvas in manifolds) + 36 + MARGIN
+    figure = _new_figure(page_width / DPI, page_height / DPI)
+    if title:
+        _write(figure, page_width / 2, MARGIN, title, size=11, ha="center", va="top")
+    for i, (name, panel) in enumerate(models.items()):
+        left = MARGIN + beside + i * (column + between)
+        _write(figure, left + column / 2, strip_top - 8, name, size=10, ha="center", va="bottom")
+        canvas, tops = strips[i]
+        start = left + (column - canvas.shape[1]) // 2
+        figure.figimage(canvas, start, page_height - strip_top - len(canvas), origin="upper")
+        for row, top in enumerate(tops):
+            middle = strip_top + top + (tops[1] - tops[0]) / 2
+            _write(figure, start - 6, middle, "output" if row % 2 else "input", ha="right", va="center")
+
+        canvas = manifolds[i]
+        start = left + (column - canvas.shape[1]) // 2
+        figure.figimage(canvas, start, page_height - manifold_top - len(canvas), origin="upper")
+        axes = _axes(figure, start, manifold_top, canvas.shape[1], len(canvas))
+        _label_manifold(axes, latents[i], ticks=len(canvas) // 80)
+
+        axes = _axes(figure, left, cloud_top, column, column)
+        _scatter(axes, points[i], point_colors[i], panel.prior)
+        _tidy(axes)
+        axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+    for label, color in zip(classes, colors, strict=True):
+        axes.scatter([], [], s=36, color=color, label=str(label))
+    anchor = (0.5, 1 - legend_top / page_height)
+    spacing = {"borderaxespad": 0, "borderpad": 0, "handletextpad": 0.1, "columnspacing": 1.2}
+    columns = min(len(classes), 20)
+    figure.legend(loc="upper center", bbox_to_anchor=anchor, frameon=False, fontsize=9, ncols=columns, **spacing)
     return _save(figure, path)
 
 
@@ -210,6 +278,32 @@ def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
     return _save(figure, path)
 
 
+def kl_bars(path: str | Path, kl: ArrayLike, *, threshold: float = 0.01, title: str | None = None) -> Path:
+    """The KL of every latent [D] in nats, from the largest down; those up to `threshold`, inactive, are faint."""
+    nats = np.asarray(kl, np.float64)
+    if nats.ndim != 1 or not nats.size or not np.isfinite(nats).all():
+        raise ValueError(f"kl must be [D] and finite, got {nats.shape}: {nats}")
+    nats = np.sort(nats)[::-1]
+    rank = np.arange(1, len(nats) + 1)
+    active = int((nats > threshold).sum())
+    figure = _new_figure(6.4, 3.2, layout="constrained")
+    axes = figure.add_subplot()
+    for part, color in ((slice(active), COLORS[0]), (slice(active, None), "#b4c4d2")):
+        axes.bar(rank[part], nats[part], width=0.75, color=color, edgecolor=color, linewidth=0.8)
+    if active < len(nats):
+        axes.axvspan(active + 0.5, len(nats) + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+    axes.axhline(threshold, linestyle="--", linewidth=0.8, color=FAINT, zorder=0.5)
+    top = 1.05 * max(nats[0], threshold)
+    axes.set(xlim=(0.5, len(nats) + 0.5), ylim=(0, top), xlabel="latent, by rank", ylabel="KL (nats)")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    summary = f"{active} of {len(nats)} active, above {threshold:g} nats; rate {nats.sum():.2f} nats"
+    axes.set_title(summary, loc="right", fontsize=8, color=INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+    _tidy(axes)
+    return _save(figure, path)
+
+
 def _check_images(images: ArrayLike, name: str, axes: str) -> np.ndarray:
     """Raise `ValueError` unless the images have these axes and lie in [0, 1]; return them as float32."""
     pixels = np.asarray(images, np.float32)
@@ -226,6 +320,29 @@ def _check_images(images: ArrayLike, name: str, axes: str) -> np.ndarray:
     return pixels.clip(0, 1)
 
 
+def _check_codes(codes: ArrayLike, name: str = "codes") -> np.ndarray:
+    """Raise `ValueError` unless the codes are [N, 2] and finite; return them as float32."""
+    points = np.asarray(codes, np.float32)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"{name} must be [N, 2], got {points.shape}")
+    if not np.isfinite(points).all():
+        row = int(np.argmin(np.isfinite(points).all(axis=1)))
+        raise ValueError(f"{name} must be finite: {name.removesuffix('s')} {row} is {points[row].tolist()}")
+    return points
+
+
+def _check_labels(labels: ArrayLike, points: np.ndarray) -> np.ndarray:
+    kinds = np.asarray(labels)
+    if kinds.shape != points.shape[:1]:
+        raise ValueError(f"labels must be {points.shape[:1]}, one per code, got {kinds.shape}")
+    return kinds
+
+
+def _grid(right: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """All pairs, [size * size, 2] float32, as a picture is read: the second coordinate falls."""
+    return np.array([(z1, z2) for z2 in up[::-1] for z1 in right], np.float32)
+
+
 def _wrap(images: np.ndarray, columns: int) -> np.ndarray:
     """[N, H, W, C] -> [rows, columns, H, W, C] in reading order; the cells left over are NaN."""
     rows = math.ceil(len(images) / columns)
@@ -234,17 +351,32 @@ def _wrap(images: np.ndarray, columns: int) -> np.ndarray:
     return cells.reshape(rows, columns, *images.shape[1:])
 
 
+def _tile_pairs(images: ArrayLike, reconstructed: ArrayLike, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tile images over their reconstructions, in double rows of at most ten pairs; also return the row tops."""
+    above = _check_images(images, "images", "N, H, W, C")
+    below = _check_images(reconstructed, "reconstructed", "N, H, W, C")
+    if above.shape != below.shape:
+        raise ValueError(f"images and reconstructed must have one shape, got {above.shape} and {below.shape}")
+    double_rows = math.ceil(len(above) / 10)
+    columns = math.ceil(len(above) / double_rows)
+    pairs = np.stack([_wrap(above, columns), _wrap(below, columns)], axis=1)
+    cells = pairs.reshape(-1, *pairs.shape[2:])
+    canvas, tops, _ = _tile(cells, width=width, spaces_above=range(2, 2 * double_rows, 2))
+    return canvas, tops
+
+
 def _tile(
-    cells: np.ndarray, *, spaces_above: Sequence[int] = (), spaces_before: Sequence[int] = ()
+    cells: np.ndarray, *, width: int = WIDTH, spaces_above: Sequence[int] = (), spaces_before: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Enlarge and frame images [R, S, H, W, C] on white: bytes [height, width, 3], row tops, column lefts.
 
-    NaN cells stay white. `spaces_above` and `spaces_before` name the rows and columns that start a group.
+    NaN cells stay white. `width` bounds all images side by side. `spaces_above` and `spaces_before` name the rows and
+    columns that start a group.
     """
-    rows, columns, height, width, _ = cells.shape
-    scale = max(1, min(round(CELL / max(height, width)), WIDTH // (columns * width)))
+    rows, columns, height, across, _ = cells.shape
+    scale = max(1, min(round(CELL / max(height, across)), width // (columns * across)))
     line = max(1, scale // 3)  # a frame that neighbours share, wider where strokes are
-    height, width = height * scale + 2 * line, width * scale + 2 * line
+    height, width = height * scale + 2 * line, across * scale + 2 * line
     tops = (height - line) * np.arange(rows) + SPACE * np.isin(np.arange(rows), spaces_above).cumsum()
     lefts = (width - line) * np.arange(columns) + SPACE * np.isin(np.arange(columns), spaces_before).cumsum()
     canvas = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
@@ -278,6 +410,42 @@ def _write(figure: "Figure", x: float, y: float, text: str, *, size: float = 8, 
     """Text at pixel x from the left, y from the top."""
     width, height = figure.get_size_inches() * DPI
     figure.text(x / width, 1 - y / height, text, fontsize=size, color=INK, **alignment)
+
+
+def _axes(figure: "Figure", left: int, top: int, width: int, height: int) -> "Axes":
+    """Axes over a rectangle of the page, in pixels from the left and from the top."""
+    across, down = figure.get_size_inches() * DPI
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def _label_manifold(axes: "Axes", latents: np.ndarray, *, ticks: int) -> None:
+    """Name at most so many columns and rows of images over latents [size * size, 2] by their coordinates."""
+    size = math.isqrt(len(latents))
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    shown = np.linspace(0, size - 1, min(size, ticks)).round().astype(int)
+    right, up = latents[:size, 0], latents[::-size, 1]
+    axes.set(xlim=(0, size), ylim=(0, size), xlabel="$z_1$", ylabel="$z_2$")
+    axes.set_xticks(shown + 0.5, [f"${z:.2f}$" for z in right[shown]])
+    axes.set_yticks(shown + 0.5, [f"${z:.2f}$" for z in up[shown]], rotation=90, va="center")
+    axes.tick_params(length=3, pad=2, labelsize=7, color=FAINT, labelcolor=INK)
+    axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+
+
+def _scatter(axes: "Axes", points: np.ndarray, colors: np.ndarray, prior: bool) -> None:
+    """Points [N, 2], on one scale for both coordinates; around the prior's circles, or centred."""
+    area = np.clip(30_000 / len(points), 3, 22)
+    axes.scatter(points[:, 0], points[:, 1], s=area, c=colors, alpha=0.75, linewidths=0)
+    centre, reach = np.zeros(2), max(2.2, float(np.abs(points).max()))
+    if not prior:
+        centre, reach = (points.max(axis=0) + points.min(axis=0)) / 2, float(np.ptp(points, axis=0).max()) / 2
+    for radius in (1, 2) if prior else ():
+        angle = np.linspace(0, 2 * np.pi, 200)
+        axes.plot(radius * np.cos(angle), radius * np.sin(angle), "--", color=INK, linewidth=0.8, alpha=0.6)
+        mark = axes.text(0, -radius, rf"${radius}\sigma$", color=INK, fontsize=8, ha="center", va="center")
+        mark.set_bbox({"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1})
+    (left, bottom), (right, top) = centre - 1.06 * reach, centre + 1.06 * reach
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
 
 
 def _class_colors(count: int) -> np.ndarray:

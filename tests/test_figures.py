@@ -155,6 +155,123 @@ def test_latent_scatter_names_each_label_in_its_colour(tmp_path):
     assert wider.shape[1] > picture.shape[1]  # two columns of legend
 
 
+def test_code_grid_covers_the_range_of_the_codes():
+    codes = np.random.default_rng(0).normal(size=(50, 2)) * [3.0, 40.0] + [7.0, -100.0]
+    grid = figures.code_grid(codes, 5)
+    assert grid.dtype == np.float32
+    right, up = (np.linspace(codes[:, j].min(), codes[:, j].max(), 5) for j in (0, 1))
+    np.testing.assert_allclose(grid, [(z1, z2) for z2 in up[::-1] for z1 in right], rtol=1e-6)
+
+
+def panels():
+    """An autoencoder and a VAE whose images have a colour of their own, in the order of the fields."""
+    images = flat(2, 15)
+    codes = np.array([[-90.0, 30.0], [-90.0, 31.0], [-30.0, 90.0], [-31.0, 90.0]])
+    parts = [(own[:3], own[3:6], own[6:]) for own in images]
+    models = {
+        "autoencoder": figures.Panel(
+            *parts[0][:2], codes, [0, 0, 1, 1], figures.code_grid(codes, 3), parts[0][2], prior=False
+        ),
+        "VAE": figures.Panel(*parts[1][:2], codes / 60, [1, 1, 2, 2], figures.prior_grid(3), parts[1][2]),
+    }
+    return models, images
+
+
+def test_side_by_side_gives_each_model_a_column(tmp_path):
+    models, images = panels()
+    picture = read(figures.side_by_side(tmp_path / "both.png", models, title="AE and VAE"))
+    places = boxes(picture, images)
+    above, below, manifold = places[:, :3], places[:, 3:6], places[:, 6:].reshape(2, 3, 3, 4)
+    middle = picture.shape[1] / 2
+    assert places[0, :, 3].max() < middle < places[1, :, 1].min()
+    np.testing.assert_array_equal(places[0][:, [0, 2]], places[1][:, [0, 2]])
+    np.testing.assert_array_equal(below[..., [1, 3]], above[..., [1, 3]])
+    np.testing.assert_array_equal(below[..., 0], above[..., 2] + 5)
+    assert (np.diff(manifold[..., 1], axis=2) == 100).all()
+    assert (np.diff(manifold[..., 0], axis=1) == 100).all()
+    assert manifold[..., 0].min() > below[..., 2].max()
+    for column in (0, 1):
+        left, right = manifold[column, ..., 1].min(), manifold[column, ..., 3].max()
+        assert above[column, :, [1, 3]].mean() == pytest.approx((left + right) / 2, abs=1)  # both are centred
+        name = picture[above[column, 0, 0] - 30 : above[column, 0, 0] - 6, left:right]
+        assert (name < 128).any()
+        bottom = manifold[column, ..., 2].max() + 5
+        for cell in range(3):  # a coordinate under each column of the manifold, another beside each row
+            label = picture[bottom + 6 : bottom + 24, manifold[column, 0, cell, 1] : manifold[column, 0, cell, 3]]
+            assert (label < 128).any()
+            rows = slice(manifold[column, cell, 0, 0], manifold[column, cell, 0, 2])
+            assert (picture[rows, left - 28 : left - 10] < 128).any()
+    assert (picture[:, :5] == 255).all()
+    assert (picture[:, -5:] == 255).all()
+
+
+def test_side_by_side_colours_a_label_alike_and_each_cloud_on_its_own_scale(tmp_path):
+    models, images = panels()
+    picture = read(figures.side_by_side(tmp_path / "both.png", models))
+    assert [contains(picture, color) for color in figures.COLORS[:4]] == [True, True, True, False]
+    places = boxes(picture, images)
+    cloud = picture[places[:, 3:6, 2].max() + 60 : places[:, 6:, 0].min() - 60].astype(int)
+    middle = picture.shape[1] // 2
+    blue, red = cloud[..., 2] - cloud[..., 0] > 80, (cloud[..., 0] > 150) & (cloud[..., 1] < 110)
+    yellow = (cloud[..., 0] > 200) & (cloud[..., 2] < 100)
+    assert [blue[:, :middle].any(), blue[:, middle:].any()] == [True, False]
+    assert [red[:, :middle].any(), red[:, middle:].any()] == [False, True]
+    assert [yellow[:, :middle].any(), yellow[:, middle:].any()] == [True, True]
+    # The autoencoder's codes fill their panel: the first label far to the left and low, the second right and high.
+    (blue_rows, blue_columns), (rows, columns) = np.nonzero(blue), np.nonzero(yellow[:, :middle])
+    assert columns.mean() - blue_columns.mean() > 0.7 * (places[0, :, 3].max() - places[0, :, 1].min())
+    assert blue_rows.mean() - rows.mean() > 0.7 * (places[0, :, 3].max() - places[0, :, 1].min())
+    with_circles = models | {"autoencoder": models["autoencoder"]._replace(prior=True)}
+    assert (read(figures.side_by_side(tmp_path / "circles.png", with_circles)) != picture).any()
+
+
+def test_side_by_side_names_what_does_not_fit(tmp_path):
+    path = tmp_path / "bad.png"
+    models, _ = panels()
+    panel = models["VAE"]
+    for wrong, message in (
+        ({"latents": figures.prior_grid(2)}, "manifold must hold size² images, one per latent, got 9 for 4"),
+        ({"latents": np.zeros((8, 2)), "manifold": flat(8)}, "manifold must hold size² images"),
+        ({"latents": np.zeros((9, 3))}, r"latents must be \[N, 2\], got \(9, 3\)"),
+        ({"codes": [[np.inf, 0.0]] * 4}, r"codes must be finite: code 0 is \[inf, 0.0\]"),
+        ({"labels": [1, 2]}, r"labels must be \(4,\), one per code, got \(2,\)"),
+        ({"reconstructed": flat(2)}, r"one shape, got \(3, 8, 8, 3\) and \(2, 8, 8, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            figures.side_by_side(path, models | {"VAE": panel._replace(**wrong)})
+    with pytest.raises(ValueError, match="size must be at least 2, got 1"):
+        figures.code_grid(np.zeros((5, 2)), 1)
+    assert not path.exists()
+
+
+def bars(picture):
+    """Heights in pixels of the bars of `kl_bars`, from left to right, the active and the inactive."""
+    runs = []
+    for color in (figures.COLORS[0], "#b4c4d2"):
+        heights = (picture == list(bytes.fromhex(color[1:]))).all(axis=-1).sum(axis=0)
+        starts = np.flatnonzero((heights[1:] > 0) & (heights[:-1] == 0)) + 1
+        runs.append(heights[starts + 3])
+    return runs
+
+
+def test_kl_bars_stand_from_the_largest_down(tmp_path):
+    picture = read(figures.kl_bars(tmp_path / "kl.png", [0.5, 2.0, 0.05, 1.0, 0.2], threshold=0.3, title="rate"))
+    active, inactive = bars(picture)
+    np.testing.assert_allclose(active / active[0], [1, 0.5, 0.25], atol=0.02)
+    np.testing.assert_allclose(inactive / active[0], [0.1, 0.025], atol=0.02)
+    ordered = jnp.float32([2.0, 1.0, 0.5, 0.2, 0.05])
+    again = read(figures.kl_bars(tmp_path / "again.png", ordered, threshold=0.3, title="rate"))
+    np.testing.assert_array_equal(again, picture)
+    for kl, counts in (([1.0, 2.0], [2, 0]), ([0.009, 0.008], [0, 2]), ([0.0], [0, 0])):
+        assert [len(run) for run in bars(read(figures.kl_bars(tmp_path / "few.png", kl)))] == counts
+
+
+def test_kl_bars_need_one_finite_number_per_latent(tmp_path):
+    for wrong in (np.zeros((2, 3)), [], 1.0, [0.1, np.nan]):
+        with pytest.raises(ValueError, match=r"kl must be \[D\] and finite, got \("):
+            figures.kl_bars(tmp_path / "bad.png", wrong)
+
+
 def record(epoch, **splits):
     return {
         "step": 100 * epoch,

@@ -20,9 +20,11 @@ STREETS = {
     "jaxvae.keys": {"jax", "jaxvae.types"},
     "jaxvae.losses": {"jax"},
     "jaxvae.distributions": {"jax", "jaxvae.types", "jaxvae.keys", "jaxvae.losses"},
+    "jaxvae.classical": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae.losses"},
     "jaxvae.convolution": {"jax", "flax", "jaxvae.types"},
     "jaxvae.networks": {"jax", "flax", "jaxvae.types", "jaxvae.convolution"},
-    "jaxvae.models": {"jax", "flax", "optax", "jaxvae.networks", "jaxvae.models", *ARITHMETIC},
+    "jaxvae.likelihoods": {"jax", "flax", "jaxvae.networks", *ARITHMETIC},
+    "jaxvae.models": {"jax", "flax", "optax", "jaxvae.networks", "jaxvae.likelihoods", "jaxvae.models", *ARITHMETIC},
     "jaxvae.training": {
         "jax",
         "flax.struct",

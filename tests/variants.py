@@ -18,22 +18,44 @@ class Variant(NamedTuple):
     model: Any
     loss_fn: Any
     init: Any
-    log_weights_fn: Any = None
+    log_weights_fn: Any
+    draws: bool = True  # whether the objective uses its key
 
     @property
     def tolerance(self):
         """How far two programs for the same thing may be apart, relatively."""
-        return 2e-2 if getattr(self.model.encoder, "dtype", None) == jnp.bfloat16 else 1e-4
+        encoder = getattr(self.model, "encoder", None)
+        return 2e-2 if getattr(encoder, "dtype", None) == jnp.bfloat16 else 1e-4
 
 
-def vae(encoder, decoder, likelihood, **options):
-    model = jaxvae.VAE(encoder, decoder, likelihood)
-
+def variant(model, loss=jaxvae.vae_loss, draws=True, **options):
     def init(*, key):
         return model.init(key, jnp.zeros((1, *SHAPE))), ()
 
-    log_weights = jax.jit(partial(jaxvae.vae_log_weights, model), static_argnames="num_samples")
-    return Variant(model, jax.jit(partial(jaxvae.vae_loss, model, **options)), jax.jit(init), log_weights)
+    log_weights = None
+    if hasattr(model, "log_weights"):
+        log_weights = jax.jit(partial(jaxvae.vae_log_weights, model), static_argnames="num_samples")
+    return Variant(model, jax.jit(partial(loss, model, **options)), jax.jit(init), log_weights, draws)
+
+
+def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, **options):
+    return variant(jaxvae.VAE(encoder, decoder, likelihood), loss, **options)
+
+
+def hierarchical(loss, **options):
+    return variant(
+        jaxvae.HierarchicalVAE(
+            encoders=(jaxvae.MLPEncoder(4, (16,)), jaxvae.MLPEncoder(2, (8,))),
+            decoders=(jaxvae.MLPDecoder(SHAPE, (16,)), jaxvae.MLPEncoder(4, (8,))),
+        ),
+        loss,
+        **options,
+    )
+
+
+def autoencoder():
+    model = jaxvae.Autoencoder(jaxvae.MLPDecoder((3,), (16,)), jaxvae.MLPDecoder(SHAPE, (16,)), latent_dim=3)
+    return variant(model, jaxvae.autoencoder_loss, draws=False)
 
 
 def mlp(latent_dim=3, channels=(), **options):
@@ -48,10 +70,18 @@ VARIANTS = {
     "bernoulli": vae(*mlp(), Bernoulli),
     "categorical": vae(*mlp(channels=(17,)), Categorical),
     "gaussian": vae(*mlp(), partial(DiagGaussian, log_var=jnp.float32(-1.0))),
+    "one learned variance, four draws": vae(*mlp(), jaxvae.SharedScale(), num_samples=4),
+    "a variance per pixel": vae(*mlp(channels=(2,)), jaxvae.PixelScale()),
+    "discretised logistic": vae(*mlp(channels=(2,)), jaxvae.PixelScale(jaxvae.logistic_image)),
     "convolutional": vae(*conv(), Bernoulli),
     "bfloat16": vae(*conv(dtype=jnp.bfloat16), Bernoulli),
     "beta": vae(*mlp(), Bernoulli, beta=4.0),
     "beta schedule": vae(*mlp(), Bernoulli, beta=lambda step: jnp.minimum(1.0, 0.25 * (step + 1))),
+    "iwae": vae(*mlp(), Bernoulli, jaxvae.iwae_loss, num_samples=4),
+    "doubly reparameterised": hierarchical(jaxvae.iwae_loss, num_samples=4, doubly_reparameterized=True),
+    "hierarchical": hierarchical(jaxvae.sampled_vae_loss),
+    "linear": variant(jaxvae.linear_vae(SHAPE, 3), jaxvae.linear_vae_loss, draws=False),
+    "autoencoder": autoencoder(),
 }
 
 

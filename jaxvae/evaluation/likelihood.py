@@ -175,4 +175,5 @@ def _run(
     batch = {name: values[rows] for name, values in source.items()}
     if prepare is not None:
         batch = prepare(batch, key=prepare_key)
-    return fn(params, model_state, batch, key=loss_key)
+    with jax.default_matmul_precision("highest"):  # an accelerator's default may be narrower than float32
+        return fn(params, model_state, batch, key=loss_key)
