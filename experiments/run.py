@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -34,7 +34,7 @@ class RunConfig:
 
     preset: tyro.conf.Suppress[str]
     """Which preset the run began from."""
-    epochs: int
+    epochs: Annotated[int, tyro.conf.arg(aliases=["--passes"])]
     """Passes over the training images."""
     batch_size: int
     """Images per step."""
@@ -212,7 +212,7 @@ class Run:
         _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         table = Table("test", "", title=self.settings["preset"])
         for name, value in result["test"].items():
-            table.add_row(name.replace("_", " "), str(value) if isinstance(value, int) else f"{value:.3f}")
+            table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
         console.print(table)
         for path in (*pictures, self.directory / "result.json"):
             console.print(str(path), highlight=False)

@@ -2,14 +2,17 @@
 
   python -m experiments.vae digits   scikit-learn's 8×8 digits, 17-way categorical pixels, 16 latents
   python -m experiments.vae mnist    784-500-20 ReLU, Bernoulli pixels, dynamic binarisation (needs TFDS_DATA_DIR)
+  python -m experiments.vae burda    table 1 of Burda et al. (2016): VAE and IWAE, one or two stochastic layers
+  python -m experiments.vae linear   a linear VAE on MNIST against its closed form, probabilistic PCA
+  python -m experiments.vae cifar10  convolutions, discretised logistic pixels, bits per dimension
+  python -m experiments.vae illustration   an autoencoder beside a VAE, 1000 images, two latents
 
 What each costs and which numbers to expect: experiments/README.md.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -17,15 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 import jaxvae
-from experiments.run import Run, RunConfig, counter, parse, user_errors
-from jaxvae import data, figures
-from jaxvae.distributions import Bernoulli, Categorical
-from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
+from experiments import illustration
+from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, draw, measure
+from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from jaxvae import classical, data
+from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
+from jaxvae.types import Array, LossFn, PRNGKey, PyTree, Schedule
 
-EVALUATION_BATCH = 500
-EVALUATION_SEED = 0  # the same binarised images and noise at every evaluation of every run
 STREAM_ABOVE_BYTES = 2**30  # larger training sets stay on the host
 
 
@@ -35,14 +39,24 @@ class Config(RunConfig):
 
     data: str = "digits"
     """digits, or any image set that is prepared for tensorflow-datasets."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """The body of encoder and decoder."""
+    network: Literal["mlp", "conv", "burda", "linear"] = "mlp"
+    """The body of encoder and decoder. burda: tanh layers, started as in Burda et al. (2016)."""
     hidden: tuple[int, ...] = (500,)
     """Widths of the dense layers, or channels of the convolutions."""
     latent_dim: int = 20
     """Size of the latent. With 2, the run also draws the manifold and the codes."""
-    likelihood: Literal["bernoulli", "categorical"] = "bernoulli"
-    """Of a pixel."""
+    stochastic_layers: Literal[1, 2] = 1
+    """With 2 (burda only), a layer of twice the latent's size lies between the latent and the image."""
+    likelihood: Literal[
+        "bernoulli", "categorical", "discretized-logistic", "gaussian", "shared-gaussian", "pixel-gaussian"
+    ] = "bernoulli"
+    """Of a pixel. Gaussians: of variance 1, of one learned variance (the σ-VAE), of one for each pixel."""
+    objective: Literal["vae", "iwae"] = "vae"
+    """The ELBO, or the importance weighted bound."""
+    num_samples: int = 1
+    """Draws of the latent for each image in the objective (k)."""
+    doubly_reparameterized: bool = False
+    """Of iwae: the gradient of Tucker et al. (2019) for the encoder."""
     binarize: bool = False
     """Draw each pixel as 0 or 1 with its grey value as probability: anew at every step, once for the test set."""
     beta: float = 1.0
@@ -51,6 +65,11 @@ class Config(RunConfig):
     """Epochs over which beta grows linearly from 0."""
     learning_rate: float = 1e-3
     """Of Adam."""
+    adam_epsilon: float = 1e-8
+    """Of Adam."""
+    schedule: Literal["constant", "cosine", "burda"] = "constant"
+    """cosine: the learning rate falls to 0 over all epochs, which cannot then change. burda: the learning rate times
+    10^(-i/7) for 3^i passes, i = 0 .. 7: 3280 passes, 121 with i = 4, 364 with i = 5."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the networks compute in; parameters and losses stay float32."""
     evaluate_every: int = 1
@@ -64,15 +83,25 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "evaluate_every", "nll_samples"):
+        for name in ("latent_dim", "evaluate_every", "nll_samples", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.beta >= 0 and np.isfinite(self.beta)):
             raise ValueError(f"beta must be a finite number, zero or more, got {self.beta}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        for name in ("learning_rate", "adam_epsilon"):
+            if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         if self.patience is not None and not self.validation:
             raise ValueError("patience needs validation images: pass --validation N")
+        sampled = self.objective == "iwae" or self.stochastic_layers == 2
+        if sampled and (self.beta != 1 or self.beta_warmup):
+            raise ValueError("beta and beta_warmup belong to --objective vae with one stochastic layer")
+        if self.doubly_reparameterized and self.objective != "iwae":
+            raise ValueError("doubly_reparameterized belongs to --objective iwae")
+        if self.network == "linear" and (self.likelihood != "shared-gaussian" or self.binarize):
+            raise ValueError("a linear VAE needs --likelihood shared-gaussian and grey images")
+        if self.stochastic_layers == 2 and self.network != "burda":
+            raise ValueError(f"two stochastic layers need --network burda, got {self.network}")
 
 
 PRESETS = {
@@ -99,31 +128,142 @@ PRESETS = {
             binarize=True,
             batch_size=128,
             epochs=50,
+            schedule="cosine",  # at a constant rate the last epochs scatter by a third of a nat
             evaluate_every=2,
             nll_samples=100,
         ),
     ),
+    "burda": (
+        "MNIST as in Burda et al. (2016), table 1.",
+        Config(
+            preset="burda",
+            data="mnist",
+            binarize=True,
+            network="burda",
+            hidden=(200, 200),
+            latent_dim=50,
+            batch_size=20,
+            epochs=121,
+            adam_epsilon=1e-4,
+            schedule="burda",
+            evaluate_every=4,
+            nll_samples=5000,
+        ),
+    ),
+    "linear": (
+        "A linear VAE on grey MNIST; probabilistic PCA is its closed form.",
+        Config(
+            preset="linear",
+            data="mnist",
+            network="linear",
+            likelihood="shared-gaussian",
+            hidden=(),
+            latent_dim=10,
+            batch_size=250,
+            epochs=200,
+            learning_rate=1e-2,
+            schedule="cosine",
+            evaluate_every=10,
+            nll_samples=100,
+        ),
+    ),
+    "cifar10": (
+        "CIFAR-10, 256-valued pixels as discretised logistic variables.",
+        Config(
+            preset="cifar10",
+            data="cifar10",
+            network="conv",
+            likelihood="discretized-logistic",
+            hidden=(32, 64, 128),
+            latent_dim=128,
+            batch_size=128,
+            epochs=20,
+            evaluate_every=2,
+            nll_samples=100,
+        ),
+    ),
+    "illustration": (
+        "1000 MNIST images: an autoencoder beside a VAE, two latents.",
+        illustration.Config(preset="illustration", epochs=1000, batch_size=100),
+    ),
 }
+BITS_CAVEAT = (
+    "bits per dimension are those of the pixels in your copy of the data: where they were ever stored as JPEG, as in "
+    "some copies of CIFAR-10, the figure is not CIFAR-10's and must not be compared with published ones"
+)
 
 
-def make_model(config: Any) -> jaxvae.VAE:
+def make_model(config: Any) -> Any:
     """The model of a run, from its config.json."""
-    shape = tuple(config.image_shape)
-    likelihood = {"bernoulli": Bernoulli, "categorical": Categorical}[config.likelihood]
-    output_shape = (*shape, config.levels) if config.likelihood == "categorical" else shape
+    if config.preset == "illustration":
+        return illustration.make_model(config)
+    likelihood, channels = {
+        "bernoulli": (Bernoulli, ()),
+        "categorical": (Categorical, (config.levels,)),
+        "discretized-logistic": (jaxvae.PixelScale(jaxvae.logistic_image), (2,)),
+        "gaussian": (partial(DiagGaussian, log_var=0.0), ()),
+        "shared-gaussian": (jaxvae.SharedScale(), ()),
+        "pixel-gaussian": (jaxvae.PixelScale(), (2,)),
+    }[config.likelihood]
+    if config.network == "linear":
+        return jaxvae.linear_vae(tuple(config.image_shape), config.latent_dim)
+    shape = (*config.image_shape, *channels)
     sizes, dtype = tuple(config.hidden), jnp.dtype(config.dtype)
-    if config.network == "mlp":
-        encoder = jaxvae.MLPEncoder(config.latent_dim, sizes, dtype=dtype)
-        decoder = jaxvae.MLPDecoder(output_shape, sizes[::-1], dtype=dtype)
-    else:
+    if config.network == "conv":
         encoder = jaxvae.ConvEncoder(config.latent_dim, sizes, dtype=dtype)
-        decoder = jaxvae.ConvDecoder(output_shape, sizes, dtype=dtype)
-    return jaxvae.VAE(encoder, decoder, likelihood)
+        return jaxvae.VAE(encoder, jaxvae.ConvDecoder(shape, sizes, dtype=dtype), likelihood)
+
+    options: dict[str, Any] = {"dtype": dtype}
+    if config.network == "burda":
+        options |= {"activation": nn.tanh, "kernel_init": nn.initializers.glorot_uniform()}
+    Encoder, Decoder = (partial(body, **options) for body in (jaxvae.MLPEncoder, jaxvae.MLPDecoder))
+    if config.stochastic_layers == 1:
+        return jaxvae.VAE(Encoder(config.latent_dim, sizes), Decoder(shape, sizes[::-1]), likelihood)
+    middle, half = 2 * config.latent_dim, tuple(size // 2 for size in sizes)
+    return jaxvae.HierarchicalVAE(
+        encoders=(Encoder(middle, sizes), Encoder(config.latent_dim, half)),
+        decoders=(Decoder(shape, sizes[::-1]), Encoder(middle, half[::-1])),
+        likelihood=likelihood,
+    )
+
+
+def make_objective(config: Config, model: Any, *, beta: float | Schedule) -> LossFn:
+    """What the run minimises."""
+    if config.objective == "iwae":
+        options = {"num_samples": config.num_samples, "doubly_reparameterized": config.doubly_reparameterized}
+        return partial(jaxvae.iwae_loss, model, **options)
+    if config.stochastic_layers == 2:
+        return partial(jaxvae.sampled_vae_loss, model, num_samples=config.num_samples)
+    return partial(jaxvae.vae_loss, model, beta=beta, num_samples=config.num_samples)
+
+
+def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Adam at the scheduled rate."""
+    rate: float | Schedule = config.learning_rate
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps_per_epoch)
+    if config.schedule == "burda":
+        ends = {sum(3**j for j in range(i + 1)) * steps_per_epoch: 10 ** (-1 / 7) for i in range(7)}
+        rate = optax.piecewise_constant_schedule(config.learning_rate, ends)
+    return optax.adam(rate, eps=config.adam_epsilon)
+
+
+def start_at_the_mean(params: PyTree, images: np.ndarray, levels: int) -> PyTree:
+    """The output's bias at the logits of the mean training image, held to [.001, .999] (Burda et al., 2016)."""
+    mean = images.mean(axis=0, dtype=np.float64) / (1 if images.dtype == np.float32 else levels - 1)
+    mean = mean.clip(0.001, 0.999)
+    logits = jnp.asarray(np.log(mean / (1 - mean)).ravel(), jnp.float32)
+    decoder = "decoder" if "decoder" in params["params"] else "decoders_0"
+    output = params["params"][decoder]["output"]
+    changed = params["params"] | {decoder: params["params"][decoder] | {"output": output | {"bias": logits}}}
+    return params | {"params": changed}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, draw."""
     config = parse(PRESETS, __doc__, argv)
+    if isinstance(config, illustration.Config):
+        return illustration.run(config)
     if config.smoke:
         few = min(config.validation, 64)
         config = dataclasses.replace(config, epochs=2, evaluate_every=1, validation=few, nll_samples=10)
@@ -136,24 +276,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.validation:
             train, validation = data.split_validation(train, config.validation, seed=config.seed)
         order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-        run = Run("vae", config, image_shape=train.image.shape[1:], levels=train.levels)
+        if config.likelihood == "discretized-logistic" and train.levels != 256:
+            raise ValueError(
+                f"discretized-logistic is for 256-valued pixels; {config.data!r} has {train.levels} values"
+            )
+        decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}  # so that a resume must agree
+        run = Run("vae", config, image_shape=train.image.shape[1:], levels=train.levels, **decay)
         model = make_model(SimpleNamespace(**run.settings))
 
     beta = config.beta
     if config.beta_warmup:
         beta = optax.linear_schedule(0.0, config.beta, config.beta_warmup * order.steps_per_epoch)
-    loss_fn = partial(jaxvae.vae_loss, model, beta=beta)
-    optimizer = optax.adam(config.learning_rate)
+    loss_fn = make_objective(config, model, beta=beta)
+    optimizer = make_optimizer(config, order.steps_per_epoch)
     prepare = data.make_prepare(train.levels, binarize=config.binarize)
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return model.init(key, jnp.zeros((1, *train.image.shape[1:]))), ()
+        params = model.init(key, jnp.zeros((1, *train.image.shape[1:])))
+        return (start_at_the_mean(params, train.image, train.levels) if config.network == "burda" else params), ()
 
     state = jaxvae.init_train_state(init, optimizer, key=jaxvae.seed_key(config.seed))
     with user_errors():
         state = run.restore(state)
 
-    final_loss_fn = partial(jaxvae.vae_loss, model, beta=config.beta)  # what a warm-up warms up to
+    final_loss_fn = make_objective(config, model, beta=config.beta)  # what a warm-up warms up to
     evaluate = partial(
         jaxvae.make_evaluate(jaxvae.make_eval_step(final_loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
     )
@@ -173,83 +319,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         state = run.best(state)
 
     test_feed = held_out if validation is None else data.evaluation_feed(test, EVALUATION_BATCH)
-    measured, codes, pairs = measure(model, state, prepare, test_feed, config.nll_samples)
-    metrics = jax.device_get(evaluate(state, *test_feed))
-    result = {
-        "test": {name: float(metrics[name]) for name in ("negative_elbo", "rate", "distortion")} | measured,
-        "nll_samples": config.nll_samples,
-        "step": int(state.step),
-        "device": jax.devices()[0].device_kind,
+    report = measure(model, state, prepare, test_feed, levels=train.levels, nll_samples=config.nll_samples)
+    metrics = {name: float(value) for name, value in jax.device_get(evaluate(state, *test_feed)).items()}
+    measured = {name: metrics[name] for name in ("negative_elbo", "rate", "distortion")} | report.test
+    if config.objective == "iwae":
+        measured["negative_iwae_bound"] = metrics["loss"]
+    result: dict[str, Any] = {"test": measured}
+    if config.likelihood in ("categorical", "discretized-logistic"):
+        num_dims = test.image[0].size
+        measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["nll"], num_dims)
+        measured["bits_per_dim_elbo"] = jaxvae.bits_per_dim(measured["negative_elbo"], num_dims)
+    if config.likelihood == "discretized-logistic":
+        result["caveat"] = BITS_CAVEAT
+        console.print(BITS_CAVEAT, highlight=False)
+    if config.network == "linear":
+        result |= against_closed_form(model, state.params, {"train": train, "test": test})
+        for name, gap in result["gap"].items():
+            closed_form, trained = result["closed_form"][name], result["trained"][name]
+            console.print(f"{name}: closed form {closed_form:.4f}, trained {trained:.4f}, gap {gap:.4f} nats")
+    if report.kl is not None:
+        result["kl_per_dimension"] = report.kl.tolist()
+    result |= {"nll_samples": config.nll_samples, "step": int(state.step), "device": jax.devices()[0].device_kind}
+    run.finish(result, draw(run, model, state.params, report, test.label))
+
+
+def against_closed_form(model: jaxvae.VAE, params: PyTree, splits: Mapping[str, data.ImageSet]) -> dict[str, Any]:
+    """Exact log-likelihoods of PPCA at its maximum and exact ELBOs of a linear VAE, per split, in float64 nats."""
+    images = {name: split.image / np.float64(split.levels - 1) for name, split in splits.items()}
+    latent_dim = model.encoder.latent_dim
+    ppca = classical.fit_ppca(images["train"], latent_dim)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), params)
+
+        @jax.jit
+        def elbo(image: Array) -> Array:
+            batch = {"image": image}
+            return -jaxvae.linear_vae_loss(model, wide, (), batch, key=jax.random.key(0), step=0)[0]
+
+        def mean_elbo(image: np.ndarray) -> float:
+            parts = np.array_split(image, max(1, len(image) // 10_000))
+            return float(np.average([elbo(part) for part in parts], weights=[len(part) for part in parts]))
+
+        trained = {name: mean_elbo(image) for name, image in images.items()}
+    closed_form = {name: float(ppca.log_prob(image).mean()) for name, image in images.items()}
+    return {
+        "closed_form": closed_form,
+        "trained": trained,
+        "gap": {name: closed_form[name] - trained[name] for name in images},
     }
-    run.finish(result, draw(run, model, state.params, codes, pairs, test.label))
-
-
-def measure(
-    model: jaxvae.VAE, state: jaxvae.TrainState, prepare: Prepare, feed: tuple[Batch, Array], nll_samples: int
-) -> tuple[dict[str, float], np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Return the figures beyond the ELBO, the codes [N, D], and 32 images with their reconstructions."""
-
-    def encode(params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
-        del model_state, key
-        return model.apply(params, batch["image"], method="encode").mean
-
-    def reconstruct(params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
-        latent = encode(params, model_state, batch, key=key)
-        return batch["image"], model.apply(params, latent, method="decode").mean
-
-    source, rows = feed
-    look = {"key": jax.random.key(EVALUATION_SEED), "prepare": prepare}
-    estimate = jaxvae.log_likelihood(
-        partial(jaxvae.vae_log_weights, model),
-        state.params,
-        state.model_state,
-        source,
-        rows.reshape(-1, EVALUATION_BATCH // 5),  # each with its samples
-        num_samples=nll_samples,
-        progress=counter(f"-log p(x) with {nll_samples} samples, batch"),
-        **look,
-    )
-    codes = jaxvae.map_batches(encode, state.params, state.model_state, source, rows, **look)
-    pairs = jaxvae.map_batches(reconstruct, state.params, state.model_state, source, rows[:1, :32], **look)
-    measured = {
-        "nll": estimate.nll,
-        "nll_standard_error": estimate.nll_standard_error,
-        "active_units": jaxvae.active_units(codes),
-    }
-    return measured, codes, pairs
-
-
-def draw(
-    run: Run,
-    model: jaxvae.VAE,
-    params: PyTree,
-    codes: np.ndarray,
-    pairs: tuple[np.ndarray, np.ndarray],
-    label: np.ndarray | None,
-) -> list[Path]:
-    """Draw the pictures of a run and return their paths: test codes [N, D], images and their reconstructions."""
-
-    @jax.jit
-    def decode(latent: Array) -> Array:
-        return model.apply(params, latent, method="decode").mean
-
-    samples = model.apply(params, 100, key=jax.random.key(1), method="sample").mean
-    start, end = codes[:8, None], codes[8:16, None]
-    share = np.linspace(0, 1, 11, dtype=np.float32)[:, None]
-    between = np.asarray(decode(((1 - share) * start + share * end).reshape(-1, codes.shape[-1])))
-    out = run.directory
-    paths = [
-        figures.reconstructions(out / "reconstructions.png", *pairs),
-        figures.image_grid(out / "samples.png", np.asarray(samples), title="samples from the prior (means)"),
-        figures.interpolation(out / "interpolation.png", between.reshape(8, 11, *between.shape[1:])),
-        figures.learning_curves(out / "learning_curves.png", run.records()),
-    ]
-    if codes.shape[-1] == 2:
-        paths += [
-            figures.manifold(out / "manifold.png", decode),
-            figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
-        ]
-    return paths
 
 
 if __name__ == "__main__":

@@ -18,14 +18,20 @@ import pytest
 from matplotlib import image as png
 
 from experiments.run import Run
-from experiments.vae import main, make_model
-from jaxvae import checkpoint
+from experiments.vae import PRESETS, main, make_model, make_optimizer, start_at_the_mean
+from jaxvae import checkpoint, data
 
 ROOT = Path(__file__).parents[1]
-NEEDS_MNIST = pytest.mark.skipif(
-    not (Path(os.environ.get("TFDS_DATA_DIR", "/nowhere")) / "mnist").is_dir(),
-    reason="needs MNIST prepared for tensorflow-datasets in TFDS_DATA_DIR",
-)
+
+
+def needs(name):
+    return pytest.mark.skipif(
+        not (Path(os.environ.get("TFDS_DATA_DIR", "/nowhere")) / name).is_dir(),
+        reason=f"needs {name} prepared for tensorflow-datasets in TFDS_DATA_DIR",
+    )
+
+
+NEEDS_MNIST, NEEDS_CIFAR10 = needs("mnist"), needs("cifar10")
 SMALL = (
     *("--network", "mlp", "--hidden", 16, "--latent-dim", 2),
     *("--validation", 0, "--evaluate-every", 2, "--nll-samples", 20),
@@ -73,7 +79,14 @@ def test_a_run_directory_is_whole(digits):
     out, said = digits
     result = json.loads((out / "result.json").read_text())
     test = result["test"]
-    assert set(test) == {"negative_elbo", "rate", "distortion", "nll", "nll_standard_error", "active_units"}
+    assert set(test) == {
+        *("negative_elbo", "rate", "distortion", "nll", "nll_standard_error", "active_units"),
+        *("aggregate_kl", "mutual_information", "sharpness_ratio", "bits_per_dim", "bits_per_dim_elbo"),
+    }
+    np.testing.assert_allclose(test["aggregate_kl"] + test["mutual_information"], test["rate"], rtol=1e-4)
+    np.testing.assert_allclose(sum(result["kl_per_dimension"]), test["rate"], rtol=1e-4)
+    np.testing.assert_allclose(test["bits_per_dim"], test["nll"] / (64 * np.log(2)), rtol=1e-6)
+    assert 0 < test["sharpness_ratio"] < 2
     np.testing.assert_allclose(test["negative_elbo"], test["rate"] + test["distortion"], rtol=1e-5)
     assert test["nll"] < test["negative_elbo"] < 64 * np.log(17)  # better than guessing every pixel
     assert 0 < test["nll_standard_error"] < 1
@@ -86,7 +99,7 @@ def test_a_run_directory_is_whole(digits):
     config = json.loads((out / "config.json").read_text())
     assert config["latent_dim"] == 2
     assert config["image_shape"] == [8, 8, 1]
-    names = ("reconstructions", "samples", "interpolation", "learning_curves", "manifold", "codes")
+    names = ("reconstructions", "samples", "interpolation", "learning_curves", "kl_per_dimension", "manifold", "codes")
     for name in names:
         assert str(out / f"{name}.png") in said
         assert png.imread(out / f"{name}.png")[..., :3].std() > 0.01
@@ -204,12 +217,97 @@ def test_other_networks_and_options_work(tmp_path):
     assert "best step" in done.said
 
 
+def result_of(tmp_path, *arguments):
+    done = run(*arguments, "--out", tmp_path / "run")
+    assert done.code == 0, done.said
+    return json.loads((tmp_path / "run" / "result.json").read_text()), done.said
+
+
+def test_two_stochastic_layers_train_by_the_doubly_reparameterised_bound(tmp_path):
+    options = ("--data", "digits", "--smoke", "--hidden", 16, "--latent-dim", 3, "--stochastic-layers", 2)
+    objective = ("--objective", "iwae", "--num-samples", 5, "--doubly-reparameterized")
+    result, _ = result_of(tmp_path, "burda", *options, *objective)
+    test = result["test"]
+    assert test["negative_iwae_bound"] < test["negative_elbo"]
+    assert test["nll"] < test["negative_iwae_bound"]  # ten samples against five
+    assert [0 <= count <= size for count, size in zip(test["active_units"], (6, 3), strict=True)] == [True, True]
+    model, params, _, config = checkpoint.load(tmp_path / "run", make_model)
+    assert model.apply(params, 3, key=jax.random.key(0), method="sample").mean.shape == (3, 8, 8, 1)
+    assert config.stochastic_layers == 2
+
+
+def test_burda_starts_at_the_mean_image_and_follows_its_schedule():
+    images = data.load("digits", "train").image
+    model = make_model(SimpleNamespace(**vars(PRESETS["burda"][1]), image_shape=images.shape[1:], levels=17))
+    params = start_at_the_mean(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1))), images, 17)
+    bias = np.asarray(params["params"]["decoder"]["output"]["bias"], np.float64)
+    mean = np.clip((images / 16).mean(0).ravel(), 0.001, 0.999)
+    np.testing.assert_allclose(1 / (1 + np.exp(-bias)), mean, rtol=1e-5)
+    assert bias.min() < -6  # a pixel that is always black: clipped, not minus infinity
+
+    steps = 3
+    optimizer = make_optimizer(PRESETS["burda"][1], steps)
+    state = optimizer.init({"x": np.float32(0)})
+    rates = []
+    for _ in range(41 * steps):  # Adam's step for a constant gradient is its rate
+        updates, state = optimizer.update({"x": np.float32(1)}, state)
+        rates.append(-float(updates["x"]))
+    passes = np.repeat([0, 1, 2, 3, 4], [1, 3, 9, 27, 1])  # the exponent of each pass
+    np.testing.assert_allclose(rates, np.repeat(1e-3 * 10 ** (-passes / 7), steps), rtol=2e-3)
+
+
+def test_a_linear_vae_comes_near_its_closed_form_and_never_exceeds_it(tmp_path):
+    options = ("--data", "digits", "--latent-dim", 2, "--batch-size", 50, "--epochs", 150, "--evaluate-every", 50)
+    result, said = result_of(tmp_path, "linear", *options)
+    assert -1e-9 <= result["gap"]["train"] < 0.5
+    np.testing.assert_allclose(result["closed_form"]["train"] - result["trained"]["train"], result["gap"]["train"])
+    # Exact here, sampled there: two roads to one ELBO.
+    np.testing.assert_allclose(-result["test"]["negative_elbo"], result["trained"]["test"], atol=0.5)
+    np.testing.assert_allclose(-result["test"]["nll"], result["closed_form"]["test"], atol=0.5)
+    assert f"train: closed form {result['closed_form']['train']:.4f}" in said
+    longer = run("linear", *options, "--epochs", 300, "--resume", "--out", tmp_path / "run")
+    assert longer.code == 2
+    assert "decay_epochs: 150 -> 300" in longer.said
+
+
+def test_the_illustration_draws_both_models(tmp_path):
+    result, said = result_of(tmp_path, "illustration", "--data", "digits", "--smoke")
+    np.testing.assert_allclose(
+        result["test"]["negative_elbo"], result["test"]["rate"] + result["test"]["distortion"], rtol=1e-5
+    )
+    assert str(tmp_path / "run" / "illustration.png") in said
+    assert png.imread(tmp_path / "run" / "illustration.png")[..., :3].std() > 0.01
+    models, params, _, _ = checkpoint.load(tmp_path / "run", make_model)
+    assert models["vae"].apply(params["vae"], 3, key=jax.random.key(0), method="sample").mean.shape == (3, 8, 8, 1)
+    code = models["autoencoder"].apply(params["autoencoder"], np.zeros((2, 8, 8, 1)), method="encode")
+    assert code.shape == (2, 2)
+
+
+def test_cifar10_says_what_its_bits_are_worth(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
+    monkeypatch.setattr(data, "load", lambda name, split, **options: data.from_arrays(name, images))
+    options = ("--hidden", 4, "--latent-dim", 2, "--batch-size", 32)
+    result, said = result_of(tmp_path, "cifar10", "--smoke", *options)
+    nats = result["test"]["nll"]
+    np.testing.assert_allclose(result["test"]["bits_per_dim"], nats / (768 * np.log(2)), rtol=1e-6)
+    assert result["test"]["bits_per_dim"] > 8  # noise
+    assert "must not be compared with published ones" in said
+    assert "JPEG" in result["caveat"]
+
+
+@pytest.mark.slow
+@NEEDS_CIFAR10
+def test_cifar10_smoke(tmp_path):
+    result, _ = result_of(tmp_path, "cifar10", "--smoke")
+    assert result["test"]["bits_per_dim"] < 9
+
+
 def test_help_explains_itself():
     said = run("--help").said
-    for word in ("digits", "mnist", "dynamic binarisation"):
+    for word in ("digits", "mnist", "burda", "linear", "cifar10", "illustration", "dynamic binarisation"):
         assert word in said
     said = run("digits", "--help").said
-    for option in ("--out", "--seed", "--epochs", "--batch-size", "--latent-dim", "--resume", "--smoke"):
+    for option in ("--out", "--seed", "--epochs", "--passes", "--batch-size", "--latent-dim", "--resume", "--smoke"):
         assert option in said
 
 
@@ -226,6 +324,12 @@ def test_help_explains_itself():
         (("--seed", 2**40), f"seed must lie in 0 .. 2**32 - 1, got {2**40}"),
         (("--batch-size", 5000), "a batch of 5000 is larger than the split of 1237 examples"),
         (("--data", "digitz"), "did you mean 'digits'?"),
+        (("--num-samples", 0), "num_samples must be at least 1, got 0"),
+        (("--objective", "iwae", "--beta", 2), "beta and beta_warmup belong to --objective vae"),
+        (("--doubly-reparameterized",), "doubly_reparameterized belongs to --objective iwae"),
+        (("--stochastic-layers", 2), "two stochastic layers need --network burda, got conv"),
+        (("--network", "linear"), "a linear VAE needs --likelihood shared-gaussian and grey images"),
+        (("--likelihood", "discretized-logistic"), "256-valued pixels; 'digits' has 17 values"),
         (("--patience", 3, "--validation", 0), "patience needs validation images: pass --validation N"),
     ],
 )

@@ -1,0 +1,124 @@
+"""What a trained model is worth, in numbers and pictures: shared by the experiments with continuous latents."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxvae
+from experiments.run import Run, counter
+from jaxvae import data, figures
+from jaxvae.evaluation.diagnostics import aggregate_posterior, kl_per_dimension, sharpness_ratio
+from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
+
+EVALUATION_BATCH = 500
+EVALUATION_SEED = 0  # the same binarised images and noise at every evaluation of every run
+ROWS_PER_PASS = 5000  # of the decoder, in importance sampling: examples times samples
+SHARPNESS_IMAGES = 1000
+
+
+class Report(NamedTuple):
+    """Attributes: figures for result.json, the codes [N, D] nearest the image, and images with reconstructions."""
+
+    test: dict[str, Any]
+    kl: np.ndarray | None
+    codes: np.ndarray
+    pairs: tuple[np.ndarray, np.ndarray]
+
+
+def measure(
+    model: Any,
+    state: jaxvae.TrainState,
+    prepare: Prepare,
+    feed: tuple[Batch, Array],
+    *,
+    levels: int,
+    nll_samples: int,
+) -> Report:
+    """Measure -log p(x), and the three ways to fail: collapsed latents, holes in the prior, blur."""
+    source, rows = feed
+    look = {"key": jax.random.key(EVALUATION_SEED), "prepare": prepare}
+    map_test = partial(jaxvae.map_batches, params=state.params, model_state=state.model_state, source=source, **look)
+    samples_per_pass = min(nll_samples, 50)
+    estimate = jaxvae.log_likelihood(
+        partial(jaxvae.vae_log_weights, model),
+        state.params,
+        state.model_state,
+        source,
+        rows.reshape(-1, min(EVALUATION_BATCH, ROWS_PER_PASS // 50)),
+        num_samples=nll_samples,
+        samples_per_pass=samples_per_pass,
+        progress=counter(f"-log p(x) with {nll_samples} samples, batch"),
+        **look,
+    )
+    test: dict[str, Any] = {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
+
+    kl = None
+    if isinstance(model, jaxvae.HierarchicalVAE):
+        layers = map_test(partial(_layer_codes, model), indices=rows)
+        codes = layers[0]
+        test["active_units"] = [jaxvae.active_units(layer) for layer in layers]
+    else:
+        codes, log_var = map_test(partial(_posterior, model), indices=rows)
+        kl = kl_per_dimension(codes, log_var)
+        aggregate = aggregate_posterior(codes, log_var, key=jax.random.key(EVALUATION_SEED))
+        test["active_units"] = jaxvae.active_units(codes)
+        test["aggregate_kl"], test["mutual_information"] = aggregate.kl, aggregate.mutual_information
+
+    images, reconstructed = map_test(partial(_reconstruct, model), indices=rows[: SHARPNESS_IMAGES // rows.shape[1]])
+    grey = data.make_prepare(levels)({"image": source["image"][: len(images)]}, key=look["key"])["image"]
+    test["sharpness_ratio"] = sharpness_ratio(grey, reconstructed)
+    return Report(test, kl, codes, (images[:32], reconstructed[:32]))
+
+
+def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray | None) -> list[Path]:
+    """Draw the pictures of a run and return their paths."""
+    codes = report.codes
+
+    @jax.jit
+    def decode(latent: Array) -> Array:
+        return model.apply(params, latent, method="decode").mean
+
+    samples = model.apply(params, 100, key=jax.random.key(1), method="sample").mean
+    start, end = codes[:8, None], codes[8:16, None]
+    share = np.linspace(0, 1, 11, dtype=np.float32)[:, None]
+    between = np.asarray(decode(((1 - share) * start + share * end).reshape(-1, codes.shape[-1])))
+    out = run.directory
+    paths = [
+        figures.reconstructions(out / "reconstructions.png", *map(_shown, report.pairs)),
+        figures.image_grid(out / "samples.png", _shown(samples), title="samples from the prior (means)"),
+        figures.interpolation(out / "interpolation.png", _shown(between).reshape(8, 11, *between.shape[1:])),
+        figures.learning_curves(out / "learning_curves.png", run.records()),
+    ]
+    if report.kl is not None:
+        paths.append(figures.kl_bars(out / "kl_per_dimension.png", report.kl, title="KL per latent"))
+    if codes.shape[-1] == 2:
+        paths += [
+            figures.manifold(out / "manifold.png", lambda latent: _shown(decode(latent))),
+            figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
+        ]
+    return paths
+
+
+def _posterior(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
+    del model_state, key
+    return tuple(model.apply(params, batch["image"], method="encode"))
+
+
+def _layer_codes(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, ...]:
+    del model_state
+    keys = jaxvae.example_keys(key, batch["index"])
+    return model.apply(params, batch["image"], key=keys, num_samples=50, method="posterior_means")
+
+
+def _reconstruct(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
+    """Through the posterior's mean; up and down through the means where there are several layers."""
+    del model_state, key
+    return batch["image"], model.apply(params, batch["image"]).mean
+
+
+def _shown(images: Array) -> np.ndarray:
+    """A Gaussian's mean may lie outside [0, 1]; a picture cannot."""
+    return np.asarray(images).clip(0, 1)
