@@ -177,7 +177,7 @@ PRESETS = {
             hidden=(32, 64, 128),
             latent_dim=128,
             batch_size=128,
-            epochs=20,
+            epochs=10,
             evaluate_every=2,
             nll_samples=100,
         ),
