@@ -328,6 +328,11 @@ def test_help_explains_itself():
         (("--objective", "iwae", "--beta", 2), "beta and beta_warmup belong to --objective vae"),
         (("--doubly-reparameterized",), "doubly_reparameterized belongs to --objective iwae"),
         (("--stochastic-layers", 2), "two stochastic layers need --network burda, got conv"),
+        (("--network", "burda"), "network burda starts at Bernoulli logits: --likelihood bernoulli, got categorical"),
+        (
+            ("--network", "linear", "--likelihood", "shared-gaussian", "--latent-dim", 64),
+            "latent_dim must lie in 1 .. 60",
+        ),
         (("--network", "linear"), "a linear VAE needs --likelihood shared-gaussian and grey images"),
         (("--likelihood", "discretized-logistic"), "256-valued pixels; 'digits' has 17 values"),
         (("--patience", 3, "--validation", 0), "patience needs validation images: pass --validation N"),
