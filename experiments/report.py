@@ -15,7 +15,7 @@ from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
 
 EVALUATION_BATCH = 500
 EVALUATION_SEED = 0  # the same binarised images and noise at every evaluation of every run
-ROWS_PER_PASS = 5000  # of the decoder, in importance sampling: examples times samples
+NLL_BATCH = 100  # images at a time in importance sampling, each with its samples
 SHARPNESS_IMAGES = 1000
 
 
@@ -41,15 +41,13 @@ def measure(
     source, rows = feed
     look = {"key": jax.random.key(EVALUATION_SEED), "prepare": prepare}
     map_test = partial(jaxvae.map_batches, params=state.params, model_state=state.model_state, source=source, **look)
-    samples_per_pass = min(nll_samples, 50)
     estimate = jaxvae.log_likelihood(
         partial(jaxvae.vae_log_weights, model),
         state.params,
         state.model_state,
         source,
-        rows.reshape(-1, min(EVALUATION_BATCH, ROWS_PER_PASS // 50)),
+        rows.reshape(-1, NLL_BATCH),
         num_samples=nll_samples,
-        samples_per_pass=samples_per_pass,
         progress=counter(f"-log p(x) with {nll_samples} samples, batch"),
         **look,
     )

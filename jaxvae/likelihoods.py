@@ -26,7 +26,8 @@ def logistic_image(mean: Array, log_scale: Array) -> UnitInterval:
 class SharedScale(nn.Module):
     """One scale for all pixels of all images, learned with the model.
 
-    The σ-VAE: the scale finds the weight between rate and distortion by maximum likelihood.
+    The σ-VAE: the scale finds the weight between rate and distortion by maximum likelihood. It is 20 · tanh of a
+    twentieth of the parameter, so that no variance overflows.
 
     Attributes:
       record: (mean, scale) -> a likelihood.

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae.keys import draw
+from jaxvae.losses import LOG_2PI
 from jaxvae.types import PRNGKey
 
-LOG_2PI = float(np.log(2 * np.pi))
 TABLE = 2_000_000  # entries of the tables [rows, N] that are held at once: sets the memory and nothing else
 REACH = 8  # standard deviations to each side of a Gaussian: what lies beyond is below rounding
 NARROWEST_JOINT = 1e-4  # of a latent's largest code: posteriors below are widened to this standard deviation
