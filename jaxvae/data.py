@@ -1,4 +1,4 @@
-"""Images, from scikit-learn, tensorflow-datasets or your own arrays, and how training reads them.
+"""Images, drawn or from scikit-learn, tensorflow-datasets or your own arrays, and how training reads them.
 
 `load` decodes a set once and keeps it as memory-mapped arrays: later runs start at once, without
 tensorflow-datasets. An `Order` says which examples a step takes, `Resident` and `Streamed` hand them to the
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvae import sprites
 from jaxvae.keys import draw, example_keys
 from jaxvae.prepared import load_prepared
 from jaxvae.types import Array, Batch, Prepare, PRNGKey
@@ -31,19 +32,26 @@ class ImageSet(NamedTuple):
 
     Attributes:
       name: what errors and pictures call it.
-      image: `[N, H, W, C]`, uint8 with values 0 .. levels-1, or float32 in [0, 1]. May be a memory map.
+      image: `[N, H, W, C]`, uint8 with values 0 .. levels-1, or float32 in [0, 1]. May be a memory map. For "sprites",
+        what the images are drawn from: their factors, `[N, 5]` uint8, which `jaxvae.sprites.prepare` renders.
       label: `[N]` int32, or None.
       levels: how many values a uint8 pixel can take: 2, 17 (digits), 256. Floating images do not use it.
+      factors: what each image was made from, `[N, F]` int32 counted from 0, or None where that is not known.
+      factor_names: the names of the F columns.
     """
 
     name: str
     image: np.ndarray
     label: np.ndarray | None
     levels: int
+    factors: np.ndarray | None = None
+    factor_names: tuple[str, ...] = ()
 
     def take(self, rows: slice | np.ndarray) -> "ImageSet":
         """The examples at `rows`: a slice, or integers [M]."""
-        return self._replace(image=self.image[rows], label=None if self.label is None else self.label[rows])
+        label = None if self.label is None else self.label[rows]
+        factors = None if self.factors is None else self.factors[rows]
+        return self._replace(image=self.image[rows], label=label, factors=factors)
 
 
 def load(
@@ -54,15 +62,19 @@ def load(
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """One split of a set by its name: "digits", or any image set that tensorflow-datasets has prepared.
+    """One split of a set by its name: "digits", "sprites", or any image set that tensorflow-datasets has prepared.
 
     "digits" is scikit-learn's 1,797 images of 8x8 pixels with values 0 .. 16, in a fixed split: 1,437 "train"
-    and 360 "test". Any other set is read from the newest `data_dir/name/VERSION`, decoded once and cached,
-    without TensorFlow. Images of zeros and ones (binarized_mnist, dsprites) get `levels=2`. Where `data_dir`
-    lacks the set but the cache has one decoded copy, that copy is used, without tensorflow-datasets.
+    and 360 "test". "sprites" is the 737,280 images of `jaxvae.sprites`, all "train"; train on it with
+    `prepare=sprites.prepare`.
+
+    Any other set is read from the newest `data_dir/name/VERSION`, decoded once and cached, without TensorFlow.
+    Images of zeros and ones (binarized_mnist, dsprites) get `levels=2`. Integer features called "label_NAME"
+    (dsprites, shapes3d) become the factors, sorted by name. Where `data_dir` lacks the set but the cache has one
+    decoded copy, that copy is used, without tensorflow-datasets.
 
     Args:
-      name: "digits", "mnist", or with a configuration, "emnist/letters".
+      name: "digits", "sprites", "mnist", or with a configuration, "emnist/letters".
       split: a split's plain name.
       data_dir: where the prepared sets are; `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
       cache_dir: for decoded arrays; `$JAXVAE_CACHE_DIR`, `$XDG_CACHE_HOME/jaxvae`, then `~/.cache/jaxvae`.
@@ -75,6 +87,8 @@ def load(
     """
     if name == "digits":
         return _load_digits(split)
+    if name == "sprites":
+        return _load_sprites(split)
     return ImageSet(name, *load_prepared(name, split, data_dir=data_dir, cache_dir=cache_dir, progress=progress))
 
 
@@ -315,3 +329,10 @@ def _load_digits(split: str) -> ImageSet:
     shuffled = np.random.default_rng(0).permutation(len(image))
     rows = shuffled[:1437] if split == "train" else shuffled[1437:]
     return ImageSet("digits", image[rows], digits.target[rows].astype(np.int32), levels=17)
+
+
+def _load_sprites(split: str) -> ImageSet:
+    if split != "train":
+        raise ValueError(f"'sprites' has no split {split!r}; it has train")
+    factors = sprites.factors_at(np.arange(sprites.NUM_IMAGES))
+    return ImageSet("sprites", factors.astype(np.uint8), None, 2, factors, tuple(sprites.FACTORS))

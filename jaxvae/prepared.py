@@ -22,7 +22,8 @@ PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 # Only for "did you mean ...?": any prepared set loads.
 COMMON_SETS = {"binarized_mnist", "celeb_a", "cifar10", "cifar100", "dsprites", "emnist", "fashion_mnist", "kmnist"}
 COMMON_SETS |= {"mnist", "omniglot", "shapes3d", "smallnorb", "stl10", "svhn_cropped"}
-Decoded = tuple[np.ndarray, np.ndarray | None, int]  # image, label, levels
+# image, label, levels, factors, factor_names
+Decoded = tuple[np.ndarray, np.ndarray | None, int, np.ndarray | None, tuple[str, ...]]
 
 
 def load_prepared(
@@ -33,7 +34,7 @@ def load_prepared(
     cache_dir: str | Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> Decoded:
-    """Images [N, H, W, C] uint8, labels [N] int32 or None, and the number of levels; see `jaxvae.data.load`."""
+    """What `jaxvae.data.ImageSet` holds, after the name; see `jaxvae.data.load`."""
     data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     cache = _cache_root(cache_dir) / name
     versions = [folder for folder in _prepared(data_dir) if folder.parent == data_dir / name]
@@ -86,15 +87,12 @@ def _load_cached(name: str, split: str, cache: Path, data_dir: Path) -> Decoded:
             f"the set {name!r} is not in {data_dir}, and {cache} has several copies of it; remove all but one"
         )
     prepared = sorted({str(folder.parent.relative_to(data_dir)) for folder in _prepared(data_dir)})
-    known = {
-        "digits",
-        *prepared,
-    } | COMMON_SETS
+    known = {"digits", "sprites", *prepared} | COMMON_SETS
     close = [] if name in known else difflib.get_close_matches(name.lower(), sorted(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(
         f"the set {name!r} is not prepared in {data_dir}{hint}\n"
-        f"Prepared there: {', '.join(prepared) or 'nothing'}. The set 'digits' needs no files.\n"
+        f"Prepared there: {', '.join(prepared) or 'nothing'}. The sets 'digits' and 'sprites' need no files.\n"
         f"To prepare one, run, on a machine with TensorFlow and a network:\n  {_how_to_prepare(name)}\n"
         "Then set TFDS_DATA_DIR to the folder it wrote to (~/tensorflow_datasets unless told otherwise)."
     )
@@ -113,11 +111,13 @@ def _read_cache(folder: Path) -> Decoded:
         meta = json.loads((folder / "meta.json").read_text())
         image = np.load(folder / "image.npy", mmap_mode="r")
         label = np.load(folder / "label.npy") if meta["labelled"] else None
+        factor_names = tuple(meta.get("factor_names", ()))  # copies made before factors were kept have none
+        factors = np.load(folder / "factors.npy") if factor_names else None
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"the decoded copy {folder} is damaged ({error}); remove it") from error
     if [*image.shape, str(image.dtype)] != [*meta["shape"], "uint8"]:
         raise ValueError(f"the decoded copy {folder} is damaged ({image.dtype} {image.shape}); remove it")
-    return image, label, meta["levels"]
+    return image, label, meta["levels"], factors, factor_names
 
 
 def _decode(
@@ -147,6 +147,11 @@ def _decode(
     first = source[0]
     shape = (total, *pixels(first["image"]).shape)
     label = np.empty(total, np.int32) if isinstance(first.get("label"), int | np.integer) else None
+    # Sorted, because features read from disk come in no fixed order.
+    columns = sorted(
+        key for key, value in first.items() if key.startswith("label_") and isinstance(value, int | np.integer)
+    )
+    factors = np.empty((total, len(columns)), np.int32)
     brightest = 0
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=cached.parent) as scratch:
@@ -163,11 +168,19 @@ def _decode(
             brightest = max(brightest, image[start : start + len(decoded)].max())
             if label is not None:
                 label[start : start + len(decoded)] = [example["label"] for example in examples]
+            factors[start : start + len(decoded)] = [[example[column] for column in columns] for example in examples]
             progress(start + len(decoded), total)
         image.flush()
         if label is not None:
             np.save(made / "label.npy", label)
-        meta = {"shape": shape, "levels": 256 if brightest > 1 else 2, "labelled": label is not None}
+        if columns:
+            np.save(made / "factors.npy", factors)
+        meta = {
+            "shape": shape,
+            "levels": 256 if brightest > 1 else 2,
+            "labelled": label is not None,
+            "factor_names": [column.removeprefix("label_") for column in columns],
+        }
         (made / "meta.json").write_text(json.dumps(meta))
         try:
             made.rename(cached)

@@ -1,8 +1,6 @@
 """Sets by name, their cache, the errors for what is not there, and the feeds."""
 
 import hashlib
-import io
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tfds_sets import random_images, write_set
 
 from jaxvae import data
 
@@ -32,61 +31,6 @@ def cache_dir(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("shared_cache")
-
-
-def write_set(data_dir, name, images, labels=None, version="1.0.0", file_format="array_record", shape=None):
-    """Write what tensorflow-datasets prepares, without TensorFlow: a train split and an empty test split."""
-    pytest.importorskip("tensorflow_datasets", reason="needs the experiments extra")
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from PIL import Image
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    folder = Path(data_dir, name, version)
-    folder.mkdir(parents=True)
-    short = name.split("/")[0]
-    writer = ArrayRecordWriter(f"{folder}/{short}-train.array_record-00000-of-00001", "group_size:1")
-    for i, image in enumerate(images):
-        png = io.BytesIO()
-        Image.fromarray(image.squeeze()).save(png, format="PNG")
-        example = tf_example_pb2.Example()
-        example.features.feature["image"].bytes_list.value.append(png.getvalue())
-        if labels is not None:
-            example.features.feature["label"].int64_list.value.append(int(labels[i]))
-        writer.write(example.SerializeToString())
-    writer.close()
-
-    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    splits = [
-        {"name": "train", "filepathTemplate": template, "numBytes": "1", "shardLengths": [str(len(images))]},
-        {"name": "test", "filepathTemplate": template, "numBytes": "0", "shardLengths": []},
-    ]
-    info = {"name": short, "version": version, "fileFormat": file_format, "splits": splits}
-    if "/" in name:
-        info["configName"] = name.split("/")[1]
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    package = "tensorflow_datasets.core.features."
-    dimensions = [str(size) for size in shape or images[0].shape]
-    features = {
-        "image": {
-            "pythonClassName": package + "image_feature.Image",
-            "image": {"dtype": "uint8", "shape": {"dimensions": dimensions}},
-        }
-    }
-    if labels is not None:
-        features["label"] = {
-            "pythonClassName": package + "class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": "10"},
-        }
-    content = {
-        "pythonClassName": package + "features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
-    (folder / "features.json").write_text(json.dumps(content))
-    return folder
-
-
-def random_images(count, shape=(4, 5, 3), levels=256, seed=0):
-    return np.random.default_rng(seed).integers(0, levels, (count, *shape), np.uint8)
 
 
 def numbered(count, image=None, label=True):
@@ -283,13 +227,21 @@ def test_an_unprepared_set_fails_at_once_with_the_way_out(tmp_path):
     seconds, text = output(python(code, TFDS_DATA_DIR=str(tmp_path))).split(maxsplit=1)
     assert float(seconds) < 1
     assert f"the set 'cifar10' is not prepared in {tmp_path}\n" in text
-    assert "Prepared there: kept." in text
+    assert "Prepared there: kept. The sets 'digits' and 'sprites' need no files." in text
     assert "builder('cifar10').download_and_prepare(file_format='array_record')" in text
     assert "TFDS_DATA_DIR" in text
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("mnsit", "mnist"), ("digit", "digits"), ("MNIST", "mnist"), ("own_sett", "own_set")]
+    ("name", "meant"),
+    [
+        ("mnsit", "mnist"),
+        ("digit", "digits"),
+        ("sprite", "sprites"),
+        ("dsprite", "dsprites"),
+        ("MNIST", "mnist"),
+        ("own_sett", "own_set"),
+    ],
 )
 def test_a_misspelt_name(tmp_path, name, meant):
     (tmp_path / "own_set" / "1.0.0").mkdir(parents=True)
@@ -301,6 +253,8 @@ def test_a_misspelt_name(tmp_path, name, meant):
 def test_splits_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match="'digits' has no split 'validation'; it has train, test"):
         data.load("digits", "validation")
+    with pytest.raises(ValueError, match="'sprites' has no split 'test'; it has train"):
+        data.load("sprites", "test")
     write_set(tmp_path, "tiny", random_images(3))
     with pytest.raises(ValueError, match="'tiny' has no split 'tset'; it has train, test"):
         data.load("tiny", "tset", data_dir=tmp_path)

@@ -1,0 +1,74 @@
+"""Sprites: procedural images with known factors, in the spirit of dSprites (Matthey et al., 2017).
+
+A white square, ellipse or heart on black, 64×64, in every combination of 3 shapes, 6 scales, 40 orientations, 32
+columns and 32 rows: 737,280 images, none of which is stored. The factors of an image follow from its index and its
+pixels from its factors, by pure functions for use inside a compiled step. Orientations are 40 even steps of the full
+turn; those of a square repeat every quarter, those of an ellipse every half.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvae.types import Array, Batch, PRNGKey
+
+FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}  # as the index counts: y fastest
+SHAPES = ("square", "ellipse", "heart")
+NUM_IMAGES = math.prod(FACTORS.values())
+SIZE = 64
+PATCH = 28  # pixels that hold any sprite in any orientation, centred between the middle four
+SUPERSAMPLING = 4  # points across a pixel
+FIRST = 3  # the row and column of the image where the patch of x = y = 0 begins: its centre is at 17
+SMALLEST = 0.5  # the first scale; the last is 1
+
+
+def factors_at(index: np.ndarray) -> np.ndarray:
+    """Factors [..., 5] int32 of the images at `index` [...], in the order of `FACTORS`.
+
+    >>> factors_at(np.array([0, 31, 32, NUM_IMAGES - 1]))
+    array([[ 0,  0,  0,  0,  0],
+           [ 0,  0,  0,  0, 31],
+           [ 0,  0,  0,  1,  0],
+           [ 2,  5, 39, 31, 31]], dtype=int32)
+    """
+    return np.stack(np.unravel_index(index, tuple(FACTORS.values())), axis=-1).astype(np.int32)
+
+
+def render(factors: Array) -> Array:
+    """Images [B, 64, 64, 1] float32, zeros and ones, of integer factors [B, 5].
+
+    A pixel is white where at least half of it is covered. Factors outside their range are not checked.
+    """
+    return jax.vmap(_render)(factors)
+
+
+def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
+    """Render batch["image"], factors [B, 5], in place: a `Prepare` for `data.load("sprites")`."""
+    del key
+    return batch | {"image": render(batch["image"])}
+
+
+def _render(factors: Array) -> Array:
+    shape, scale, orientation, x, y = factors.astype(jnp.int32)
+    angle = 2 * math.pi / FACTORS["orientation"] * orientation
+    size = SMALLEST + (1 - SMALLEST) / (FACTORS["scale"] - 1) * scale
+
+    points = (jnp.arange(PATCH * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - PATCH / 2
+    right, up = (points / size)[None, :], (-points / size)[:, None]
+    # The sprite's own axes, turned anticlockwise by the angle.
+    u = jnp.cos(angle) * right + jnp.sin(angle) * up
+    v = jnp.cos(angle) * up - jnp.sin(angle) * right
+    square = jnp.maximum(jnp.abs(u), jnp.abs(v)) <= 10
+    ellipse = (u / 14) ** 2 + (v / 7) ** 2 <= 1
+    a, b = u / 10, v / 10 + 0.1
+    heart = (a**2 + b**2 - 1) ** 3 <= a**2 * b**3
+    inside = jnp.where(shape == 0, square, jnp.where(shape == 1, ellipse, heart))
+    covered = inside.reshape(PATCH, SUPERSAMPLING, PATCH, SUPERSAMPLING).mean(axis=(1, 3))
+    patch = (covered >= 0.5).astype(jnp.float32)
+
+    # A slice of a wide black frame puts the patch where it belongs: gathers and scatters are slower on CPU.
+    low = FIRST + FACTORS["x"] - 1
+    frame = jnp.pad(patch, (low, SIZE - FIRST - PATCH))
+    return jax.lax.dynamic_slice(frame, (low - FIRST - y, low - FIRST - x), (SIZE, SIZE))[..., None]
