@@ -24,6 +24,7 @@ def variants_where(condition):
 
 
 every_random_variant = variants_where(lambda v: v.draws)
+every_mean_over_examples = variants_where(lambda v: not v.pairs)
 every_vae = variants_where(lambda v: isinstance(v.model, jaxvae.VAE))
 
 
@@ -59,7 +60,7 @@ def test_the_loss_is_a_float32_scalar_with_float32_metrics_and_finite_gradients(
         assert np.any(grad), f"no gradient reaches {jax.tree_util.keystr(path)}"
 
 
-@every_variant
+@every_mean_over_examples
 def test_loss_and_gradient_do_not_change_when_the_batch_is_doubled(variant, key):
     params, model_state = init(variant)
     once = batch(B)

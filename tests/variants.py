@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import jaxvae
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
@@ -20,6 +21,7 @@ class Variant(NamedTuple):
     init: Any
     log_weights_fn: Any
     draws: bool = True  # whether the objective uses its key
+    pairs: bool = False  # whether it compares the examples of a batch with each other
 
     @property
     def tolerance(self):
@@ -28,14 +30,14 @@ class Variant(NamedTuple):
         return 2e-2 if getattr(encoder, "dtype", None) == jnp.bfloat16 else 1e-4
 
 
-def variant(model, loss=jaxvae.vae_loss, draws=True, **options):
+def variant(model, loss=jaxvae.vae_loss, draws=True, pairs=False, **options):
     def init(*, key):
         return model.init(key, jnp.zeros((1, *SHAPE))), ()
 
     log_weights = None
     if hasattr(model, "log_weights"):
         log_weights = jax.jit(partial(jaxvae.vae_log_weights, model), static_argnames="num_samples")
-    return Variant(model, jax.jit(partial(loss, model, **options)), jax.jit(init), log_weights, draws)
+    return Variant(model, jax.jit(partial(loss, model, **options)), jax.jit(init), log_weights, draws, pairs)
 
 
 def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, **options):
@@ -77,6 +79,9 @@ VARIANTS = {
     "bfloat16": vae(*conv(dtype=jnp.bfloat16), Bernoulli),
     "beta": vae(*mlp(), Bernoulli, beta=4.0),
     "beta schedule": vae(*mlp(), Bernoulli, beta=lambda step: jnp.minimum(1.0, 0.25 * (step + 1))),
+    "capacity": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=10.0, capacity=optax.linear_schedule(0.0, 5.0, 50)),
+    "free bits": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=1.0, free_bits=0.05),
+    "total correlation": vae(*mlp(), Bernoulli, jaxvae.tc_vae_loss, pairs=True, num_examples=100),
     "iwae": vae(*mlp(), Bernoulli, jaxvae.iwae_loss, num_samples=4),
     "doubly reparameterised": hierarchical(jaxvae.iwae_loss, num_samples=4, doubly_reparameterized=True),
     "hierarchical": hierarchical(jaxvae.sampled_vae_loss),

@@ -140,7 +140,7 @@ def vae_loss(
       Kingma and Welling, Auto-Encoding Variational Bayes, 2014; Higgins et al., beta-VAE, 2017 (β ≠ 1).
     """
     image = batch["image"]
-    weight = _beta_at(beta, step)
+    weight = weight_at("beta", beta, step)
     posterior = apply_to_images(model, params, image, method="encode")
     latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=num_samples)
 
@@ -246,10 +246,11 @@ def decoded_log_prob(decode: Callable[[Array], Likelihood], image: Array, latent
     return reconstruction.log_prob(images).reshape(num_samples, -1)
 
 
-def _beta_at(beta: float | Array | Schedule, step: Array | int) -> float | Array:
-    value = beta(jnp.asarray(step)) if callable(beta) else beta
+def weight_at(name: str, value: float | Array | Schedule, step: Array | int) -> float | Array:
+    """A number, or a schedule's value at the step; `ValueError` names it where it is negative or not finite."""
+    value = value(jnp.asarray(step)) if callable(value) else value
     if isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"beta must be a finite number, zero or more, got {value}")
+        raise ValueError(f"{name} must be a finite number, zero or more, got {value}")
     return value
 
 

@@ -1,0 +1,149 @@
+"""β-TCVAE (Chen, Li, Grosse and Duvenaud, Isolating Sources of Disentanglement in VAEs, 2018).
+
+The rate is taken apart into what the latents say about the image, how much they depend on each other, and how far
+each is from its prior; β weighs the dependence alone.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae import losses
+from jaxvae.distributions import DiagGaussian
+from jaxvae.keys import example_keys
+from jaxvae.models.vae import apply_to_images, decoded_log_prob, draws, standard_log_prob, weight_at
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
+
+Estimator = Literal["stratified", "weighted"]
+
+
+class RateTerms(NamedTuple):
+    """The rate of each example in three parts, each [B] nats; their sum is log q(z|x) - log p(z).
+
+    Attributes:
+      mutual_information: log q(z|x) - log q(z).
+      total_correlation: log q(z) - Σ_j log q(z_j).
+      dimension_kl: Σ_j log q(z_j) - log p(z_j).
+    """
+
+    mutual_information: Array
+    total_correlation: Array
+    dimension_kl: Array
+
+
+def rate_terms(
+    posterior: DiagGaussian, latent: Array, *, num_examples: int, estimator: Estimator = "stratified"
+) -> RateTerms:
+    r"""Mutual information, total correlation and dimension-wise KL, estimated from a batch.
+
+    The aggregate posterior q(z) = 1/N Σ_n q(z|x_n) of N examples is estimated at each z_i from the batch of B:
+
+    .. math:: \hat q(z_i) = \frac1N q(z_i|x_i) + \frac{N-1}{N(B-1)} \sum_{j \ne i} q(z_i|x_j)
+              \quad\text{(stratified)}, \qquad
+              \hat q(z_i) = \frac{1}{NB} \sum_j q(z_i|x_j) \quad\text{(weighted)}
+
+    and the same for every q(z_j). The stratified density is unbiased, and exact where the batch is the whole set (its
+    logarithm is biased low, as any estimate's). The weighted one is too small, by a factor N where the batch is the
+    whole set. A batch must not hold an example twice.
+
+    Args:
+      posterior: q(z|x) of the batch, [B, D].
+      latent: z ~ q(z|x), [B, D].
+      num_examples: N, of the whole training set; at least B.
+      estimator: "stratified", or "weighted", the minibatch weighting of the paper's section 3.
+
+    Raises:
+      ValueError: a batch of one, or one larger than the set.
+
+    References:
+      Chen et al., 2018, section 3 and appendix C; the weights here are those that make the estimate exact for B = N.
+    """
+    batch_size = len(latent)
+    if batch_size < 2:
+        raise ValueError(f"the total correlation needs a batch of at least 2 examples, got {batch_size}")
+    if num_examples < batch_size:
+        raise ValueError(
+            f"num_examples must be the training set's, at least the batch's {batch_size}, got {num_examples}"
+        )
+    if estimator not in ("stratified", "weighted"):
+        raise ValueError(f"estimator must be 'stratified' or 'weighted', got {estimator!r}")
+
+    mean, log_var = (jnp.broadcast_to(leaf, latent.shape) for leaf in posterior)
+    centred = jnp.square(latent[:, None] - mean[None]) * jnp.exp(-log_var)[None]
+    log_density = -0.5 * (centred + log_var[None] + losses.LOG_2PI)  # log q(z_i[d] | x_j), [i, j, d]
+
+    if estimator == "stratified":
+        other = math.log((num_examples - 1) / (num_examples * (batch_size - 1)))
+        log_weight = jnp.where(jnp.eye(batch_size, dtype=bool), -math.log(num_examples), other)
+    else:
+        log_weight = jnp.full((batch_size, batch_size), -math.log(num_examples * batch_size))
+
+    log_joint = jax.nn.logsumexp(log_density.sum(axis=-1) + log_weight, axis=1)
+    log_marginals = jax.nn.logsumexp(log_density + log_weight[..., None], axis=1).sum(axis=-1)
+    return RateTerms(
+        mutual_information=posterior.log_prob(latent) - log_joint,
+        total_correlation=log_joint - log_marginals,
+        dimension_kl=log_marginals - standard_log_prob(latent),
+    )
+
+
+def tc_vae_loss(
+    model: Any,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+    num_examples: int,
+    beta: float | Array | Schedule = 6.0,
+    information_weight: float = 1.0,
+    dimension_weight: float = 1.0,
+    estimator: Estimator = "stratified",
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""Distortion + α · mutual information + β · total correlation + γ · dimension-wise KL, means over the batch.
+
+    At α = β = γ = 1 it is the sampled negative ELBO, whatever the estimator. The estimates look across the batch
+    (`global_batch`): train it under `jit`, on one device or over a mesh, and evaluate by `vae_loss`.
+
+    Args:
+      model: a `VAE`, or a module with the same `encode` and `decode`.
+      params: what `model.init` returned.
+      model_state: handed through.
+      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer; B at least 2, no example twice.
+      key: the step's key; example i draws from `fold_in(key, index[i])`.
+      step: what a schedule is evaluated at.
+      num_examples: N, of the whole training set.
+      beta: weight of the total correlation: a number, zero or more, or an optax schedule. 6 in the paper's dSprites.
+      information_weight: α, of the mutual information.
+      dimension_weight: γ, of the dimension-wise KL.
+      estimator: of `rate_terms`.
+
+    Returns:
+      The loss in nats per image and `(model_state, metrics)`: "loss", "distortion", "rate" (closed form),
+      "negative_elbo", "mutual_information", "total_correlation" and "dimension_kl", means over the batch, in nats.
+
+    Raises:
+      TypeError: the images are not floating, or the key is not typed.
+      ValueError: the images do not have the model's shape, β is negative or not a number, or as `rate_terms`.
+    """
+    image = batch["image"]
+    posterior = apply_to_images(model, params, image, method="encode")
+    latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=1)
+    distortion = -decoded_log_prob(lambda z: model.apply(params, z, method="decode"), image, latent)
+    terms = rate_terms(posterior, latent[0], num_examples=num_examples, estimator=estimator)
+    rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
+    metrics = {name: values.mean() for name, values in terms._asdict().items()}
+    metrics |= {"distortion": distortion.mean(), "rate": rate.mean(), "negative_elbo": distortion.mean() + rate.mean()}
+    metrics["loss"] = (
+        metrics["distortion"]
+        + information_weight * metrics["mutual_information"]
+        + weight_at("beta", beta, step) * metrics["total_correlation"]
+        + dimension_weight * metrics["dimension_kl"]
+    )
+    return metrics["loss"], (model_state, metrics)
+
+
+tc_vae_loss.global_batch = True  # type: ignore[attr-defined]
