@@ -21,9 +21,11 @@ from jaxvae.losses import (
     iwae_bound,
 )
 from jaxvae.models.autoencoder import Autoencoder, autoencoder_loss
+from jaxvae.models.beta_vae import beta_from_normalized, beta_vae_loss, cyclical_schedule, normalized_beta
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.iwae import iwae_loss
 from jaxvae.models.linear_vae import linear_vae, linear_vae_loss
+from jaxvae.models.tc_vae import RateTerms, rate_terms, tc_vae_loss
 from jaxvae.models.vae import VAE, sampled_vae_loss, vae_log_weights, vae_loss
 from jaxvae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from jaxvae.training.epoch import make_evaluate, make_train_epoch
@@ -31,6 +33,7 @@ from jaxvae.training.fit import FitResult, NonFiniteError, Progress, fit
 from jaxvae.training.parallel import data_mesh, jit_train_step, shard_batch
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import make_eval_step, make_train_step
+from jaxvae.training.sweep import SweepState, init_sweep_state, make_sweep_epoch, map_members
 
 __all__ = [
     "VAE",
@@ -50,16 +53,21 @@ __all__ = [
     "NonFiniteError",
     "PixelScale",
     "Progress",
+    "RateTerms",
     "SharedScale",
+    "SweepState",
     "TrainState",
     "UnitInterval",
     "active_units",
     "aggregate_posterior",
     "autoencoder_loss",
     "bernoulli_nll",
+    "beta_from_normalized",
+    "beta_vae_loss",
     "bits_per_dim",
     "categorical_nll",
     "classical",
+    "cyclical_schedule",
     "data_mesh",
     "discretized_logistic_nll",
     "distributions",
@@ -69,6 +77,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_kl_between",
     "gaussian_nll",
+    "init_sweep_state",
     "init_train_state",
     "iwae_bound",
     "iwae_loss",
@@ -83,16 +92,21 @@ __all__ = [
     "losses",
     "make_eval_step",
     "make_evaluate",
+    "make_sweep_epoch",
     "make_train_epoch",
     "make_train_step",
     "map_batches",
+    "map_members",
     "models",
     "networks",
+    "normalized_beta",
+    "rate_terms",
     "sample_keys",
     "sampled_vae_loss",
     "seed_key",
     "shard_batch",
     "sharpness_ratio",
+    "tc_vae_loss",
     "training",
     "types",
     "vae_log_weights",

@@ -1,0 +1,105 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from variants import VARIANTS, batch
+
+import jaxvae
+from jaxvae.training.step import make_train_step
+
+VARIANT = VARIANTS["bernoulli"]
+NUMBERS = {"beta": [0.0, 1.0, 4.0, 1.0], "learning_rate": [1e-2, 1e-2, 1e-2, 1e-3]}
+SEEDS = [0, 0, 1, 2]
+HOWS = pytest.mark.parametrize("how", ["vmap", "map"])
+ROWS = jnp.asarray(np.random.default_rng(0).integers(0, 20, (10, 6)), jnp.int32)
+
+
+def keys(seeds=SEEDS):
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+
+def make_step(numbers, optimizer=optax.sgd):
+    loss_fn = partial(jaxvae.vae_loss, VARIANT.model, beta=numbers["beta"])
+    return make_train_step(loss_fn, optimizer(numbers["learning_rate"]))
+
+
+def init(numbers=NUMBERS, optimizer=optax.sgd):
+    return jaxvae.init_sweep_state(VARIANT.init, optimizer(0.0), numbers, keys=keys())
+
+
+@HOWS
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam])
+def test_a_member_is_the_run_with_its_numbers(how, optimizer):
+    images = batch(20)
+    rows = ROWS.at[8:].set(-1)
+    state, metrics = jaxvae.make_sweep_epoch(partial(make_step, optimizer=optimizer), how=how)(
+        init(optimizer=optimizer), images, rows
+    )
+    assert int(state.step) == 8
+    assert state.members.step.tolist() == [8] * 4
+    for m, seed in enumerate(SEEDS):
+        numbers = {name: values[m] for name, values in NUMBERS.items()}
+        one = jaxvae.init_train_state(VARIANT.init, optimizer(0.0), key=jax.random.key(seed))
+        one, expected = jaxvae.make_train_epoch(make_step(numbers, optimizer))(one, images, rows)
+        member = jax.tree.map(lambda leaf, m=m: leaf[m], state.members)
+        chex.assert_trees_all_close(member.params, one.params, atol=1e-5, rtol=1e-4)
+        for name in expected:
+            assert metrics[name].shape == (10, 4)
+            np.testing.assert_allclose(metrics[name][:, m], expected[name], rtol=1e-4)
+
+
+@HOWS
+def test_other_numbers_do_not_compile_again(how):
+    images = batch(20)
+    traced = []
+
+    def step(numbers):
+        traced.append(numbers)
+        # A schedule of a traced peak, and a traced rate.
+        beta = optax.linear_schedule(0.0, numbers["beta"], 5)
+        return make_train_step(partial(jaxvae.vae_loss, VARIANT.model, beta=beta), optax.sgd(numbers["learning_rate"]))
+
+    epoch = jaxvae.make_sweep_epoch(step, how=how)
+    losses, programs = [], []
+    for beta in (1.0, 3.0):
+        state = init({**NUMBERS, "beta": [beta] * 4})
+        for _ in range(2):
+            state, metrics = epoch(state, images, ROWS)
+            programs.append(len(traced))
+        losses.append(metrics["loss"])
+    assert programs == programs[:1] * 4
+    assert not np.allclose(*losses)
+
+
+def test_a_member_that_fails_stands_still_and_the_others_go_on():
+    images = batch(20)
+    state = init({**NUMBERS, "learning_rate": [1e-2, float("inf"), 1e-2, 1e-3]})
+    epoch = jaxvae.make_sweep_epoch(make_step)
+    state, _ = epoch(state, images, ROWS)
+    assert state.members.first_bad.tolist() == [-1, 1, -1, -1]
+    assert state.members.step.tolist() == [10, 1, 10, 10]
+    assert int(state.step) == 10
+    assert int(state.first_bad) == -1
+
+    state, _ = epoch(init({**NUMBERS, "learning_rate": [float("inf")] * 4}), images, ROWS)
+    assert int(state.first_bad) == 1
+
+
+def test_members_with_one_key_start_alike():
+    state = init()
+    leaves = jax.tree.leaves(state.members.params)
+    assert all(np.array_equal(leaf[0], leaf[1]) for leaf in leaves)
+    assert not all(np.array_equal(leaf[0], leaf[2]) for leaf in leaves)
+
+
+def test_impossible_sweeps_are_refused():
+    with pytest.raises(ValueError, match=r"beta must be \[M\], one for each of 4 members, got \(3,\)"):
+        init({**NUMBERS, "beta": [1.0, 2.0, 3.0]})
+    with pytest.raises(TypeError, match=r"key must come from jax.random.key"):
+        jaxvae.init_sweep_state(VARIANT.init, optax.sgd(0.1), NUMBERS, keys=jnp.arange(4))
+    with pytest.raises(ValueError, match="how must be 'vmap' or 'map', got 'pmap'"):
+        jaxvae.map_members(jnp.sum, jnp.zeros((2, 3)), how="pmap")
