@@ -1,6 +1,5 @@
 """Pictures are read back and their pixels compared: what was asked for is where it should be."""
 
-import json
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import scipy.stats
 from jaxvae import figures
 
 MATPLOTLIB_IMAGE = pytest.importorskip("matplotlib.image")
+Image = pytest.importorskip("PIL.Image")
 
 
 def read(path):
@@ -106,6 +106,128 @@ def test_interpolation_sets_the_ends_apart(tmp_path):
     above = picture[: places[0, 0, 0] - 4]
     for column, marked in enumerate([True, False, False, False, True]):
         assert (above[:, places[0, column, 1] : places[0, column, 3]] < 128).any() == marked
+
+
+def test_traversals_keep_rows_and_columns_in_order(tmp_path):
+    images = flat(3, 5)
+    values = np.linspace(-2, 2, 5)
+    labels = ["z3  2.41 nats", "z0  1.07 nats", "z1  0.00 nats"]
+    picture = read(figures.traversals(tmp_path / "rows.png", images, values, labels=labels, title="beta 4"))
+    places = boxes(picture, images)
+    assert (np.diff(places[..., 1], axis=1) == 100).all()
+    assert (np.diff(places[..., 0], axis=0) == 100).all()
+    left, bottom = places[0, 0, 1] - 4, places[2, 0, 2] + 5
+    for row in range(3):  # a label beside each row, a value under each column
+        assert (picture[places[row, 0, 0] : places[row, 0, 2], : left - 4] < 128).any()
+    for column in range(5):
+        assert (picture[bottom:, places[0, column, 1] : places[0, column, 3]] < 128).any()
+    plain = read(figures.traversals(tmp_path / "plain.png", images, values))
+    np.testing.assert_array_equal(boxes(plain, images)[0, 0, :2], [16, 16])  # no label, no room for one
+    other = read(figures.traversals(tmp_path / "other.png", images, values, labels=[*labels[:2], "z1"], title="beta 4"))
+    moved = boxes(other, images) - places  # the longest label decides the page: nothing moves
+    assert not moved.any()
+    changed = np.flatnonzero((other != picture).any(axis=(1, 2)))
+    assert places[2, 0, 0] < changed.min()
+    assert changed.max() < places[2, 0, 2]
+
+
+def test_traversal_pixels_are_exact(tmp_path):
+    images = np.random.default_rng(0).random((2, 3, 28, 28, 1), np.float32)
+    picture = read(figures.traversals(tmp_path / "rows.png", images, [-1.0, 0.0, 1.0]))
+    for row in range(2):
+        for column in range(3):
+            top, left = 13 + 85 * row, 13 + 85 * column
+            drawn = picture[top : top + 84, left : left + 84]
+            expected = np.rint(255 * images[row, column]).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)
+            np.testing.assert_array_equal(drawn, np.broadcast_to(expected, drawn.shape))
+
+
+def test_narrow_columns_name_every_other_value(tmp_path):
+    images = np.full((1, 30, 28, 28, 1), 0.5, np.float32)
+    picture = read(figures.traversals(tmp_path / "rows.png", images, np.linspace(-3, 3, 30)))
+    below = picture[13 + 28 + 2 :]  # one pixel each: 30 columns of 29 pixels
+    named = [(below[:, 12 + 29 * i + 10 : 12 + 29 * i + 19] < 128).any() for i in range(0, 30, 2)]
+    assert all(named)
+    columns = np.flatnonzero((below < 128).any(axis=(0, 2)))
+    assert (np.diff(columns) > 8).sum() == 14  # 15 numbers that stand apart
+
+
+def gif_frames(path):
+    """Bytes [frames, height, width, 3] and what the file says of itself."""
+    frames = []
+    with Image.open(path) as image:
+        for step in range(image.n_frames):
+            image.seek(step)
+            frames.append(np.asarray(image.convert("RGB")))
+        return np.stack(frames), image.info
+
+
+def test_traversal_gif_goes_forth_and_back_for_ever(tmp_path):
+    images = np.broadcast_to((np.arange(28).reshape(7, 4, 1, 1, 1) / 28).astype(np.float32), (7, 4, 8, 8, 1))
+    path = figures.traversal_gif(tmp_path / "new" / "moving.gif", images, labels=[f"z{d}" for d in range(7)], fps=10)
+    frames, info = gif_frames(path)
+    assert info["loop"] == 0
+    assert info["duration"] == 100
+    assert len(frames) == 6
+    stride = 12 * 8 + 4 + 30
+    for frame, step in zip(frames, [0, 1, 2, 3, 2, 1], strict=True):
+        for latent in range(7):
+            top, left = 12 + 16 + stride * (latent // 5) + 4, 12 + stride * (latent % 5) + 4
+            grey = round(255 * float(images[latent, step, 0, 0, 0]))
+            assert (frame[top : top + 96, left : left + 96] == grey).all()
+            assert (frame[top - 22 : top - 6, left : left + 96] < 128).any()  # its label
+        assert (frame[12 + 16 + stride - 30 + 4 :, 12 + 2 * stride - 20 :] == 255).all()  # three cells stay empty
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_traversal_gif_keeps_fine_greys_and_close_colours(tmp_path):
+    grey = np.random.default_rng(0).random((1, 2, 64, 64, 1), np.float32)
+    frames, info = gif_frames(figures.traversal_gif(tmp_path / "grey.gif", grey))
+    assert info["duration"] == 80  # 12 per second, in hundredths
+    assert len(frames) == 2
+    for step in (0, 1):
+        expected = np.rint(255 * grey[0, step]).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+        drawn = frames[step, 29:157, 13:141]
+        np.testing.assert_array_equal(drawn, np.broadcast_to(expected, drawn.shape))
+    ramp = np.linspace(0, 1, 64, dtype=np.float32)
+    shades = np.stack(np.broadcast_arrays(ramp[:, None], 0.5, ramp[None, ::-1]), axis=-1)
+    frames, _ = gif_frames(figures.traversal_gif(tmp_path / "colour.gif", np.stack([shades, shades[::-1]])[None]))
+    for frame, image in zip(frames, (shades, shades[::-1]), strict=True):
+        difference = frame[29:157:2, 13:141:2].astype(int) - np.rint(255 * image).astype(int)
+        assert np.abs(difference).max() < 32
+        assert np.abs(difference).mean() < 8
+
+
+def test_a_moderate_gif(tmp_path):
+    """Ten latents of 64 × 64 pixels with twenty values."""
+    x = np.linspace(-1, 1, 64)
+    centres = np.linspace(-0.6, 0.6, 20)[:, None] * np.linspace(1, 0.1, 10)
+    blobs = np.exp(-20 * ((x - centres.T[..., None])[:, :, None, :] ** 2 + x[:, None] ** 2))[..., None]
+    assert figures.traversal_gif(tmp_path / "blobs.gif", blobs).stat().st_size < 1_500_000
+
+
+def test_traversals_name_what_is_wrong(tmp_path):
+    path, gif = tmp_path / "bad.png", tmp_path / "bad.gif"
+    images = np.full((2, 3, 8, 8, 1), 0.5, np.float32)
+    for wrong in ([0.0, 1.0], [[0.0, 1.0, 2.0]], [0.0, 1.0, np.nan]):
+        with pytest.raises(ValueError, match=r"values must be \[3\], one per column of images, and finite, got \["):
+            figures.traversals(path, images, wrong)
+    with pytest.raises(ValueError, match=r"images must be \[D, S, H, W, C\] with C = 1 or 3, got \(3, 8, 8, 1\)"):
+        figures.traversals(path, images[0], [0.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match="labels must be 2, one per latent, got 1"):
+        figures.traversals(path, images, [0.0, 1.0, 2.0], labels=["z1"])
+    with pytest.raises(ValueError, match="labels must be 2, one per latent, got 3"):
+        figures.traversal_gif(gif, images, labels=["a", "b", "c"])
+    with pytest.raises(ValueError, match="images must hold at least two values"):
+        figures.traversal_gif(gif, images[:, :1])
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]: image \(0, 0\) has 5"):
+        figures.traversal_gif(gif, 10 * images)
+    for fps in (0, 51):
+        with pytest.raises(ValueError, match=rf"fps must lie in \[1, 50\], got {fps}"):
+            figures.traversal_gif(gif, images, fps=fps)
+    with pytest.raises(ValueError, match=r"path must end in \.gif, got .*bad\.png"):
+        figures.traversal_gif(path, images)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 20])
@@ -242,84 +364,6 @@ def test_side_by_side_names_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match="size must be at least 2, got 1"):
         figures.code_grid(np.zeros((5, 2)), 1)
     assert not path.exists()
-
-
-def bars(picture):
-    """Heights in pixels of the bars of `kl_bars`, from left to right, the active and the inactive."""
-    runs = []
-    for color in (figures.COLORS[0], "#b4c4d2"):
-        heights = (picture == list(bytes.fromhex(color[1:]))).all(axis=-1).sum(axis=0)
-        starts = np.flatnonzero((heights[1:] > 0) & (heights[:-1] == 0)) + 1
-        runs.append(heights[starts + 3])
-    return runs
-
-
-def test_kl_bars_stand_from_the_largest_down(tmp_path):
-    picture = read(figures.kl_bars(tmp_path / "kl.png", [0.5, 2.0, 0.05, 1.0, 0.2], threshold=0.3, title="rate"))
-    active, inactive = bars(picture)
-    np.testing.assert_allclose(active / active[0], [1, 0.5, 0.25], atol=0.02)
-    np.testing.assert_allclose(inactive / active[0], [0.1, 0.025], atol=0.02)
-    ordered = jnp.float32([2.0, 1.0, 0.5, 0.2, 0.05])
-    again = read(figures.kl_bars(tmp_path / "again.png", ordered, threshold=0.3, title="rate"))
-    np.testing.assert_array_equal(again, picture)
-    for kl, counts in (([1.0, 2.0], [2, 0]), ([0.009, 0.008], [0, 2]), ([0.0], [0, 0])):
-        assert [len(run) for run in bars(read(figures.kl_bars(tmp_path / "few.png", kl)))] == counts
-
-
-def test_kl_bars_need_one_finite_number_per_latent(tmp_path):
-    for wrong in (np.zeros((2, 3)), [], 1.0, [0.1, np.nan]):
-        with pytest.raises(ValueError, match=r"kl must be \[D\] and finite, got \("):
-            figures.kl_bars(tmp_path / "bad.png", wrong)
-
-
-def record(epoch, **splits):
-    return {
-        "step": 100 * epoch,
-        "epoch": epoch,
-        **{
-            split: {"rate": value / 4, "distortion": value * 3 / 4, "negative_elbo": value}
-            for split, value in splits.items()
-        },
-    }
-
-
-def test_learning_curves_draw_each_split(tmp_path):
-    records = [record(e, train=100 + 50 / e, test=101 + 50 / e) for e in range(1, 6)]
-    picture = read(figures.learning_curves(tmp_path / "curves.png", records, title="mnist"))
-    third = picture.shape[1] // 3
-    drawn = {split: style["color"] for split, style in figures.SPLITS.items()}
-    for panel in range(3):
-        part = picture[:, panel * third : (panel + 1) * third]
-        assert contains(part, drawn["train"])
-        assert contains(part, drawn["test"])
-        assert not contains(part, drawn["validation"])
-    one = read(figures.learning_curves(tmp_path / "one.png", records[:1]))
-    assert contains(one, drawn["train"])
-    assert contains(one, drawn["test"])
-
-
-def test_learning_curves_leave_out_what_is_missing(tmp_path):
-    records = [record(1, train=120.0, test=110.0), record(2, train=105.0), record(3, train=103.0, test=104.0)]
-    broken = json.loads(json.dumps([*records, record(4, train=float("nan"), test=float("inf"))]))
-    whole = read(figures.learning_curves(tmp_path / "whole.png", records))
-    np.testing.assert_array_equal(read(figures.learning_curves(tmp_path / "broken.png", broken)), whole)
-    rate_only = [{"epoch": e, "train": {"rate": 1.0 * e}} for e in range(3)]
-    narrow = read(figures.learning_curves(tmp_path / "rate.png", rate_only))
-    assert narrow.shape[1] == pytest.approx(whole.shape[1] / 3, abs=1)
-    with pytest.raises(ValueError, match="records hold none of rate, distortion, negative_elbo"):
-        figures.learning_curves(tmp_path / "none.png", [{"epoch": 1, "train": {"loss": 1.0}}])
-    with pytest.raises(ValueError, match="records hold none"):
-        figures.learning_curves(tmp_path / "none.png", [])
-
-
-def test_the_first_epoch_does_not_squash_the_rest():
-    low, high = figures._robust_limits(np.array([5000.0, *np.linspace(110, 100, 19)]))
-    assert 99 < low < 100
-    assert 110 < high < 111
-    low, high = figures._robust_limits(np.array([180.0, 120.0]))  # too few to call one of them far out
-    assert low < 120
-    assert high > 180
-    assert figures._robust_limits(np.array([3.0])) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,292 @@
+"""Numbers over epochs, latents, models and factors."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxvae.figures.page import COLORS, FAINT, INK, new_figure, save, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUANTITIES = {
+    "rate": r"rate  $\mathrm{KL}(q(z|x)\,\|\,p(z))$",
+    "distortion": r"distortion  $-\log\,p(x|z)$",
+    "negative_elbo": "$-$ELBO = rate + distortion",
+}
+SPLITS = {
+    "train": {"color": COLORS[0], "linestyle": "-", "marker": "o"},
+    "validation": {"color": COLORS[4], "linestyle": "-.", "marker": "^"},
+    "test": {"color": COLORS[6], "linestyle": "--", "marker": "s"},
+}
+
+
+def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Path:
+    """Rate, distortion and -ELBO in nats against the epoch, training and held-out, one panel each.
+
+    `records` are the lines of `metrics.jsonl`: {"epoch", "train": {"rate", "distortion", "negative_elbo"}},
+    and the same under "validation" or "test". Values that are missing or not finite are left out, and so is a
+    panel without values. The vertical axis follows the bulk: the first epochs may leave the panel.
+    """
+    curves = {name: _curves(records, name) for name in QUANTITIES}
+    curves = {name: found for name, found in curves.items() if found}
+    if not curves:
+        raise ValueError(f"records hold none of {', '.join(QUANTITIES)} under {', '.join(SPLITS)}")
+
+    figure = new_figure(3.3 * len(curves), 3.1, layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (name, found) in zip(panels, curves.items(), strict=True):
+        for split, (epochs, values) in found.items():
+            size = 4 if len(epochs) <= 20 else 0
+            axes.plot(epochs, values, **SPLITS[split], linewidth=1.5, markersize=size, label=split)
+        axes.set_title(QUANTITIES[name], fontsize=10, color=INK)
+        axes.set(xlabel="epoch")
+        axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        limits = _robust_limits(np.concatenate([values for _, values in found.values()]))
+        if limits:
+            axes.set_ylim(*limits)
+        tidy(axes)
+    panels[0].set_ylabel("nats per example")
+    panels[-1].legend(frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return save(figure, path)
+
+
+def kl_bars(path: str | Path, kl: ArrayLike, *, threshold: float = 0.01, title: str | None = None) -> Path:
+    """The KL of every latent [D] in nats, from the largest down; those up to `threshold`, inactive, are faint."""
+    nats = np.asarray(kl, np.float64)
+    if nats.ndim != 1 or not nats.size or not np.isfinite(nats).all():
+        raise ValueError(f"kl must be [D] and finite, got {nats.shape}: {nats}")
+    nats = np.sort(nats)[::-1]
+    rank = np.arange(1, len(nats) + 1)
+    active = int((nats > threshold).sum())
+    figure = new_figure(6.4, 3.2, layout="constrained")
+    axes = figure.add_subplot()
+    for part, color in ((slice(active), COLORS[0]), (slice(active, None), "#b4c4d2")):
+        axes.bar(rank[part], nats[part], width=0.75, color=color, edgecolor=color, linewidth=0.8)
+    if active < len(nats):
+        axes.axvspan(active + 0.5, len(nats) + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+    axes.axhline(threshold, linestyle="--", linewidth=0.8, color=FAINT, zorder=0.5)
+    top = 1.05 * max(nats[0], threshold)
+    axes.set(xlim=(0.5, len(nats) + 0.5), ylim=(0, top), xlabel="latent, by rank", ylabel="KL (nats)")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    summary = f"{active} of {len(nats)} active, above {threshold:g} nats; rate {nats.sum():.2f} nats"
+    axes.set_title(summary, loc="right", fontsize=8, color=INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+    tidy(axes)
+    return save(figure, path)
+
+
+def frontier(rate: ArrayLike, distortion: ArrayLike) -> np.ndarray:
+    """Indices of the models that some β prefers: the lower convex hull of (rate, distortion), where it falls.
+
+    Distortion + β · rate is smallest, for every β > 0, at one of them. Between two neighbours the slope is −β of the
+    objective that likes both alike. Points on a straight piece of the hull are left out, and so are copies.
+
+    Args:
+      rate: [M], nats.
+      distortion: [M], nats.
+
+    Returns:
+      Indices in order of rate, int64.
+
+    Raises:
+      ValueError: where the two are not finite arrays [M] of one length.
+
+    Reference: Alemi et al., Fixing a Broken ELBO, 2018.
+
+    >>> frontier([0.0, 1.0, 2.0, 3.0, 1.0], [9.0, 4.0, 3.0, 5.0, 8.0])
+    array([0, 1, 2])
+    """
+    x, y = _check_models(rate=rate, distortion=distortion)
+    hull: list[int] = []
+    for i in np.lexsort((y, x)).tolist():
+        if hull and y[i] >= y[hull[-1]]:
+            continue  # a larger rate for no smaller distortion
+        while len(hull) > 1 and _turns_right(x, y, hull[-2], hull[-1], i):
+            hull.pop()
+        hull.append(i)
+    return np.array(hull)
+
+
+def rate_distortion(
+    path: str | Path, rate: ArrayLike, distortion: ArrayLike, beta: ArrayLike, *, title: str | None = None
+) -> Path:
+    """Trained models [M] by rate and distortion in nats, coloured by β, with their `frontier`.
+
+    Along a faint line −ELBO = rate + distortion is constant. Where models share a β, as seeds do, a ring marks
+    their mean.
+    """
+    x, y, betas = _check_models(rate=rate, distortion=distortion, beta=beta)
+    if not (betas > 0).all():
+        raise ValueError(f"beta must be positive, its scale is logarithmic: got {betas.min():g}")
+    kinds, kind = np.unique(betas, return_inverse=True)
+    legend_columns = math.ceil(len(kinds) / 16)
+    figure = new_figure(5.6 + 0.9 * legend_columns, 4.6, layout="constrained")
+    axes = figure.add_subplot()
+    colors = _log_colors(kinds)
+    for values, set_limits in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        pad = 0.08 * float(np.ptp(values)) or 1.0
+        set_limits(float(values.min()) - pad, float(values.max()) + pad)
+    _elbo_lines(axes, x, y)
+    best = frontier(x, y)
+    axes.plot(x[best], y[best], color=INK, linewidth=1.2, zorder=2, label="frontier")
+    axes.scatter(x, y, s=26, c=colors[kind], linewidths=0, zorder=3)
+    for i, value in enumerate(kinds):
+        same = kind == i
+        if same.sum() > 1:
+            axes.scatter(x[same].mean(), y[same].mean(), s=110, facecolors="none", edgecolors=[colors[i]], zorder=3)
+        axes.scatter([], [], s=30, color=colors[i], label=rf"$\beta = {value:g}$")
+    if len(kinds) < len(betas):
+        axes.scatter([], [], s=90, facecolors="none", edgecolors=INK, label="mean")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9, handletextpad=0.4, ncols=legend_columns)
+    axes.set(xlabel="rate (nats)", ylabel="distortion (nats)")
+    if title:
+        axes.set_title(title, fontsize=11, color=INK)
+    tidy(axes)
+    return save(figure, path)
+
+
+def metrics_by_beta(
+    path: str | Path, beta: ArrayLike, metrics: Mapping[str, ArrayLike], *, title: str | None = None
+) -> Path:
+    """One panel for each metric of trained models [M] against their β: a dot per model, a line through the means."""
+    betas, *columns = _check_models(beta=beta, **metrics)
+    if not (betas > 0).all():
+        raise ValueError(f"beta must be positive, its scale is logarithmic: got {betas.min():g}")
+    kinds, kind = np.unique(betas, return_inverse=True)
+    across = min(4, len(columns))
+    down = math.ceil(len(columns) / across)
+    figure = new_figure(2.9 * across, 2.5 * down, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, name, values in zip(panels, metrics, columns, strict=False):
+        means = np.bincount(kind, values) / np.bincount(kind)
+        axes.plot(kinds, means, color=COLORS[0], linewidth=1.5)
+        axes.scatter(betas, values, s=14, color=COLORS[0], linewidths=0, alpha=0.7)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(kinds, [f"{value:g}" for value in kinds])
+        axes.minorticks_off()
+        axes.set(xlabel=r"$\beta$")
+        axes.set_title(name, fontsize=10, color=INK)
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        tidy(axes)
+    for axes in panels[len(columns) :]:
+        axes.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return save(figure, path)
+
+
+def factor_information(
+    path: str | Path,
+    information: ArrayLike,
+    names: Sequence[str],
+    *,
+    labels: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """How much each latent tells of each factor, I(z; v) / H(v) in [0, 1], as a heat map [D, F].
+
+    `names` [F] stand below the columns, `labels` [D] beside the rows: z1, z2, ... where there are none.
+    """
+    shares = np.asarray(information, np.float64)
+    if shares.ndim != 2 or not shares.size or not ((shares >= -1e-3) & (shares <= 1 + 1e-3)).all():
+        raise ValueError(
+            f"information must be [D, F] in [0, 1], divided by each factor's entropy, got {shares.shape}: {shares}"
+        )
+    latents, factors = shares.shape
+    rows = [f"z{d + 1}" for d in range(latents)] if labels is None else labels
+    if len(names) != factors:
+        raise ValueError(f"names must be {factors} texts, one per column of information, got {names}")
+    if len(rows) != latents:
+        raise ValueError(f"labels must be {latents} texts, one per row of information, got {rows}")
+
+    figure = new_figure(2.2 + 0.8 * factors, 1.3 + 0.3 * latents, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    for (d, f), share in np.ndenumerate(shares.clip(0, 1)):
+        ink = "white" if share < 0.6 else "black"
+        axes.text(f, d, f"{share:.2f}", color=ink, fontsize=9, ha="center", va="center")
+    axes.set_xticks(range(factors), names)
+    axes.set_yticks(range(latents), rows)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    bar = figure.colorbar(image, ax=axes, ticks=(0, 0.25, 0.5, 0.75, 1))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=3, labelsize=8, color=FAINT, labelcolor=INK)
+    bar.set_label("$I(z; v)\\,/\\,H(v)$", fontsize=9, color=INK)
+    if title:
+        axes.set_title(title, fontsize=11, color=INK)
+    return save(figure, path)
+
+
+def _curves(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Epochs and values of one quantity for every split that has it."""
+    curves = {}
+    for split in SPLITS:
+        points = [(record["epoch"], record.get(split, {}).get(name, math.nan)) for record in records]
+        epochs, values = np.array(points, np.float64).reshape(-1, 2).T
+        kept = np.isfinite(values)
+        if kept.any():
+            curves[split] = (epochs[kept], values[kept])
+    return curves
+
+
+def _robust_limits(values: np.ndarray) -> tuple[float, float] | None:
+    """Limits that hold all values but those far outside the quartiles; None where there is no spread."""
+    first, third = np.quantile(values, (0.25, 0.75))
+    reach = 5 * (third - first)
+    bulk = values[(values >= first - reach) & (values <= third + reach)]
+    low, high = bulk.min(), bulk.max()
+    pad = 0.06 * (high - low)
+    return (float(low - pad), float(high + pad)) if pad else None
+
+
+def _check_models(**quantities: ArrayLike) -> list[np.ndarray]:
+    """Raise `ValueError` unless all quantities are [M] and finite; return them as float64."""
+    arrays = {name: np.asarray(values, np.float64) for name, values in quantities.items()}
+    count = next(iter(arrays.values())).size
+    for name, values in arrays.items():
+        if values.shape != (count,) or not count or not np.isfinite(values).all():
+            raise ValueError(f"{name} must be [M], one number per model, and finite, got {values.shape}: {values}")
+    return list(arrays.values())
+
+
+def _turns_right(x: np.ndarray, y: np.ndarray, first: int, middle: int, last: int) -> bool:
+    """Whether the middle point lies on or above the line from the first to the last."""
+    rise, run = y[last] - y[first], x[last] - x[first]
+    return bool((y[middle] - y[first]) * run >= rise * (x[middle] - x[first]))
+
+
+def _log_colors(values: np.ndarray) -> np.ndarray:
+    """[count, 4] for increasing values [count]: places on a sequential map by their logarithm."""
+    from matplotlib import colormaps
+
+    place = np.log(values / values[0]) / max(np.log(values[-1] / values[0]), 1e-9)
+    return colormaps["viridis"](0.92 * place)  # without the yellow that is faint on white
+
+
+def _elbo_lines(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
+    """Lines of constant rate + distortion over the axes' limits, named at the end that is further from the points."""
+    from matplotlib.ticker import MaxNLocator
+
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    width, height = right - left, top - bottom
+    for level in MaxNLocator(7).tick_values(left + bottom, right + top):
+        enters, leaves = max(left, level - top), min(right, level - bottom)
+        if leaves - enters < 0.2 * width:
+            continue  # too short to be named
+        axes.plot((enters, leaves), (level - enters, level - leaves), color="#dddddd", linewidth=0.8, zorder=1)
+        ends = np.array([enters + 0.08 * width, leaves - 0.08 * width])
+        across, up = np.subtract.outer(ends, x) / width, np.subtract.outer(level - ends, y) / height
+        end = ends[np.hypot(across, up).min(axis=1).argmax()]
+        name = axes.text(end, level - end, f"$-$ELBO {level:g}", color=FAINT, fontsize=7, ha="center", va="center")
+        name.set(rotation=-45, rotation_mode="anchor", transform_rotates_text=True, zorder=1)
+        name.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})

@@ -1,0 +1,161 @@
+"""Images in rows and columns, still and moving."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxvae.figures.page import (
+    LINE,
+    WIDTH,
+    check_images,
+    new_page,
+    replace_file,
+    save,
+    tile,
+    tile_pairs,
+    wrap,
+    write,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+
+def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Path:
+    """Images [N, H, W, C] in reading order, in a square unless `columns` says otherwise."""
+    pixels = check_images(images, "images", "N, H, W, C")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
+    canvas, _, _ = tile(wrap(pixels, columns))
+    figure, _ = new_page(canvas, title=title)
+    return save(figure, path)
+
+
+def reconstructions(path: str | Path, images: ArrayLike, reconstructed: ArrayLike, *, title: str | None = None) -> Path:
+    """Images [N, H, W, C] over their reconstructions, in double rows of at most ten pairs."""
+    canvas, tops = tile_pairs(images, reconstructed, WIDTH)
+    figure, (left, top) = new_page(canvas, title=title, left=112)
+    middle = (tops[1] - tops[0]) / 2
+    for row, y in enumerate(tops):
+        label = "reconstruction" if row % 2 else "input"
+        write(figure, left - 8, top + y + middle, label, ha="right", va="center")
+    return save(figure, path)
+
+
+def interpolation(path: str | Path, rows: ArrayLike, *, title: str | None = None) -> Path:
+    """Rows [R, S, H, W, C] that each lead from one image to another; the two ends stand apart."""
+    cells = check_images(rows, "rows", "R, S, H, W, C")
+    steps = cells.shape[1]
+    if steps < 2:
+        raise ValueError(f"rows must hold both ends, [R, S >= 2, H, W, C], got {cells.shape}")
+    canvas, _, lefts = tile(cells, spaces_before=(1, steps - 1))
+    figure, (left, top) = new_page(canvas, title=title, above=LINE + 4)
+    middle = (canvas.shape[1] - lefts[-1]) / 2
+    for x, label in ((lefts[0], "start"), (lefts[-1], "end")):
+        write(figure, left + x + middle, top - 5, label, ha="center", va="bottom")
+    return save(figure, path)
+
+
+def traversals(
+    path: str | Path,
+    images: ArrayLike,
+    values: ArrayLike,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Images [D, S, H, W, C]: row d decodes a fixed code whose latent d takes the values [S], written below.
+
+    The rows come in order, say from the largest KL down; `labels`, one for each, stand to the left.
+    """
+    cells = check_images(images, "images", "D, S, H, W, C")
+    moved = np.asarray(values, np.float64)
+    if moved.shape != cells.shape[1:2] or not np.isfinite(moved).all():
+        raise ValueError(f"values must be [{cells.shape[1]}], one per column of images, and finite, got {moved}")
+    names = _check_row_labels(labels, len(cells))
+    canvas, tops, lefts = tile(cells)
+    beside = 8 * max(map(len, names)) if labels is not None else 0
+    figure, (left, top) = new_page(canvas, title=title, left=beside, below=LINE + 4)
+    middle = (canvas.shape[0] - tops[-1]) / 2
+    for y, name in zip(tops, names, strict=True):
+        write(figure, left - 8, top + y + middle, name, ha="right", va="center")
+    cell = canvas.shape[1] - lefts[-1]
+    step = math.ceil(52 / cell)  # narrow columns have no room for all values
+    for x, value in zip(lefts[::step], moved[::step].tolist(), strict=True):
+        number = f"${round(value, 2) + 0.0:g}$"  # + 0.0: no negative zero
+        write(figure, left + x + cell / 2, top + canvas.shape[0] + 5, number, ha="center", va="top")
+    return save(figure, path)
+
+
+def traversal_gif(path: str | Path, images: ArrayLike, *, labels: Sequence[str] | None = None, fps: int = 12) -> Path:
+    """An animated GIF of images [D, S, H, W, C]: one cell per latent, at most five beside each other.
+
+    Frame s shows value s; the values go forth and back, each end once, for ever. `labels` stand above the cells.
+    A GIF counts hundredths of a second: `fps` is rounded to what they can say. Greys are exact; of colours the
+    file has 256.
+    """
+    cells = check_images(images, "images", "D, S, H, W, C")
+    steps = cells.shape[1]
+    if steps < 2:
+        raise ValueError(f"images must hold at least two values, [D, S >= 2, H, W, C], got {cells.shape}")
+    if not 1 <= fps <= 50:
+        raise ValueError(f"fps must lie in [1, 50], got {fps}")
+    names = _check_row_labels(labels, len(cells))
+    pages = [_traversal_page(cells[:, step], names) for step in range(steps)]
+    frames = _palette_frames(np.stack([_pixels(figure) for figure in pages]), grey=cells.shape[-1] == 1)
+    rest = [*frames[1:], *frames[-2:0:-1]]
+    milliseconds = 10 * round(100 / fps)
+    return replace_file(
+        path,
+        ".gif",
+        lambda unfinished: frames[0].save(
+            unfinished, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0
+        ),
+    )
+
+
+def _check_row_labels(labels: Sequence[str] | None, rows: int) -> Sequence[str]:
+    """Raise `ValueError` unless there is a label for each row; without labels they are empty."""
+    if labels is not None and len(labels) != rows:
+        raise ValueError(f"labels must be {rows}, one per latent, got {len(labels)}")
+    return [""] * rows if labels is None else labels
+
+
+def _traversal_page(images: np.ndarray, names: Sequence[str]) -> "Figure":
+    """Images [D, H, W, C] in reading order, each under its name."""
+    columns = min(5, len(images))
+    cells = wrap(images, columns)
+    rows = len(cells)
+    canvas, tops, lefts = tile(cells, spaces_above=range(1, rows), spaces_before=range(1, columns), space=LINE + 14)
+    figure, (left, top) = new_page(canvas, title=None, above=LINE)
+    middle = (canvas.shape[1] - lefts[-1]) / 2
+    for i, name in enumerate(names):
+        x, y = lefts[i % columns], tops[i // columns]
+        write(figure, left + x + middle, top + y - 5, name, ha="center", va="bottom")
+    return figure
+
+
+def _pixels(figure: "Figure") -> np.ndarray:
+    """Draw the figure: bytes [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _palette_frames(frames: np.ndarray, *, grey: bool) -> list["Image"]:
+    """Frames [S, height, width, 3] as images with one palette: the greys, or the 256 colours that serve all best."""
+    from PIL import Image
+
+    if grey:
+        return [Image.fromarray(np.ascontiguousarray(frame[..., 0])) for frame in frames]
+    together = Image.fromarray(np.concatenate(frames)).quantize(256, dither=Image.Dither.NONE)
+    height, width = frames.shape[1:3]
+    return [together.crop((0, s * height, width, (s + 1) * height)) for s in range(len(frames))]

@@ -1,0 +1,257 @@
+"""Two-dimensional latent spaces: the images they decode to, the codes, and models beside each other."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxvae.figures.page import (
+    COLORS,
+    DPI,
+    FAINT,
+    INK,
+    LINE,
+    MARGIN,
+    WIDTH,
+    axes_over,
+    check_images,
+    new_figure,
+    new_page,
+    save,
+    tidy,
+    tile,
+    tile_pairs,
+    wrap,
+    write,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Panel(NamedTuple):
+    """One model in `side_by_side`.
+
+    Attributes:
+      images: [n, H, W, C].
+      reconstructed: [n, H, W, C].
+      codes: [N, 2].
+      labels: [N], one for each code.
+      latents: [size², 2], in the order of `prior_grid`: for an autoencoder `code_grid`.
+      manifold: [size², H, W, C], decoded from `latents`.
+      prior: whether the model has one; its 1σ and 2σ circles are then drawn around the codes.
+    """
+
+    images: ArrayLike
+    reconstructed: ArrayLike
+    codes: ArrayLike
+    labels: ArrayLike
+    latents: ArrayLike
+    manifold: ArrayLike
+    prior: bool = True
+
+
+def prior_grid(size: int) -> np.ndarray:
+    """Latents on a square grid whose cells carry equal mass under N(0, I), [size * size, 2] float32.
+
+    Coordinates are the inverse Gaussian CDF at (i + ½) / size, in the reading order of a picture: the first
+    coordinate grows to the right, the second upwards, so the first latent is the top left one.
+
+    >>> prior_grid(2).round(2)
+    array([[-0.67,  0.67],
+           [ 0.67,  0.67],
+           [-0.67, -0.67],
+           [ 0.67, -0.67]], dtype=float32)
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    centres = np.array([NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)])
+    return _grid(centres, centres)
+
+
+def code_grid(codes: ArrayLike, size: int) -> np.ndarray:
+    """Latents on an even grid over the range of the codes [N, 2], [size * size, 2] float32, ordered as `prior_grid`.
+
+    For an autoencoder, which has no prior.
+
+    >>> code_grid([[0.0, -5.0], [2.0, 5.0], [1.0, 0.0]], 2)
+    array([[ 0.,  5.],
+           [ 2.,  5.],
+           [ 0., -5.],
+           [ 2., -5.]], dtype=float32)
+    """
+    points = _check_codes(codes)
+    if size < 2:
+        raise ValueError(f"size must be at least 2, got {size}")
+    return _grid(*np.linspace(points.min(axis=0), points.max(axis=0), size).T)
+
+
+def manifold(
+    path: str | Path,
+    decode: Callable[[np.ndarray], ArrayLike],
+    *,
+    size: int = 20,
+    title: str | None = None,
+) -> Path:
+    """Images decoded from a two-dimensional latent space, over `prior_grid(size)`.
+
+    `decode` maps latents [n, 2] to images [n, H, W, C] and is called once, with n = size².
+    """
+    latents = prior_grid(size)
+    images = check_images(decode(latents), "decode(latents)", "N, H, W, C")
+    if len(images) != len(latents):
+        raise ValueError(f"decode must return one image per latent, {len(latents)}, got {len(images)}")
+    canvas, _, _ = tile(wrap(images, size))
+    figure, (left, top) = new_page(canvas, title=title, left=48, below=36)
+    height, width = canvas.shape[:2]
+    _label_manifold(axes_over(figure, left, top, width, height), latents, ticks=8)
+    return save(figure, path)
+
+
+def latent_scatter(
+    path: str | Path, codes: ArrayLike, labels: ArrayLike | None = None, *, title: str | None = None
+) -> Path:
+    """Codes [N, 2], such as posterior means, coloured by label [N], with the prior's 1σ and 2σ circles."""
+    points = _check_codes(codes)
+    kinds = _check_labels(np.zeros(len(points), np.int32) if labels is None else labels, points)
+    classes, kind = np.unique(kinds, return_inverse=True)
+    legend_columns = 0 if labels is None else math.ceil(len(classes) / 20)
+    figure = new_figure(5.2 + 0.7 * legend_columns, 5.2, layout="constrained")
+    axes = figure.add_subplot()
+    colors = _class_colors(len(classes))
+    _scatter(axes, points, colors[kind], prior=True)
+    if title:
+        axes.set_title(title, fontsize=11, color=INK)
+    if labels is not None:
+        for name, color in zip(classes, colors, strict=True):
+            axes.scatter([], [], s=36, color=color, label=str(name))
+        figure.legend(loc="outside right center", frameon=False, handletextpad=0.1, ncols=legend_columns)
+    tidy(axes)
+    return save(figure, path)
+
+
+def side_by_side(path: str | Path, models: Mapping[str, Panel], *, title: str | None = None) -> Path:
+    """Models with two latents, a column each under its name: reconstructions, codes by label, and the manifold.
+
+    A label has one colour in all columns. The codes of each model are drawn on a scale of their own.
+    """
+    width = WIDTH // len(models)
+    strips = [tile_pairs(panel.images, panel.reconstructed, width) for panel in models.values()]
+    points = [_check_codes(panel.codes) for panel in models.values()]
+    labels = [_check_labels(panel.labels, codes) for panel, codes in zip(models.values(), points, strict=True)]
+    latents = [_check_codes(panel.latents, "latents") for panel in models.values()]
+    manifolds = []
+    for panel, shown in zip(models.values(), latents, strict=True):
+        decoded = check_images(panel.manifold, "manifold", "N, H, W, C")
+        size = math.isqrt(len(decoded))
+        if not len(shown) == len(decoded) == size**2:
+            raise ValueError(f"manifold must hold size² images, one per latent, got {len(decoded)} for {len(shown)}")
+        manifolds.append(tile(wrap(decoded, size), width=width)[0])
+    classes, kinds = np.unique(np.concatenate(labels), return_inverse=True)
+    colors = _class_colors(len(classes))
+    point_colors = np.split(colors[kinds], np.cumsum([len(codes) for codes in points])[:-1])
+
+    # Columns are as wide as their widest content, which is centred; rows as high as their highest.
+    column = max(canvas.shape[1] for canvas in [*(canvas for canvas, _ in strips), *manifolds])
+    beside, between = 64, 72
+    strip_top = MARGIN + (LINE + 20 if title else 0) + LINE + 10
+    legend_top = strip_top + max(len(canvas) for canvas, _ in strips) + 20
+    cloud_top = legend_top + (LINE + 4) * math.ceil(len(classes) / 20) + 8
+    manifold_top = cloud_top + column + 56
+    page_width = MARGIN + beside + len(models) * (column + between) - between + MARGIN
+    page_height = manifold_top + max(len(canvas) for canvas in manifolds) + 36 + MARGIN
+    figure = new_figure(page_width / DPI, page_height / DPI)
+    if title:
+        write(figure, page_width / 2, MARGIN, title, size=11, ha="center", va="top")
+    for i, (name, panel) in enumerate(models.items()):
+        left = MARGIN + beside + i * (column + between)
+        write(figure, left + column / 2, strip_top - 8, name, size=10, ha="center", va="bottom")
+        canvas, tops = strips[i]
+        start = left + (column - canvas.shape[1]) // 2
+        figure.figimage(canvas, start, page_height - strip_top - len(canvas), origin="upper")
+        for row, top in enumerate(tops):
+            middle = strip_top + top + (tops[1] - tops[0]) / 2
+            write(figure, start - 6, middle, "output" if row % 2 else "input", ha="right", va="center")
+
+        canvas = manifolds[i]
+        start = left + (column - canvas.shape[1]) // 2
+        figure.figimage(canvas, start, page_height - manifold_top - len(canvas), origin="upper")
+        axes = axes_over(figure, start, manifold_top, canvas.shape[1], len(canvas))
+        _label_manifold(axes, latents[i], ticks=len(canvas) // 80)
+
+        axes = axes_over(figure, left, cloud_top, column, column)
+        _scatter(axes, points[i], point_colors[i], panel.prior)
+        tidy(axes)
+        axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+    for label, color in zip(classes, colors, strict=True):
+        axes.scatter([], [], s=36, color=color, label=str(label))
+    anchor = (0.5, 1 - legend_top / page_height)
+    spacing = {"borderaxespad": 0, "borderpad": 0, "handletextpad": 0.1, "columnspacing": 1.2}
+    columns = min(len(classes), 20)
+    figure.legend(loc="upper center", bbox_to_anchor=anchor, frameon=False, fontsize=9, ncols=columns, **spacing)
+    return save(figure, path)
+
+
+def _check_codes(codes: ArrayLike, name: str = "codes") -> np.ndarray:
+    """Raise `ValueError` unless the codes are [N, 2] and finite; return them as float32."""
+    points = np.asarray(codes, np.float32)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"{name} must be [N, 2], got {points.shape}")
+    if not np.isfinite(points).all():
+        row = int(np.argmin(np.isfinite(points).all(axis=1)))
+        raise ValueError(f"{name} must be finite: {name.removesuffix('s')} {row} is {points[row].tolist()}")
+    return points
+
+
+def _check_labels(labels: ArrayLike, points: np.ndarray) -> np.ndarray:
+    kinds = np.asarray(labels)
+    if kinds.shape != points.shape[:1]:
+        raise ValueError(f"labels must be {points.shape[:1]}, one per code, got {kinds.shape}")
+    return kinds
+
+
+def _grid(right: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """All pairs, [size * size, 2] float32, as a picture is read: the second coordinate falls."""
+    return np.array([(z1, z2) for z2 in up[::-1] for z1 in right], np.float32)
+
+
+def _label_manifold(axes: "Axes", latents: np.ndarray, *, ticks: int) -> None:
+    """Name at most so many columns and rows of images over latents [size * size, 2] by their coordinates."""
+    size = math.isqrt(len(latents))
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    shown = np.linspace(0, size - 1, min(size, ticks)).round().astype(int)
+    right, up = latents[:size, 0], latents[::-size, 1]
+    axes.set(xlim=(0, size), ylim=(0, size), xlabel="$z_1$", ylabel="$z_2$")
+    axes.set_xticks(shown + 0.5, [f"${z:.2f}$" for z in right[shown]])
+    axes.set_yticks(shown + 0.5, [f"${z:.2f}$" for z in up[shown]], rotation=90, va="center")
+    axes.tick_params(length=3, pad=2, labelsize=7, color=FAINT, labelcolor=INK)
+    axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+
+
+def _scatter(axes: "Axes", points: np.ndarray, colors: np.ndarray, prior: bool) -> None:
+    """Points [N, 2], on one scale for both coordinates; around the prior's circles, or centred."""
+    area = np.clip(30_000 / len(points), 3, 22)
+    axes.scatter(points[:, 0], points[:, 1], s=area, c=colors, alpha=0.75, linewidths=0)
+    centre, reach = np.zeros(2), max(2.2, float(np.abs(points).max()))
+    if not prior:
+        centre, reach = (points.max(axis=0) + points.min(axis=0)) / 2, float(np.ptp(points, axis=0).max()) / 2
+    for radius in (1, 2) if prior else ():
+        angle = np.linspace(0, 2 * np.pi, 200)
+        axes.plot(radius * np.cos(angle), radius * np.sin(angle), "--", color=INK, linewidth=0.8, alpha=0.6)
+        mark = axes.text(0, -radius, rf"${radius}\sigma$", color=INK, fontsize=8, ha="center", va="center")
+        mark.set_bbox({"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1})
+    (left, bottom), (right, top) = centre - 1.06 * reach, centre + 1.06 * reach
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+
+
+def _class_colors(count: int) -> np.ndarray:
+    """[count, 4]: the ten named colours, or as many steps of a rainbow."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgba_array
+
+    return to_rgba_array(COLORS[:count]) if count <= 10 else colormaps["turbo"](np.linspace(0, 1, count))
