@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxvae
 from experiments.run import Run, counter
-from jaxvae import data, figures
+from jaxvae import figures
 from jaxvae.evaluation.diagnostics import aggregate_posterior, kl_per_dimension, sharpness_ratio
 from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
 
@@ -34,10 +34,13 @@ def measure(
     prepare: Prepare,
     feed: tuple[Batch, Array],
     *,
-    levels: int,
+    grey: Prepare,
     nll_samples: int,
 ) -> Report:
-    """Measure -log p(x), and the three ways to fail: collapsed latents, holes in the prior, blur."""
+    """Measure -log p(x), and the three ways to fail: collapsed latents, holes in the prior, blur.
+
+    `grey` prepares images without binarising them: what reconstructions are compared with.
+    """
     source, rows = feed
     look = {"key": jax.random.key(EVALUATION_SEED), "prepare": prepare}
     map_test = partial(jaxvae.map_batches, params=state.params, model_state=state.model_state, source=source, **look)
@@ -59,15 +62,15 @@ def measure(
         codes = layers[0]
         test["active_units"] = [jaxvae.active_units(layer) for layer in layers]
     else:
-        codes, log_var = map_test(partial(_posterior, model), indices=rows)
+        codes, log_var = encode_images(model, state, prepare, feed)
         kl = kl_per_dimension(codes, log_var)
         aggregate = aggregate_posterior(codes, log_var, key=jax.random.key(EVALUATION_SEED))
         test["active_units"] = jaxvae.active_units(codes)
         test["aggregate_kl"], test["mutual_information"] = aggregate.kl, aggregate.mutual_information
 
     images, reconstructed = map_test(partial(_reconstruct, model), indices=rows[: SHARPNESS_IMAGES // rows.shape[1]])
-    grey = data.make_prepare(levels)({"image": source["image"][: len(images)]}, key=look["key"])["image"]
-    test["sharpness_ratio"] = sharpness_ratio(grey, reconstructed)
+    compared = grey({"image": source["image"][: len(images)]}, key=look["key"])["image"]
+    test["sharpness_ratio"] = sharpness_ratio(compared, reconstructed)
     return Report(test, kl, codes, (images[:32], reconstructed[:32]))
 
 
@@ -98,6 +101,17 @@ def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray
             figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
         ]
     return paths
+
+
+def encode_images(
+    model: Any, state: jaxvae.TrainState, prepare: Prepare, feed: tuple[Batch, Array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and log σ² of the posteriors of all images of a feed, each [N, D]."""
+    source, rows = feed
+    key = jax.random.key(EVALUATION_SEED)
+    return jaxvae.map_batches(
+        partial(_posterior, model), state.params, state.model_state, source, rows, key=key, prepare=prepare
+    )
 
 
 def _posterior(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:

@@ -14,17 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import optax
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import jaxvae
+from jaxvae import data
 from jaxvae.checkpoint import Checkpointer, check_settings
 from jaxvae.progress import ProgressBar
 from jaxvae.training.state import TrainState
+from jaxvae.types import LossFn, Prepare, PyTree
 
 console = Console(soft_wrap=True)
+STREAM_ABOVE_BYTES = 2**30  # larger training sets stay on the host
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
@@ -159,6 +163,24 @@ class Run:
         lines = self._metrics_file.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def train(
+        self,
+        init_fn: Callable[..., tuple[PyTree, PyTree]],
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        images: data.ImageSet,
+        order: data.Order,
+        *,
+        prepare: Prepare,
+        **options: Any,
+    ) -> TrainState:
+        """Train from the newest checkpoint, or from the seed; the options are those of `fit` below."""
+        state = jaxvae.init_train_state(init_fn, optimizer, key=jaxvae.seed_key(order.seed))
+        with user_errors():
+            state = self.restore(state)
+        train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare))
+        return self.fit(state, train_epoch, make_feed(images, order), **options)
+
     def fit(
         self,
         state: TrainState,
@@ -206,9 +228,9 @@ class Run:
     def finish(self, result: dict[str, Any], pictures: Sequence[Path]) -> None:
         """Write result.json, print the table and where the pictures are."""
         self.checkpointer.close()
-        result = {**result, "seconds": time.perf_counter() - self._began}
-        if records := self.records():
-            result["examples_per_second"] = records[-1]["examples_per_second"]
+        records = self.records()
+        speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}
+        result = {**speed, **result, "seconds": time.perf_counter() - self._began}
         _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         table = Table("test", "", title=self.settings["preset"])
         for name, value in result["test"].items():
@@ -216,6 +238,11 @@ class Run:
         console.print(table)
         for path in (*pictures, self.directory / "result.json"):
             console.print(str(path), highlight=False)
+
+
+def make_feed(images: data.ImageSet, order: data.Order) -> data.Resident | data.Streamed:
+    """The whole set on the device, unless it is large."""
+    return (data.Streamed if images.image.nbytes > STREAM_ABOVE_BYTES else data.Resident)(images, order)
 
 
 def _directory(experiment: str, config: RunConfig) -> Path:

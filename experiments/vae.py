@@ -30,8 +30,6 @@ from jaxvae import classical, data
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
 from jaxvae.types import Array, LossFn, PRNGKey, PyTree, Schedule
 
-STREAM_ABOVE_BYTES = 2**30  # larger training sets stay on the host
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(RunConfig):
@@ -300,20 +298,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         params = model.init(key, jnp.zeros((1, *train.image.shape[1:])))
         return (start_at_the_mean(params, train.image, train.levels) if config.network == "burda" else params), ()
 
-    state = jaxvae.init_train_state(init, optimizer, key=jaxvae.seed_key(config.seed))
-    with user_errors():
-        state = run.restore(state)
-
     final_loss_fn = make_objective(config, model, beta=config.beta)  # what a warm-up warms up to
     evaluate = partial(
         jaxvae.make_evaluate(jaxvae.make_eval_step(final_loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
     )
     held_out = data.evaluation_feed(test if validation is None else validation, EVALUATION_BATCH)
-    make_feed = data.Streamed if train.image.nbytes > STREAM_ABOVE_BYTES else data.Resident
-    state = run.fit(
-        state,
-        jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare)),
-        make_feed(train, order),
+    state = run.train(
+        *(init, loss_fn, optimizer, train, order),
+        prepare=prepare,
         evaluate=lambda state: jax.device_get(evaluate(state, *held_out)),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
         held_out="test" if validation is None else "validation",
@@ -324,7 +316,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         state = run.best(state)
 
     test_feed = held_out if validation is None else data.evaluation_feed(test, EVALUATION_BATCH)
-    report = measure(model, state, prepare, test_feed, levels=train.levels, nll_samples=config.nll_samples)
+    grey = data.make_prepare(train.levels)
+    report = measure(model, state, prepare, test_feed, grey=grey, nll_samples=config.nll_samples)
     metrics = {name: float(value) for name, value in jax.device_get(evaluate(state, *test_feed)).items()}
     measured = {name: metrics[name] for name in ("negative_elbo", "rate", "distortion")} | report.test
     if config.objective == "iwae":

@@ -1,0 +1,293 @@
+"""Train a β-VAE and measure what its latents disentangle.
+
+  python -m experiments.beta_vae sprites   64×64 sprites with five known factors, drawn on the fly; needs no data
+  python -m experiments.beta_vae dsprites  dSprites (Matthey et al., 2017): 300,000 steps, for a GPU (TFDS_DATA_DIR)
+  python -m experiments.beta_vae mnist     dynamically binarised MNIST, ten latents (TFDS_DATA_DIR)
+
+--objective capacity is that of Burgess et al. (2018), total-correlation the β-TCVAE of Chen et al. (2018). With known
+factors the report holds MIG, SAP, DCI and the FactorVAE and BetaVAE scores (Locatello et al., 2019) beside those of the
+true factors, of noise and of random rotations of the true factors: a score that a rotation reaches too says nothing
+about axes. What each costs and which numbers to expect: experiments/README.md.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.table import Table
+
+import jaxvae
+from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, Report, draw, encode_images, measure
+from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from jaxvae import data, figures, sprites
+from jaxvae.evaluation import disentanglement
+from jaxvae.types import Array, LossFn, Prepare, PRNGKey, PyTree, Schedule
+
+HELD_OUT = 2_000  # images of a set without a test split
+TRAVERSED = 2.5  # latents are moved from minus to plus this
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
+    """Options of this experiment."""
+
+    data: str = "sprites"
+    """sprites, or any image set that is prepared for tensorflow-datasets; those with factors are scored."""
+    channels: tuple[int, ...] = (32, 32, 64, 64)
+    """Of the 4×4 convolutions, each of which halves the image; the decoder mirrors them."""
+    latent_dim: int = 10
+    """Size of the latent."""
+    binarize: bool = False
+    """Draw each pixel as 0 or 1 with its grey value as probability."""
+    objective: Literal["beta", "capacity", "total-correlation"] = "beta"
+    """beta: β times the rate. capacity: γ times its distance from a capacity. total-correlation: β-TCVAE."""
+    beta: float = 4.0
+    """Weight of the rate (beta), of the total correlation (total-correlation). 1 is a VAE."""
+    normalized_beta: float | None = None
+    """In place of --beta: beta · latent_dim / (height · width · channels)."""
+    schedule: Literal["constant", "linear", "cyclical"] = "constant"
+    """linear: from --beta-start to --beta in --schedule-steps. cyclical: from 0 to --beta again and again, each cycle
+    of --schedule-steps, to the middle of the run."""
+    beta_start: float = 0.0
+    """Where a linear schedule begins: 0 for a warm-up; above --beta it puts few latents in charge first."""
+    schedule_steps: int = 1_000
+    """Steps of a schedule; of the capacity too."""
+    free_bits: float = 0.0
+    """Nats that each latent has for nothing (beta, capacity)."""
+    gamma: float = 1_000.0
+    """Of capacity."""
+    capacity: float = 25.0
+    """Nats that the capacity grows to, from 0, in --schedule-steps."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    evaluate_every: int = 1_000
+    """Steps between evaluations, each with a checkpoint."""
+    nll_samples: int = 100
+    """Importance samples per held-out image for -log p(x)."""
+    score_points: int = 100_000
+    """Images whose codes the scores draw from."""
+    dci: Literal["model", "all", "none"] = "model"
+    """DCI, which takes minutes: of the model, of the fixed points too, or not at all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("latent_dim", "schedule_steps", "evaluate_every", "nll_samples", "score_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("beta", "normalized_beta", "beta_start", "free_bits", "gamma", "capacity"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and np.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number, zero or more, got {value}")
+        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if self.objective == "capacity" and self.schedule != "constant":
+            raise ValueError("with --objective capacity the capacity has the schedule, and gamma none")
+        if self.objective == "total-correlation" and self.free_bits:
+            raise ValueError("free_bits belong to --objective beta or capacity")
+
+
+PRESETS = {
+    "sprites": (
+        "Sprites: 3 shapes × 6 scales × 40 orientations × 32 × 32 places; one pass.",
+        Config(preset="sprites", epochs=1, batch_size=64, learning_rate=1e-3),
+    ),
+    "dsprites": (
+        "dSprites, with the settings of Locatello et al. (2019): 300,000 steps.",
+        Config(preset="dsprites", data="dsprites", epochs=27, batch_size=64, evaluate_every=10_000),
+    ),
+    "mnist": (
+        "MNIST, dynamically binarised.",
+        Config(
+            preset="mnist",
+            data="mnist",
+            channels=(32, 64),
+            binarize=True,
+            epochs=10,
+            batch_size=128,
+            learning_rate=1e-3,
+        ),
+    ),
+}
+
+
+def make_model(config: Any) -> jaxvae.VAE:
+    """The model of a run, from its config.json."""
+    return jaxvae.VAE(
+        jaxvae.ConvEncoder(config.latent_dim, tuple(config.channels)),
+        jaxvae.ConvDecoder(tuple(config.image_shape), tuple(config.channels)),
+    )
+
+
+def make_objective(config: Config, model: jaxvae.VAE, num_examples: int, total_steps: int) -> LossFn:
+    """What the run minimises."""
+    beta: float | Schedule = config.beta
+    if config.schedule == "linear":
+        beta = optax.linear_schedule(config.beta_start, config.beta, config.schedule_steps)
+    if config.schedule == "cyclical":
+        cycles = max(1, total_steps // (2 * config.schedule_steps))
+        beta = jaxvae.cyclical_schedule(config.beta, period=config.schedule_steps, num_cycles=cycles)
+    if config.objective == "total-correlation":
+        return partial(jaxvae.tc_vae_loss, model, beta=beta, num_examples=num_examples)
+    if config.objective == "capacity":
+        capacity = optax.linear_schedule(0.0, config.capacity, config.schedule_steps)
+        options = {"beta": config.gamma, "capacity": capacity, "free_bits": config.free_bits}
+        return partial(jaxvae.beta_vae_loss, model, **options)
+    if config.free_bits:
+        return partial(jaxvae.beta_vae_loss, model, beta=beta, free_bits=config.free_bits)
+    return partial(jaxvae.vae_loss, model, beta=beta)
+
+
+def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, Prepare, Prepare]:
+    """Training and held-out images, what prepares them, and what prepares them without binarising."""
+    train = data.load(config.data, "train", progress=counter("decoding train images"))
+    if train.factors is None:
+        test = data.load(config.data, "test", progress=counter("decoding test images"))
+    else:  # such sets are complete grids, without a test split
+        train, test = data.split_validation(train, HELD_OUT, seed=0)
+    if config.smoke:
+        few = np.random.default_rng(0).permutation(len(train.image))[:512]  # the first ones have one factor's value
+        train, test = train.take(few), test.take(slice(256))
+    if config.data == "sprites":
+        return train, test, sprites.prepare, sprites.prepare
+    return train, test, data.make_prepare(train.levels, binarize=config.binarize), data.make_prepare(train.levels)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, measure, score, draw."""
+    config = parse(PRESETS, __doc__, argv)
+    if config.smoke:
+        config = dataclasses.replace(config, epochs=1, nll_samples=5, score_points=2_000, dci="none")
+
+    with user_errors():
+        train, test, prepare, grey = load(config)
+        one = {"image": jnp.asarray(train.image[:1]), "index": jnp.zeros(1, jnp.int32)}
+        image_shape = jax.eval_shape(partial(grey, key=jax.random.key(0)), one)["image"].shape[1:]
+        config = with_beta(config, int(np.prod(image_shape)))
+        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
+        run = Run("beta_vae", config, image_shape=image_shape)
+        model = make_model(SimpleNamespace(**run.settings))
+
+    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
+        return model.init(key, jnp.zeros((1, *image_shape))), ()
+
+    plain = partial(jaxvae.vae_loss, model)  # held-out images are measured by the plain ELBO, whatever the objective
+    evaluate = partial(
+        jaxvae.make_evaluate(jaxvae.make_eval_step(plain, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
+    )
+    held_out = data.evaluation_feed(test, EVALUATION_BATCH)
+    state = run.train(
+        init,
+        make_objective(config, model, len(train.image), order.total_steps),
+        optax.adam(config.learning_rate),
+        *(train, order),
+        prepare=prepare,
+        evaluate=lambda state: jax.device_get(evaluate(state, *held_out)),
+        evaluate_every=config.evaluate_every,
+        held_out="test",
+    )
+
+    report = measure(model, state, prepare, held_out, grey=grey, nll_samples=config.nll_samples)
+    metrics = {name: float(value) for name, value in jax.device_get(evaluate(state, *held_out)).items()}
+    test_metrics = {name: metrics[name] for name in ("negative_elbo", "rate", "distortion")} | report.test
+    result: dict[str, Any] = {"test": test_metrics, "beta": config.beta, "normalized_beta": config.normalized_beta}
+    result["kl_per_dimension"] = report.kl.tolist()
+    pictures = draw(run, model, state.params, report, test.label)
+    pictures += draw_traversals(run, model, state.params, report)
+    if train.factors is not None:
+        scored, information = score(model, state, train, prepare, config)
+        test_metrics |= scored["model"]
+        result |= {"scores": scored, "information": information}
+        pictures.append(draw_information(run, information, report.kl, train.factor_names))
+    result |= {"step": int(state.step), "nll_samples": config.nll_samples, "device": jax.devices()[0].device_kind}
+    run.finish(result, pictures)
+    if train.factors is not None:
+        print_scores(scored, information, train.factor_names)
+
+
+def with_beta(config: Config, num_pixels: int) -> Config:
+    """Fill in β from the normalised one or the other way round, and print both."""
+    size = {"latent_dim": config.latent_dim, "num_pixels": num_pixels}
+    if config.normalized_beta is not None:
+        config = dataclasses.replace(config, beta=jaxvae.beta_from_normalized(config.normalized_beta, **size))
+    config = dataclasses.replace(config, normalized_beta=jaxvae.normalized_beta(config.beta, **size))
+    text = f"beta {config.beta:g}, normalised {config.normalized_beta:.4g} = beta · {config.latent_dim} / {num_pixels}"
+    console.print(text, highlight=False)
+    return config
+
+
+def score(
+    model: jaxvae.VAE, state: jaxvae.TrainState, images: data.ImageSet, prepare: Prepare, config: Config
+) -> tuple[dict[str, dict[str, float]], list[list[float]]]:
+    """The disentanglement scores of the model and of the fixed points, and I(latent; factor) / H(factor), [D, F]."""
+    rows = np.random.default_rng(EVALUATION_SEED).integers(len(images.image), size=config.score_points)
+    chosen = images.take(np.sort(rows))
+    codes, _ = encode_images(model, state, prepare, data.evaluation_feed(chosen, EVALUATION_BATCH))
+    cheap, everything = disentanglement.CHEAP_SCORES, disentanglement.SCORES
+    console.print(f"scoring {config.score_points:,} codes" + ("" if config.dci == "none" else "; DCI takes minutes"))
+    scores = disentanglement.disentanglement_scores(
+        codes, chosen.factors, scores=cheap if config.dci == "none" else everything
+    )
+    points = disentanglement.fixed_points(
+        chosen.factors,
+        latent_dim=config.latent_dim,
+        rotations=3 if config.smoke else 20,
+        scores=everything if config.dci == "all" else cheap,
+    )
+    information = disentanglement.mutual_information(codes, chosen.factors)
+    return {"model": scores, **points}, (information / disentanglement.factor_entropy(chosen.factors)).tolist()
+
+
+def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report) -> list[Path]:
+    """Each latent alone moved from -2.5 to 2.5, the others at the code nearest the prior's mean, by falling KL."""
+    order = np.argsort(-report.kl)
+    base = report.codes[np.square(report.codes).sum(axis=1).argmin()]
+
+    @jax.jit
+    def decode(latent: Array) -> Array:
+        return model.apply(params, latent, method="decode").mean
+
+    def rows(values: np.ndarray) -> np.ndarray:
+        latents = np.tile(base, (len(order), len(values), 1)).astype(np.float32)
+        for row, latent in zip(latents, order, strict=True):
+            row[:, latent] = values
+        images = np.asarray(decode(latents.reshape(-1, len(base))))
+        return images.reshape(len(order), len(values), *images.shape[1:])
+
+    values = np.linspace(-TRAVERSED, TRAVERSED, 11)
+    labels = [f"z{latent}  {report.kl[latent]:.2f} nats" for latent in order]
+    moving = rows(np.linspace(-TRAVERSED, TRAVERSED, 20))
+    return [
+        figures.traversals(run.directory / "traversals.png", rows(values), values, labels=labels),
+        figures.traversal_gif(run.directory / "traversals.gif", moving, labels=labels),
+    ]
+
+
+def draw_information(run: Run, information: list[list[float]], kl: np.ndarray, names: Sequence[str]) -> Path:
+    """The heat map of which latent tells which factor, by falling KL."""
+    order = np.argsort(-kl)
+    labels = [f"z{latent}" for latent in order]
+    path = run.directory / "information.png"
+    return figures.factor_information(path, np.asarray(information)[order], names, labels=labels)
+
+
+def print_scores(scored: dict[str, dict[str, float]], information: list[list[float]], names: Sequence[str]) -> None:
+    """The scores beside those of the fixed points, and the latent that says most about each factor."""
+    table = Table("score", *(name.replace("_", " ") for name in scored))
+    for name in scored["model"]:
+        cells = [f"{scores[name]:.3f}" if name in scores else "" for scores in scored.values()]
+        table.add_row(name.replace("_", " "), *cells)
+    console.print(table)
+    for name, column in zip(names, np.asarray(information).T, strict=True):
+        latent = int(column.argmax())
+        console.print(f"{name}: z{latent} tells {column[latent]:.2f} of it", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

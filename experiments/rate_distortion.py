@@ -1,0 +1,282 @@
+"""Train VAEs over a range of β, several seeds each, as one program, and draw rate against distortion.
+
+  python -m experiments.rate_distortion mnist    8 values of β, 3 seeds, dynamically binarised MNIST (TFDS_DATA_DIR)
+  python -m experiments.rate_distortion digits   the same on scikit-learn's digits; needs no data
+  python -m experiments.rate_distortion sprites  β = 1, 4, 16, 3 seeds, 300,000 steps, with scores by β: for a GPU
+
+The models share their data, its order included, and differ in β and in the seed of parameters and noise. What each
+costs and which numbers to expect: experiments/README.md.
+"""
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from types import FrameType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.table import Table
+
+import jaxvae
+from experiments import beta_vae
+from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, encode_images
+from experiments.run import Run, RunConfig, console, make_feed, parse, user_errors
+from experiments.sweep_processes import cores, run_all
+from jaxvae import data, figures
+from jaxvae.evaluation import disentanglement
+from jaxvae.types import Metrics, PRNGKey, PyTree
+
+MEASURED = ("rate", "distortion", "negative_elbo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
+    """Options of this experiment."""
+
+    data: str = "mnist"
+    """digits, sprites, or any image set that is prepared for tensorflow-datasets."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """The body of encoder and decoder."""
+    hidden: tuple[int, ...] = (400,)
+    """Widths of the dense layers, or channels of the convolutions."""
+    latent_dim: int = 20
+    """Size of the latent."""
+    binarize: bool = True
+    """Draw each pixel as 0 or 1 with its grey value as probability."""
+    betas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    """Weights of the rate."""
+    num_seeds: int = 3
+    """Models for each β, with the seeds --seed, --seed + 1, ..."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    how: Literal["auto", "vmap", "map", "processes"] = "auto"
+    """vmap: all models side by side in one program. map: one after the other in one program. processes: a process and
+    a core for each β. auto: processes on a CPU of three cores or more, else map; vmap on an accelerator."""
+    evaluate_every: int = 1
+    """Epochs between evaluations, each with a checkpoint."""
+    score_points: int = 100_000
+    """Images whose codes the disentanglement scores draw from, where factors are known."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("latent_dim", "num_seeds", "evaluate_every", "score_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.betas or not all(beta > 0 and np.isfinite(beta) for beta in self.betas):
+            raise ValueError(f"betas must be positive numbers, got {self.betas}")
+        if len(set(self.betas)) < len(self.betas):
+            raise ValueError(f"betas must differ, got {self.betas}")
+        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+
+
+PRESETS = {
+    "mnist": ("MNIST, dynamically binarised, 784-400-20.", Config(preset="mnist", epochs=10, batch_size=128)),
+    "digits": (
+        "scikit-learn's digits, dynamically binarised.",
+        Config(
+            preset="digits", data="digits", hidden=(200,), latent_dim=10, epochs=100, batch_size=64, evaluate_every=10
+        ),
+    ),
+    "sprites": (
+        "Sprites with the settings of Locatello et al. (2019), 300,000 steps.",
+        Config(
+            preset="sprites",
+            data="sprites",
+            network="conv",
+            hidden=(32, 32, 64, 64),
+            latent_dim=10,
+            binarize=False,
+            betas=(1.0, 4.0, 16.0),
+            learning_rate=1e-4,
+            epochs=27,
+            batch_size=64,
+        ),
+    ),
+}
+
+
+def make_model(config: Config, image_shape: Sequence[int]) -> jaxvae.VAE:
+    """The model of every member."""
+    if config.network == "conv":
+        encoder = jaxvae.ConvEncoder(config.latent_dim, config.hidden)
+        return jaxvae.VAE(encoder, jaxvae.ConvDecoder(tuple(image_shape), config.hidden))
+    encoder = jaxvae.MLPEncoder(config.latent_dim, config.hidden)
+    return jaxvae.VAE(encoder, jaxvae.MLPDecoder(tuple(image_shape), config.hidden[::-1]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train all members, measure them, draw them together."""
+    config = parse(PRESETS, __doc__, argv)
+    if config.smoke:
+        config = dataclasses.replace(config, epochs=1, betas=config.betas[:2], num_seeds=2, score_points=1_000)
+    on_cpu = jax.default_backend() == "cpu"
+    how = config.how
+    if how == "auto":
+        how = "vmap" if not on_cpu else "processes" if len(cores()) > 2 else "map"
+    with user_errors():
+        if how == "processes" and not on_cpu:
+            raise ValueError("--how processes is for CPUs: several processes cannot share an accelerator's memory")
+        train, test, prepare, _ = beta_vae.load(config)
+        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
+        run = Run("rate_distortion", config)
+
+    if how == "processes":
+        members = train_in_processes(run, config)
+    else:
+        members = train_together(run, config, how, train, test, order, prepare)
+    report(run, config, how, members)
+
+
+def train_together(
+    run: Run,
+    config: Config,
+    how: jaxvae.training.sweep.How,
+    train: data.ImageSet,
+    test: data.ImageSet,
+    order: data.Order,
+    prepare: jaxvae.types.Prepare,
+) -> list[dict[str, Any]]:
+    """All members in one program; what each of them measured."""
+    one = {"image": jnp.asarray(train.image[:1]), "index": jnp.zeros(1, jnp.int32)}
+    image_shape = jax.eval_shape(partial(prepare, key=jax.random.key(0)), one)["image"].shape[1:]
+    model = make_model(config, image_shape)
+    beta, seed = (grid.ravel() for grid in np.meshgrid(config.betas, np.arange(config.num_seeds), indexing="ij"))
+    seed = seed + config.seed
+
+    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
+        return model.init(key, jnp.zeros((1, *image_shape))), ()
+
+    def make_step(numbers: jaxvae.training.sweep.Numbers) -> jaxvae.training.step.TrainStep:
+        loss_fn = partial(jaxvae.vae_loss, model, beta=numbers["beta"])
+        return jaxvae.make_train_step(loss_fn, optax.adam(config.learning_rate), prepare=prepare)
+
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
+    state = jaxvae.init_sweep_state(init, optax.adam(config.learning_rate), {"beta": beta}, keys=keys)
+    with user_errors():
+        state = run.restore(state)
+    held_out = data.evaluation_feed(test, EVALUATION_BATCH)
+    evaluate_one = jaxvae.make_evaluate(jaxvae.make_eval_step(partial(jaxvae.vae_loss, model), prepare=prepare))
+
+    @jax.jit
+    def evaluate_members(members: jaxvae.TrainState) -> Metrics:
+        key = jax.random.key(EVALUATION_SEED)
+        return jaxvae.map_members(lambda member: evaluate_one(member, *held_out, key=key), members, how=how)
+
+    def evaluate(state: jaxvae.SweepState) -> dict[str, float]:
+        metrics = jax.device_get(evaluate_members(state.members))
+        means = {name: metrics[name].mean() for name in MEASURED}
+        each = zip(beta, seed, *(metrics[name] for name in ("rate", "distortion")), strict=True)
+        for b, s, rate, distortion in each:
+            means |= {f"rate, beta {b:g}, seed {s}": rate, f"distortion, beta {b:g}, seed {s}": distortion}
+        return means
+
+    state = run.fit(
+        state,
+        jaxvae.make_sweep_epoch(make_step, how=how),
+        make_feed(train, order),
+        evaluate=evaluate,
+        evaluate_every=config.evaluate_every * order.steps_per_epoch,
+        held_out="test",
+    )
+    metrics = jax.device_get(evaluate_members(state.members))
+    chosen = None
+    if train.factors is not None:
+        rows = np.random.default_rng(EVALUATION_SEED).integers(len(train.image), size=config.score_points)
+        chosen = train.take(np.sort(rows))
+    members = []
+    for m in range(len(beta)):
+        member = jax.tree.map(lambda leaf, m=m: leaf[m], state.members)
+        measured: dict[str, Any] = {"beta": float(beta[m]), "seed": int(seed[m])}
+        measured |= {name: float(metrics[name][m]) for name in MEASURED}
+        measured["active_units"] = jaxvae.active_units(encode_images(model, member, prepare, held_out)[0])
+        if int(member.first_bad) >= 0:
+            console.print(f"beta {beta[m]:g}, seed {seed[m]} stopped at step {int(member.first_bad)}: not finite")
+            measured["stopped_at"] = int(member.first_bad)
+        if chosen is not None:
+            codes, _ = encode_images(model, member, prepare, data.evaluation_feed(chosen, EVALUATION_BATCH))
+            measured["scores"] = disentanglement.disentanglement_scores(codes, chosen.factors)
+        members.append(measured)
+    return members
+
+
+def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
+    """One process for each β; what its members measured. Each has a run directory of its own and resumes by itself."""
+    signal.signal(signal.SIGTERM, _leave)
+    folder = run.directory / "members"
+    folder.mkdir(exist_ok=True)
+    common = []
+    for field in dataclasses.fields(config):
+        value, option = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name in ("preset", "out", "resume", "how", "betas", "smoke"):
+            continue
+        if isinstance(value, bool):
+            common.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            common += [option, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    program = ["-m", "experiments.rate_distortion", config.preset]
+    commands = {
+        f"beta-{beta:g}": [
+            *program,
+            *common,
+            "--betas",
+            str(beta),
+            "--how",
+            "map",
+            "--out",
+            str(folder / f"beta-{beta:g}"),
+        ]
+        for beta in config.betas
+    }
+    console.print(f"{len(commands)} processes on {len(cores())} cores; each writes to {folder}/NAME.log")
+    resumed = {name: [*command, "--resume"] for name, command in commands.items()}
+    try:
+        run_all(resumed, folder, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
+    except RuntimeError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print(f"stopped; continue with --out {run.directory} --resume")
+        sys.exit(130)
+    results = [json.loads((folder / name / "result.json").read_text()) for name in commands]
+    return [member for result in results for member in result["members"]]
+
+
+def report(run: Run, config: Config, how: str, members: list[dict[str, Any]]) -> None:
+    """Means over the seeds by β, the picture, result.json."""
+    betas = sorted(config.betas)
+    flat = [{**member, **member.get("scores", {})} for member in members]
+    names = [name for name in flat[0] if name not in ("beta", "seed", "scores", "stopped_at")]
+    rows = [{name: float(np.mean([m[name] for m in flat if m["beta"] == beta])) for name in names} for beta in betas]
+    table = Table("beta", *(name.replace("_", " ") for name in names), title=f"means over {config.num_seeds} seeds")
+    for beta, row in zip(betas, rows, strict=True):
+        table.add_row(f"{beta:g}", *(f"{value:.3f}" for value in row.values()))
+    console.print(table)
+    rates = [row["rate"] for row in rows]
+    falls = bool(np.all(np.diff(rates) < 0))
+    test = {"best_negative_elbo": min(row["negative_elbo"] for row in rows), "rate_falls_with_beta": falls}
+    by_beta = [{"beta": beta, **row} for beta, row in zip(betas, rows, strict=True)]
+    result = {"test": test, "by_beta": by_beta, "members": members, "how": how}
+    columns = [[member[name] for member in members] for name in ("rate", "distortion", "beta")]
+    if records := run.records():  # the loop counts every image once, however many members see it
+        result["examples_per_second"] = len(members) * records[-1]["examples_per_second"]
+    metrics = {name.replace("_", " "): [member[name] for member in flat] for name in names}
+    pictures = [
+        figures.rate_distortion(run.directory / "rate_distortion.png", *columns),
+        figures.metrics_by_beta(run.directory / "metrics_by_beta.png", columns[-1], metrics),
+    ]
+    run.finish(result | {"device": jax.devices()[0].device_kind}, pictures)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(143)  # through `finally`, so that the processes stop too
+
+
+if __name__ == "__main__":
+    main()
