@@ -1,0 +1,129 @@
+"""Eight values of β: eight runs one after the other against one program, in examples per second of all together.
+
+    python -m benchmarks.sweep [--rounds N] [--steps N] [--json FILE]
+
+784-400-20, Bernoulli, Adam, batch 128, 60,000 random images. The contestants take turns:
+
+- sequential: `make_train_epoch` for one β after the other; the program is compiled once and timed without that.
+- vmap, map: `make_sweep_epoch`, all members in one program.
+- processes: a process per core, each pinned to it; compiled before the clock starts. On CPUs only.
+"""
+
+import argparse
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxvae
+from benchmarks.timing import take_turns, write_json
+from experiments.rate_distortion import PRESETS, make_model
+from experiments.run import console
+from experiments.sweep_processes import cores
+from jaxvae import data
+
+BETAS = PRESETS["mnist"][1].betas
+BATCH = 128
+NUM_IMAGES = 60_000
+
+
+def make_step(model, numbers):
+    loss_fn = partial(jaxvae.vae_loss, model, beta=numbers["beta"])
+    return jaxvae.make_train_step(loss_fn, optax.adam(1e-3), prepare=data.make_prepare(256, binarize=True))
+
+
+class Problem:
+    """The data on the device, the model and the rows of one turn."""
+
+    def __init__(self, steps):
+        rng = np.random.default_rng(0)
+        image = (rng.random((NUM_IMAGES, 28, 28, 1)) < 0.1).astype(np.uint8) * np.uint8(255)
+        index = np.arange(NUM_IMAGES, dtype=np.int32)
+        self.source = jax.device_put({"image": image, "index": index})
+        self.rows = jnp.asarray(rng.integers(0, NUM_IMAGES, (steps, BATCH)), jnp.int32)
+        self.model = make_model(PRESETS["mnist"][1], (28, 28, 1))
+        # The beta is an argument of the compiled program here too: eight runs are not to compile eight times.
+        self.one = jaxvae.make_sweep_epoch(partial(make_step, self.model), how="map")
+
+    def init(self, betas):
+        """Members that start alike."""
+
+        def init(*, key):
+            return self.model.init(key, jnp.zeros((1, 28, 28, 1))), ()
+
+        keys = jax.vmap(jax.random.key)(jnp.zeros(len(betas), jnp.uint32))
+        return jaxvae.init_sweep_state(init, optax.adam(1e-3), {"beta": betas}, keys=keys)
+
+    def run(self, betas, epoch):
+        """Train them for one turn."""
+        return jax.block_until_ready(epoch(self.init(betas), self.source, self.rows)[0].step)
+
+
+PROBLEM = None  # of a worker process
+
+
+def start_worker(free_cores, steps):
+    """Pin the process to a core of its own and compile."""
+    global PROBLEM
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    os.sched_setaffinity(0, {free_cores.get()})
+    PROBLEM = Problem(steps)
+    train_one(1.0)
+
+
+def train_one(beta):
+    return int(PROBLEM.run([beta], PROBLEM.one))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=469, help="of each member in a turn; 469 is an epoch of 60,000")
+    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
+    args = parser.parse_args()
+
+    problem = Problem(args.steps)
+    compilations = []
+
+    def counted(numbers):
+        compilations.append(1)
+        return make_step(problem.model, numbers)
+
+    vmapped = jaxvae.make_sweep_epoch(counted, how="vmap")
+    mapped = jaxvae.make_sweep_epoch(counted, how="map")
+    contestants = {
+        "sequential": lambda: [problem.run([beta], problem.one) for beta in BETAS],
+        "vmap": lambda: problem.run(BETAS, vmapped),
+        "map": lambda: problem.run(BETAS, mapped),
+    }
+    on_cpu = jax.default_backend() == "cpu"
+    pool = None
+    if on_cpu and hasattr(os, "sched_setaffinity"):
+        context = multiprocessing.get_context("spawn")
+        free_cores = context.Queue()
+        for core in cores():
+            free_cores.put(core)
+        pool = ProcessPoolExecutor(len(cores()), context, start_worker, (free_cores, args.steps))
+        list(pool.map(train_one, [1.0] * 4 * len(cores())))  # all workers have started and compiled
+        contestants["processes"] = lambda: list(pool.map(train_one, BETAS))
+    seconds = take_turns(contestants, args.rounds)
+    if pool is not None:
+        pool.shutdown()
+
+    examples = len(BETAS) * args.steps * BATCH
+    results = {name: examples / time for name, time in seconds.items()}
+    for name, speed in results.items():
+        ratio = speed / results["sequential"]
+        console.print(f"{name:12} {speed:10,.0f} examples/s  {ratio:5.2f} × sequential", highlight=False)
+    console.print(f"the step was traced {len(compilations)} times for two programs, {args.rounds + 1} turns of each")
+    write_json(args.json, results)
+
+
+if __name__ == "__main__":
+    main()
