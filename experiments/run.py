@@ -55,7 +55,7 @@ class RunConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        jaxvae.seed_key(self.seed)
+        jaxvae.keys.check_seed(self.seed)
 
 
 # What changes how long a run lasts or how it is looked at, and none of its steps.

@@ -37,9 +37,14 @@ def sample_keys(key: PRNGKey, num_samples: int) -> PRNGKey:
 
 def seed_key(seed: int) -> PRNGKey:
     """`jax.random.key(seed)`, raising `ValueError` where the seed would be silently shortened to 32 bits."""
+    check_seed(seed)
+    return jax.random.key(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` where `jax.random.key` would silently shorten the seed to 32 bits. Starts no device."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {seed}")
-    return jax.random.key(seed)
 
 
 def draw(sampler: Callable[..., Array], key: PRNGKey, shape: tuple[int, ...]) -> Array:
