@@ -1,7 +1,8 @@
 """Divergences, likelihoods and bounds: arrays in, nats out.
 
 Every `_kl` and `_nll` sums over the example and keeps the batch: `[B, ...] -> [B]`, natural logarithm. Take `.mean()`
-yourself. Arguments in a narrower floating type are widened to float32 first. This file needs nothing but JAX.
+yourself. The squared errors of VQ-VAE alone are means over the example, and no nats. Arguments in a narrower floating
+type are widened to float32 first. This file needs nothing but JAX.
 """
 
 import math
@@ -229,6 +230,45 @@ def iwae_bound(log_weights: Array) -> Array:
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
 
 
+def commitment(encoded: Array, quantized: Array) -> Array:
+    r"""How far the encoder's output is from its code: the third term of the VQ-VAE, gradient to the encoder alone.
+
+    .. math:: \frac1n \sum_j (z_j - \mathrm{sg}[e_j])^2
+
+    A mean over the example, as the authors' code has it, where every other loss here is a sum; and no nats, but the
+    square of the latents' unit. sg stops the gradient.
+
+    Args:
+      encoded: z, `[B, ...]` floating, before quantisation.
+      quantized: e, the codes chosen, of the same shape; before `straight_through`.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      TypeError: an argument is not floating.
+      ValueError: there is no batch axis, or the shapes differ.
+
+    References:
+      van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, 2017, equation 3.
+
+    >>> commitment(jnp.array([[1.0, 2.0]]), jnp.zeros((1, 2)))
+    Array([2.5], dtype=float32)
+    """
+    return _mean_squared_error(encoded, jax.lax.stop_gradient(quantized))
+
+
+def codebook_loss(encoded: Array, quantized: Array) -> Array:
+    r"""The value of `commitment` with its gradient to the codes alone: the second term of the VQ-VAE.
+
+    .. math:: \frac1n \sum_j (\mathrm{sg}[z_j] - e_j)^2
+
+    For codes that are a parameter; those of `jaxvae.codebook.ema_update` need none. Arguments, result and errors are
+    those of `commitment`.
+    """
+    return _mean_squared_error(jax.lax.stop_gradient(encoded), quantized)
+
+
 def bits_per_dim(nats: Array, num_dims: int) -> Array:
     """Nats per example as bits per dimension: nats / (num_dims · log 2).
 
@@ -277,6 +317,15 @@ def _aligned(**arrays: Array) -> list[Array]:
         except ValueError:
             raise ValueError(f"{other} must broadcast to {name} {shape}, got {values.shape}") from None
     return aligned
+
+
+def _mean_squared_error(encoded: Array, quantized: Array) -> Array:
+    if jnp.shape(encoded) != jnp.shape(quantized):
+        raise ValueError(
+            f"encoded and quantized must have one shape [B, ...], got {jnp.shape(encoded)} and {jnp.shape(quantized)}"
+        )
+    encoded, quantized = _aligned(encoded=encoded, quantized=quantized)
+    return jnp.square(encoded - quantized).mean(axis=1)
 
 
 def _sum_example(terms: Array) -> Array:

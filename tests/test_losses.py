@@ -39,6 +39,10 @@ def logistic_reference(mean, log_scale, targets, levels=256):
     return -np.log(cdf(upper) - cdf(lower)).reshape(len(mean), -1).sum(1)
 
 
+def squared_error_reference(encoded, quantized):
+    return ((encoded - quantized) ** 2).reshape(B, -1).mean(1)
+
+
 PIXELS = np.linspace(-1, 1, 256)[np.random.default_rng(8).integers(64, 192, (B, *SHAPE))]
 PIXELS[:, 0, 0], PIXELS[:, 0, 1] = -1, 1
 LABELS = np.random.default_rng(9).integers(0, 7, (B, *SHAPE))
@@ -67,6 +71,12 @@ CASES = {
         logistic_reference,
     ),
     "categorical_nll": (losses.categorical_nll, (draw(0, B, *SHAPE, 7), LABELS), categorical_reference),
+    "commitment": (losses.commitment, (draw(0), draw(1)), squared_error_reference),
+    "codebook_loss": (  # its gradient is to the second argument
+        lambda quantized, encoded: losses.codebook_loss(encoded, quantized),
+        (draw(0), draw(1)),
+        squared_error_reference,
+    ),
 }
 every_loss = pytest.mark.parametrize(("loss", "arguments", "reference"), CASES.values(), ids=CASES)
 
@@ -132,6 +142,8 @@ def test_shapes_that_do_not_fit_are_named():
         losses.gaussian_kl(jnp.zeros((1, 3)), jnp.zeros((5, 3)))  # it would otherwise make five examples of one
     with pytest.raises(ValueError, match=r"targets \[B, ...\], got \(5, 7\) and \(5, 1\)"):
         losses.categorical_nll(jnp.zeros((5, 7)), jnp.zeros((5, 1), jnp.int32))
+    with pytest.raises(ValueError, match=r"one shape \[B, \.\.\.\], got \(5, 3\) and \(5, 1\)"):
+        losses.commitment(jnp.zeros((5, 3)), jnp.zeros((5, 1)))
     with pytest.raises(TypeError, match="targets must be integers, got float32"):
         losses.categorical_nll(jnp.zeros((5, 7)), jnp.zeros((5,)))
     with pytest.raises(TypeError, match="targets must be floating, got uint8; convert it first"):
