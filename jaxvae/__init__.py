@@ -4,7 +4,20 @@ Data, checkpoints, figures and progress bars are imported by name (`jaxvae.data`
 `jaxvae.figures`, `jaxvae.progress`): they need more than JAX, Flax and Optax.
 """
 
-from jaxvae import classical, distributions, evaluation, keys, likelihoods, losses, models, networks, training, types
+from jaxvae import (
+    classical,
+    codebook,
+    distributions,
+    evaluation,
+    keys,
+    likelihoods,
+    losses,
+    models,
+    networks,
+    training,
+    types,
+)
+from jaxvae.codebook import CodebookState
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian, DiscretizedLogistic, UnitInterval
 from jaxvae.evaluation.diagnostics import AggregatePosterior, aggregate_posterior, kl_per_dimension, sharpness_ratio
 from jaxvae.evaluation.likelihood import LogLikelihood, active_units, log_likelihood, map_batches
@@ -14,6 +27,8 @@ from jaxvae.losses import (
     bernoulli_nll,
     bits_per_dim,
     categorical_nll,
+    codebook_loss,
+    commitment,
     discretized_logistic_nll,
     gaussian_kl,
     gaussian_kl_between,
@@ -25,9 +40,11 @@ from jaxvae.models.beta_vae import beta_from_normalized, beta_vae_loss, cyclical
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.iwae import iwae_loss
 from jaxvae.models.linear_vae import linear_vae, linear_vae_loss
+from jaxvae.models.pixel_cnn import PixelCNN, pixel_cnn_loss
 from jaxvae.models.tc_vae import RateTerms, rate_terms, tc_vae_loss
 from jaxvae.models.vae import VAE, sampled_vae_loss, vae_log_weights, vae_loss
-from jaxvae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from jaxvae.models.vq_vae import VQVAE, code_vectors, unit_gaussian, vq_vae_loss
+from jaxvae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, ResidualDecoder, ResidualEncoder
 from jaxvae.training.epoch import make_evaluate, make_train_epoch
 from jaxvae.training.fit import FitResult, NonFiniteError, Progress, fit
 from jaxvae.training.parallel import data_mesh, jit_train_step, shard_batch
@@ -37,10 +54,12 @@ from jaxvae.training.sweep import SweepState, init_sweep_state, make_sweep_epoch
 
 __all__ = [
     "VAE",
+    "VQVAE",
     "AggregatePosterior",
     "Autoencoder",
     "Bernoulli",
     "Categorical",
+    "CodebookState",
     "ConvDecoder",
     "ConvEncoder",
     "DiagGaussian",
@@ -51,9 +70,12 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "NonFiniteError",
+    "PixelCNN",
     "PixelScale",
     "Progress",
     "RateTerms",
+    "ResidualDecoder",
+    "ResidualEncoder",
     "SharedScale",
     "SweepState",
     "TrainState",
@@ -67,6 +89,10 @@ __all__ = [
     "bits_per_dim",
     "categorical_nll",
     "classical",
+    "code_vectors",
+    "codebook",
+    "codebook_loss",
+    "commitment",
     "cyclical_schedule",
     "data_mesh",
     "discretized_logistic_nll",
@@ -100,6 +126,7 @@ __all__ = [
     "models",
     "networks",
     "normalized_beta",
+    "pixel_cnn_loss",
     "rate_terms",
     "sample_keys",
     "sampled_vae_loss",
@@ -109,6 +136,8 @@ __all__ = [
     "tc_vae_loss",
     "training",
     "types",
+    "unit_gaussian",
     "vae_log_weights",
     "vae_loss",
+    "vq_vae_loss",
 ]

@@ -132,5 +132,82 @@ class ConvDecoder(nn.Module):
         return _widen(output).reshape(-1, *self.output_shape)
 
 
+class ResidualEncoder(nn.Module):
+    """Signals [B, *spatial, C] in [0, 1] -> features [B, *spatial / 2^n, D] in 1, 2 or 3 dimensions.
+
+    n strided convolutions, a 3×3 convolution, residual blocks (ReLU, 3×3, ReLU, 1×1), then a 1×1 convolution to D: the
+    network of van den Oord et al. (2017), for n = 2. The signal is centred to [-½, ½] first, as in the authors' code.
+
+    Attributes:
+      features: D.
+      channels: of the strided convolutions.
+      blocks: residual blocks; with none the 3×3 convolution is left out too.
+      residual: channels inside a block.
+      window: of the strided convolutions.
+      dtype: what the network computes in.
+    """
+
+    features: int
+    channels: Sequence[int] = (64, 128)
+    blocks: int = 2
+    residual: int = 32
+    window: int = 4
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        """Encode a batch."""
+        space = image.ndim - 2
+        scale = 2 ** len(self.channels)
+        if any(size % scale for size in image.shape[1:-1]):
+            raise ValueError(f"{len(self.channels)} halvings need sizes divisible by {scale}, got {image.shape[1:-1]}")
+        features = image - 0.5
+        for width in self.channels:
+            features = nn.relu(Conv(width, (self.window,) * space, strides=2, dtype=self.dtype)(features))
+        if self.blocks:
+            features = _residual_stack(self, features)
+        return _widen(Conv(self.features, (1,) * space, dtype=self.dtype, name="output")(features))
+
+
+class ResidualDecoder(nn.Module):
+    """Features [B, *spatial, D] -> [B, *spatial · 2^n, C] float32: the mirror of `ResidualEncoder`.
+
+    `channels` are the encoder's, first layer first; `output_channels` is C, or (C, 2) and the like for a likelihood of
+    several parameters: [B, *spatial, C, 2].
+    """
+
+    output_channels: int | Sequence[int]
+    channels: Sequence[int] = (64, 128)
+    blocks: int = 2
+    residual: int = 32
+    window: int = 4
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, latent: Array) -> Array:
+        """Decode a batch."""
+        space = latent.ndim - 2
+        if self.blocks:
+            features = _residual_stack(self, latent)
+        else:
+            features = nn.relu(Conv(self.channels[-1], (3,) * space, dtype=self.dtype)(latent))
+        window = (self.window,) * space
+        for width in reversed(self.channels[:-1]):
+            features = nn.relu(ConvTranspose(width, window, strides=2, dtype=self.dtype)(features))
+        rest = (self.output_channels,) if isinstance(self.output_channels, int) else tuple(self.output_channels)
+        output = ConvTranspose(math.prod(rest), window, strides=2, dtype=self.dtype, name="output")(features)
+        return _widen(output).reshape(*output.shape[:-1], *rest)
+
+
+def _residual_stack(network: ResidualEncoder | ResidualDecoder, features: Array) -> Array:
+    """A 3×3 convolution, the residual blocks and a ReLU."""
+    space, width = features.ndim - 2, network.channels[-1]
+    features = Conv(width, (3,) * space, dtype=network.dtype)(features)
+    for _ in range(network.blocks):
+        inside = Conv(network.residual, (3,) * space, dtype=network.dtype)(nn.relu(features))
+        features = features + Conv(width, (1,) * space, dtype=network.dtype)(nn.relu(inside))
+    return nn.relu(features)
+
+
 def _widen(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

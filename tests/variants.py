@@ -1,5 +1,6 @@
 """The table of variants that the contract test and the training tests run over. A new variant is one row here."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ class Variant(NamedTuple):
     log_weights_fn: Any
     draws: bool = True  # whether the objective uses its key
     pairs: bool = False  # whether it compares the examples of a batch with each other
+    any_size: bool = False  # whether the network takes images of other sizes too
 
     @property
     def tolerance(self):
@@ -68,6 +70,25 @@ def conv(**options):
     return jaxvae.ConvEncoder(3, (4, 8), 16, **options), jaxvae.ConvDecoder(SHAPE, (4, 8), 16, **options)
 
 
+def vq_vae(code_shape=(8, 4), learned=False, **options):
+    """Code shape: [K, D], or [G, K, D] for groups."""
+    *groups, num_codes, dim = code_shape
+    model = jaxvae.VQVAE(
+        jaxvae.ResidualEncoder(dim * math.prod(groups), (8,), 1, 4), jaxvae.ResidualDecoder(1, (8,), 1, 4), Bernoulli
+    )
+
+    def init(*, key):
+        params = model.init(key, jnp.zeros((1, *SHAPE)))
+        each = partial(jaxvae.codebook.init_codebook, num_codes, dim)
+        state = jax.vmap(lambda k: each(key=k))(jax.random.split(key, *groups)) if groups else each(key=key)
+        return (
+            ({**params, "codebook": {"codes": jaxvae.code_vectors(params, state)}}, ()) if learned else (params, state)
+        )
+
+    loss = jax.jit(partial(jaxvae.vq_vae_loss, model, **options))
+    return Variant(model, loss, jax.jit(init), None, draws=False, any_size=True)
+
+
 VARIANTS = {
     "bernoulli": vae(*mlp(), Bernoulli),
     "categorical": vae(*mlp(channels=(17,)), Categorical),
@@ -87,6 +108,9 @@ VARIANTS = {
     "hierarchical": hierarchical(jaxvae.sampled_vae_loss),
     "linear": variant(jaxvae.linear_vae(SHAPE, 3), jaxvae.linear_vae_loss, draws=False),
     "autoencoder": autoencoder(),
+    "vq-vae": vq_vae(restart_threshold=0.0),
+    "vq-vae, groups": vq_vae((2, 8, 2), restart_threshold=0.0),
+    "vq-vae, gradient codes": vq_vae(learned=True, commitment_weight=2.0),
 }
 
 

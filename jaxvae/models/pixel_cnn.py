@@ -1,0 +1,330 @@
+"""The gated PixelCNN: an exact density of maps of integers, one position after the other.
+
+log p(x) = sum over positions, row by row, of log p(x_ij | the rows above, the pixels to the left): the prior over the
+index maps of a VQ-VAE, or a model of grey images.
+
+References:
+  van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxvae.convolution import Conv
+from jaxvae.distributions import Categorical
+from jaxvae.keys import draw, example_keys
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+
+
+class PixelCNN(nn.Module):
+    """Integers in 0 .. K-1 on a grid, of one channel.
+
+    A vertical stack sees the rows above, a horizontal one the pixels to the left and the vertical stack, so that no
+    earlier position is hidden. Nothing is masked: the input is moved by one row or pixel, and windows end where they
+    stand. A position sees L·(k // 2) columns to either side and that many rows and one.
+
+    Attributes:
+      num_values: K.
+      shape: (H, W), or (H, W, 1) for images of one channel.
+      channels: C, of either stack.
+      layers: L.
+      kernel: k, the width of a window; odd, at least 3.
+      num_classes: of the labels, for a class-conditional model.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    num_values: int
+    shape: Sequence[int]
+    channels: int = 64
+    layers: int = 6
+    kernel: int = 3
+    num_classes: int | None = None
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a shape or a kernel that does not fit."""
+        self.shape = tuple(self.shape)  # a list, from a file, could not be hashed
+        if len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,)):
+            raise ValueError(f"shape must be (H, W) or (H, W, 1), got {self.shape}")
+        if self.kernel < 3 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and at least 3, got {self.kernel}")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Make the layers."""
+        self.embedding = nn.Embed(
+            self.num_values, self.channels, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0)
+        )
+        self.stack = [GatedLayer(self.channels, self.kernel, self.num_classes, self.dtype) for _ in range(self.layers)]
+        self.hidden = Conv(self.channels, (1, 1), dtype=self.dtype)
+        self.output = Conv(self.num_values, (1, 1), dtype=self.dtype)
+
+    def __call__(self, values: Array, label: Array | None = None) -> Categorical:
+        """The distribution of each value given the earlier ones.
+
+        Args:
+          values: [B, *shape] integers, or floating intensities in [0, 1], read as `Categorical` reads them. One out of
+            range makes the example's `log_prob` NaN.
+          label: [B] integers in 0 .. num_classes - 1. No error can be raised for others under `jit`: from num_classes
+            on they give NaN, and below zero they count from the end.
+
+        Returns:
+          A record with logits [B, *shape, K] float32. Its `log_prob(values)` is exact; its `sample` is not a sample of
+          the model, see `jaxvae.models.pixel_cnn.sample`.
+
+        Raises:
+          TypeError: the labels are not integers.
+          ValueError: values or labels of another shape, a label where the model has no classes, or none where it has.
+        """
+        if values.shape[1:] != self.shape:
+            raise ValueError(f"expected values ({', '.join(map(str, ('batch', *self.shape)))}), got {values.shape}")
+        features = self.embed(values.reshape(values.shape[:3]))
+        rows, pixels = _blank(features, axis=1, size=1), _blank(features, axis=2, size=1)
+        rows = jnp.concatenate([rows, features[:, :-1]], axis=1)
+        pixels = jnp.concatenate([pixels, features[:, :, :-1]], axis=2)
+
+        before = [_blank(features, axis=1, size=self.kernel // 2)] * self.layers
+        links, _ = self.vertical(rows, before, label)
+        before = [_blank(features, axis=2, size=self.kernel // 2)] * self.layers
+        logits, _ = self.horizontal(pixels, before, links)
+        return Categorical(logits.reshape(*values.shape, self.num_values))
+
+    def log_prob(self, values: Array, label: Array | None = None) -> Array:
+        """Log p(values | label), [B] nats."""
+        return self(values, label).log_prob(values)
+
+    def embed(self, values: Array) -> Array:
+        """Values [B, H, W] -> features [B, H, W, C]."""
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            values = jnp.rint(values * (self.num_values - 1))
+        return self.embedding(values.astype(jnp.int32))
+
+    def vertical(
+        self, rows: Array, before: Sequence[Array], label: Array | None
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Run the vertical stack over some rows.
+
+        Args:
+          rows: [B, R, W, C], the features of the rows above each.
+          before: for each layer its k // 2 rows of input before these, [B, k // 2, W, C].
+          label: [B], or None.
+
+        Returns:
+          What each layer tells the horizontal stack, [B, R, W, 2C], and `before` for the rows that follow.
+        """
+        self._check_label(label, len(rows))
+        links, after = [], []
+        for layer, window in zip(self.stack, before, strict=True):
+            seen = jnp.concatenate([window, rows], axis=1)
+            after.append(seen[:, -(self.kernel // 2) :])
+            rows, link = layer.vertical(seen, label)
+            links.append(link)
+        return tuple(links), tuple(after)
+
+    def horizontal(
+        self, pixels: Array, before: Sequence[Array], links: Sequence[Array]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Run the horizontal stack over some columns.
+
+        Args:
+          pixels: [B, R, P, C], the features of the pixels to the left of each.
+          before: for each layer its k // 2 columns of input before these, [B, R, k // 2, C].
+          links: from `vertical`, each [B, R, P, 2C].
+
+        Returns:
+          Logits [B, R, P, K], and `before` for the columns that follow.
+        """
+        after = []
+        for layer, window, link in zip(self.stack, before, links, strict=True):
+            seen = jnp.concatenate([window, pixels], axis=2)
+            after.append(seen[:, :, -(self.kernel // 2) :])
+            pixels = layer.horizontal(seen, link)
+        logits = self.output(nn.relu(self.hidden(nn.relu(pixels))))
+        return logits.astype(jnp.float32), tuple(after)
+
+    def _check_label(self, label: Array | None, batch: int) -> None:
+        if self.num_classes is None and label is not None:
+            raise ValueError("the model has no classes: pass no label, or make it with num_classes")
+        if self.num_classes is None:
+            return
+        if label is None:
+            raise ValueError(f"the model has {self.num_classes} classes: pass label [B]")
+        if not jnp.issubdtype(label.dtype, jnp.integer):
+            raise TypeError(f"labels must be integers (batch,), got {label.dtype}")
+        if label.shape != (batch,):
+            raise ValueError(f"labels must be integers ({batch},), got {label.shape}")
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks: tanh · sigmoid of a window's sums and the label's bias, which the link carries over."""
+
+    channels: int
+    kernel: int
+    num_classes: int | None
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        """Make the convolutions."""
+        conv = partial(Conv, padding="VALID", dtype=self.dtype)
+        self.down = conv(2 * self.channels, (self.kernel // 2 + 1, self.kernel))
+        self.right = conv(2 * self.channels, (1, self.kernel // 2 + 1))
+        self.link = conv(2 * self.channels, (1, 1))
+        self.residual = conv(self.channels, (1, 1))
+        if self.num_classes is not None:
+            self.label_bias = nn.Embed(self.num_classes, 2 * self.channels, dtype=self.dtype)
+
+    def vertical(self, rows: Array, label: Array | None) -> tuple[Array, Array]:
+        """[B, k // 2 + R, W, C] -> the next layer's rows [B, R, W, C], and the link [B, R, W, 2C]."""
+        sides = self.kernel // 2
+        sums = self.down(jnp.pad(rows, ((0, 0), (0, 0), (sides, sides), (0, 0))))
+        if label is not None:
+            sums += self.label_bias(label)[:, None, None]
+        return _gate(sums), self.link(sums)
+
+    def horizontal(self, pixels: Array, link: Array) -> Array:
+        """[B, R, k // 2 + P, C] and the link [B, R, P, 2C] -> the next layer's pixels [B, R, P, C]."""
+        return pixels[:, :, self.kernel // 2 :] + self.residual(_gate(self.right(pixels) + link))
+
+
+def pixel_cnn_loss(
+    model: Any,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+    field: str = "code",
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""The mean negative log-likelihood, in nats per example: no bound, the model's own.
+
+    .. math:: -\frac1B \sum_b \sum_{ij} \log p(x_{bij} | x_{b,<ij}, y_b)
+
+    Args:
+      model: a `PixelCNN`.
+      params: what `model.init` returned.
+      model_state: handed through; a PixelCNN has none.
+      batch: `field` [B, *shape], as `PixelCNN` takes values; "label" [B] integer where the model has classes.
+      key: not used.
+      step: not used.
+      field: "code" for index maps, "image" for pixels.
+
+    Returns:
+      The loss and `(model_state, metrics)`, means over the batch: "loss" and "nll" in nats per example,
+      "nats_per_value" in nats per position.
+
+    Raises:
+      TypeError: the labels are not integers.
+      ValueError: values or labels do not fit the model.
+
+    References:
+      van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016.
+    """
+    del key, step
+    values = batch[field]
+    label = None if model.num_classes is None else batch.get("label")
+    nll = -model.apply(params, values, label, method="log_prob").mean()
+    return nll, (model_state, {"loss": nll, "nll": nll, "nats_per_value": nll / values[0].size})
+
+
+def sample(
+    model: Any,
+    params: PyTree,
+    num: int,
+    *,
+    key: PRNGKey,
+    label: Array | None = None,
+    temperature: float | Array = 1.0,
+) -> Array:
+    """Draw `num` maps, position by position.
+
+    Args:
+      model: a `PixelCNN`.
+      params: what `model.init` returned.
+      num: N.
+      key: of shape (); position p of example i draws from `fold_in(fold_in(key, i), p)`, so the first maps are the same
+        for every larger N.
+      label: [N] integers, where the model has classes.
+      temperature: of each value's distribution, zero or more; 0 takes the most probable value.
+
+    Returns:
+      [N, *shape] int32.
+
+    Raises:
+      TypeError: the key is not typed, or the labels are not integers.
+      ValueError: the labels do not fit the model.
+    """
+    nothing = jnp.zeros((num, *model.shape), jnp.int32)
+    return complete(model, params, nothing, nothing > 0, key=key, label=label, temperature=temperature)
+
+
+@partial(jax.jit, static_argnames="model")
+def complete(
+    model: Any,
+    params: PyTree,
+    values: Array,
+    known: Array,
+    *,
+    key: PRNGKey,
+    label: Array | None = None,
+    temperature: float | Array = 1.0,
+) -> Array:
+    """As `sample`, but `values` [N, *shape] integer stay where `known` [N, *shape] is true.
+
+    The unknown ones are drawn given what comes before them, not after: exact only where the known come first.
+
+    All positions together cost about one pass of the model: a row of the vertical stack is computed when the row above
+    is complete, a pixel of the horizontal one when its left neighbour is, and each layer carries the last k // 2 of
+    its inputs.
+    """
+    num = len(values)
+    height, width = model.shape[:2]
+    keys = example_keys(key, jnp.arange(num))
+
+    def next_pixel(carry: Any, x: Any) -> tuple[Any, tuple[Array, Array]]:
+        left, before = carry
+        position, value, is_known, links = x
+        logits, before = model.apply(params, left, before, links, method="horizontal")
+        logits = logits[:, 0, 0]
+        noise = draw(jax.random.gumbel, jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits.shape)
+        drawn = jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+        value = jnp.where(is_known, value, drawn)
+        feature = model.apply(params, value[:, None, None], method="embed")
+        return (feature, before), (value, feature[:, :, 0])
+
+    def next_row(carry: Any, x: Any) -> tuple[Any, Array]:
+        above, before = carry
+        links, before = model.apply(params, above, before, label, method="vertical")
+        links = tuple(jnp.moveaxis(link, 2, 0)[:, :, :, None] for link in links)
+        start = blank(1, 1), (blank(1, model.kernel // 2),) * model.layers
+        _, (row, features) = jax.lax.scan(next_pixel, start, (*x, links))
+        return (jnp.moveaxis(features, 0, 2), before), row
+
+    def blank(rows: int, columns: int) -> Array:
+        return jnp.zeros((num, rows, columns, model.channels), model.dtype)
+
+    def by_position(x: Array) -> Array:  # [N, *shape] -> [H, W, N]
+        return x.reshape(num, height, width).transpose(1, 2, 0)
+
+    positions = jnp.arange(height * width).reshape(height, width)
+    start = blank(1, width), (blank(model.kernel // 2, width),) * model.layers
+    _, drawn = jax.lax.scan(next_row, start, (positions, by_position(values), by_position(known)))
+    return drawn.transpose(2, 0, 1).reshape(values.shape)
+
+
+def _gate(sums: Array) -> Array:
+    value, gate = jnp.split(sums, 2, axis=-1)
+    return jnp.tanh(value) * nn.sigmoid(gate)
+
+
+def _blank(features: Array, *, axis: int, size: int) -> Array:
+    """Zeros of the size of `features`, but for one axis: what lies outside the map."""
+    shape = list(features.shape)
+    shape[axis] = size
+    return jnp.zeros(shape, features.dtype)
