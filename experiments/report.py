@@ -88,16 +88,16 @@ def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray
     between = np.asarray(decode(((1 - share) * start + share * end).reshape(-1, codes.shape[-1])))
     out = run.directory
     paths = [
-        figures.reconstructions(out / "reconstructions.png", *map(_shown, report.pairs)),
-        figures.image_grid(out / "samples.png", _shown(samples), title="samples from the prior (means)"),
-        figures.interpolation(out / "interpolation.png", _shown(between).reshape(8, 11, *between.shape[1:])),
+        figures.reconstructions(out / "reconstructions.png", *map(shown, report.pairs)),
+        figures.image_grid(out / "samples.png", shown(samples), title="samples from the prior (means)"),
+        figures.interpolation(out / "interpolation.png", shown(between).reshape(8, 11, *between.shape[1:])),
         figures.learning_curves(out / "learning_curves.png", run.records()),
     ]
     if report.kl is not None:
         paths.append(figures.kl_bars(out / "kl_per_dimension.png", report.kl, title="KL per latent"))
     if codes.shape[-1] == 2:
         paths += [
-            figures.manifold(out / "manifold.png", lambda latent: _shown(decode(latent))),
+            figures.manifold(out / "manifold.png", lambda latent: shown(decode(latent))),
             figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
         ]
     return paths
@@ -131,6 +131,6 @@ def _reconstruct(model: Any, params: PyTree, model_state: PyTree, batch: Batch, 
     return batch["image"], model.apply(params, batch["image"]).mean
 
 
-def _shown(images: Array) -> np.ndarray:
+def shown(images: Array) -> np.ndarray:
     """A Gaussian's mean may lie outside [0, 1]; a picture cannot."""
     return np.asarray(images).clip(0, 1)

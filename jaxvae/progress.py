@@ -55,7 +55,11 @@ class ProgressBar:
 
 
 def _nats(metrics: dict[str, float], digits: int = 2) -> str:
-    shown = ("negative_elbo", "-ELBO"), ("rate", "rate"), ("distortion", "distortion")
+    shown = (
+        *(("negative_elbo", "-ELBO"), ("rate", "rate"), ("distortion", "distortion")),
+        *(("perplexity", "perplexity"), ("codes_used", "codes used")),
+        *(("nll", "-log p"), ("nats_per_value", "per value")),
+    )
     return " ".join(f"{label} {metrics[name]:.{digits}f}" for name, label in shown if name in metrics)
 
 

@@ -16,6 +16,7 @@ from jaxvae.figures.charts import (
     metrics_by_beta,
     rate_distortion,
 )
+from jaxvae.figures.codebooks import code_usage, codebook_health, index_maps
 from jaxvae.figures.page import CELL, COLORS, DPI, FAINT, INK, LINE, MARGIN, SEPARATOR, SPACE, WIDTH
 from jaxvae.figures.pictures import image_grid, interpolation, reconstructions, traversal_gif, traversals
 from jaxvae.figures.plane import Panel, code_grid, latent_scatter, manifold, prior_grid, side_by_side
@@ -35,9 +36,12 @@ __all__ = [
     "WIDTH",
     "Panel",
     "code_grid",
+    "code_usage",
+    "codebook_health",
     "factor_information",
     "frontier",
     "image_grid",
+    "index_maps",
     "interpolation",
     "kl_bars",
     "latent_scatter",

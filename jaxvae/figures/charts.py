@@ -17,6 +17,7 @@ QUANTITIES = {
     "rate": r"rate  $\mathrm{KL}(q(z|x)\,\|\,p(z))$",
     "distortion": r"distortion  $-\log\,p(x|z)$",
     "negative_elbo": "$-$ELBO = rate + distortion",
+    "nll": r"$-\log\,p(x)$",
 }
 SPLITS = {
     "train": {"color": COLORS[0], "linestyle": "-", "marker": "o"},
@@ -26,9 +27,9 @@ SPLITS = {
 
 
 def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Path:
-    """Rate, distortion and -ELBO in nats against the epoch, training and held-out, one panel each.
+    """Rate, distortion, -ELBO and -log p(x) in nats against the epoch, training and held-out, one panel each.
 
-    `records` are the lines of `metrics.jsonl`: {"epoch", "train": {"rate", "distortion", "negative_elbo"}},
+    `records` are the lines of `metrics.jsonl`: {"epoch", "train": {"rate", "distortion", "negative_elbo", "nll"}},
     and the same under "validation" or "test". Values that are missing or not finite are left out, and so is a
     panel without values. The vertical axis follows the bulk: the first epochs may leave the panel.
     """
@@ -227,16 +228,18 @@ def factor_information(
     return save(figure, path)
 
 
+def curve(records: Sequence[Mapping[str, Any]], split: str, name: str, *, along: str) -> tuple[np.ndarray, np.ndarray]:
+    """Internal to `jaxvae.figures`: places and values of one split's quantity, without the missing and not finite."""
+    points = [(record[along], record.get(split, {}).get(name, math.nan)) for record in records]
+    places, values = np.array(points, np.float64).reshape(-1, 2).T
+    kept = np.isfinite(values)
+    return places[kept], values[kept]
+
+
 def _curves(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Epochs and values of one quantity for every split that has it."""
-    curves = {}
-    for split in SPLITS:
-        points = [(record["epoch"], record.get(split, {}).get(name, math.nan)) for record in records]
-        epochs, values = np.array(points, np.float64).reshape(-1, 2).T
-        kept = np.isfinite(values)
-        if kept.any():
-            curves[split] = (epochs[kept], values[kept])
-    return curves
+    curves = {split: curve(records, split, name, along="epoch") for split in SPLITS}
+    return {split: found for split, found in curves.items() if found[0].size}
 
 
 def _robust_limits(values: np.ndarray) -> tuple[float, float] | None:

@@ -1,0 +1,100 @@
+"""experiments.vq_vae and experiments.pixelcnn, from the command line, on scikit-learn's digits."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_beta_vae_experiments import result_of, run
+
+import jaxvae
+from experiments import pixelcnn, vq_vae
+from jaxvae import checkpoint, data
+
+SMALL = (
+    "--channels",
+    8,
+    "--num-codes",
+    8,
+    "--code-dim",
+    4,
+    "--residual",
+    4,
+    "--batch-size",
+    64,
+    "--evaluate-every",
+    22,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("vq") / "run"
+    result, said = result_of(vq_vae.main, out, "digits", *SMALL, "--epochs", 4)
+    return out, result, said
+
+
+def test_a_run_reports_its_codebook_over_the_whole_test_set(trained):
+    out, result, _ = trained
+    model, params, model_state, config = checkpoint.load(out, vq_vae.make_model)
+    codes = jaxvae.code_vectors(params, jaxvae.CodebookState(**model_state))
+    test = data.load("digits", "test")
+    indices = model.apply(params, test.image / np.float32(16), codes, method="encode_indices")
+    share = np.bincount(np.ravel(indices), minlength=8) / indices.size
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    assert result["test"]["perplexity"] == pytest.approx(np.exp(entropy), rel=1e-3)
+    assert result["test"]["codes_used"] == (share > 0).sum()
+    nats = result["test"]["distortion"] + 16 * np.log(8)
+    assert result["test"]["bits_per_dim_uniform_prior"] == pytest.approx(nats / 64 / np.log(2), rel=1e-6)
+    assert config.num_codes == 8
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all({"perplexity", "codes_used"} <= record["test"].keys() for record in records)
+    assert all({"batch_perplexity", "restarts"} <= record["train"].keys() for record in records)
+    for name in ("reconstructions", "index_maps", "code_usage", "codebook_health"):
+        assert (out / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_prior_over_the_codes_generates(trained, tmp_path):
+    out, _, _ = trained
+    small = ("--channels", 8, "--layers", 2, "--epochs", 6, "--learning-rate", 0.01)
+    result, said = result_of(pixelcnn.main, tmp_path / "prior", out, *small)
+    assert 0 < result["test"]["nats_per_value"] < np.log(8)
+    assert result["test"]["nll"] == pytest.approx(16 * result["test"]["nats_per_value"], rel=1e-5)
+    assert "100 samples in" in said
+    assert (tmp_path / "prior" / "samples.png").stat().st_size > 1000
+    model, params, _, config = checkpoint.load(tmp_path / "prior", pixelcnn.make_model)
+    maps = pixelcnn.sample(model, params, 3, key=jax.random.key(0))
+    assert maps.shape == (3, 4, 4)
+    assert config.num_classes is None
+
+    result, _ = result_of(pixelcnn.main, tmp_path / "classes", out, *small, "--class-conditional")
+    assert 0 < result["test"]["nats_per_value"] < np.log(8)
+
+
+def test_pixels_have_a_prior_too(tmp_path):
+    result, _ = result_of(pixelcnn.main, tmp_path, "digits", "--channels", 4, "--layers", 1, "--smoke")
+    assert result["test"]["bits_per_dim"] == pytest.approx(result["test"]["nll"] / 64 / np.log(2))
+
+
+@pytest.mark.parametrize("options", [("--groups", 2), ("--codes", "gradient"), ("--seeding", "random")])
+def test_other_codebooks_train(options, tmp_path):
+    result, _ = result_of(vq_vae.main, tmp_path, "digits", *SMALL, "--smoke", *options)
+    assert 1 <= result["test"]["perplexity"] <= 8
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (vq_vae.main, ("digits", "--num-codes", 1), "num_codes must be at least 2, got 1"),
+        (vq_vae.main, ("digits", "--decay", 1), "decay must lie in (0, 1), got 1.0"),
+        (vq_vae.main, ("digits", "--groups", 3), "code_dim 16 does not divide into 3 groups"),
+        (vq_vae.main, ("digits", "--likelihood", "discretized-logistic"), "'digits' has 17 values"),
+        (pixelcnn.main, ("codes",), "codes needs the run directory of a VQ-VAE: --run RUN"),
+        (pixelcnn.main, ("codes", "--run", "/nowhere/at/all"), "/nowhere/at/all"),
+        (pixelcnn.main, ("digits", "--layers", 0), "layers must be at least 1, got 0"),
+    ],
+)
+def test_wrong_options_are_one_line(main, arguments, said):
+    done = run(main, *arguments)
+    assert done.code == 2
+    assert said in done.said
