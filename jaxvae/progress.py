@@ -60,7 +60,8 @@ def _nats(metrics: dict[str, float], digits: int = 2) -> str:
         *(("perplexity", "perplexity"), ("codes_used", "codes used")),
         *(("nll", "-log p"), ("nats_per_value", "per value")),
     )
-    return " ".join(f"{label} {metrics[name]:.{digits}f}" for name, label in shown if name in metrics)
+    found = [(label, metrics[name]) for name, label in shown if name in metrics]
+    return " ".join(f"{label} {value:.{digits if abs(value) >= 1 else 4}f}" for label, value in found)
 
 
 def _clock(seconds: float) -> str:

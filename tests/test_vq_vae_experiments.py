@@ -76,7 +76,7 @@ def test_pixels_have_a_prior_too(tmp_path):
     assert result["test"]["bits_per_dim"] == pytest.approx(result["test"]["nll"] / 64 / np.log(2))
 
 
-@pytest.mark.parametrize("options", [("--groups", 2), ("--codes", "gradient"), ("--seeding", "random")])
+@pytest.mark.parametrize("options", [("--groups", 2, "--seeding", "random"), ("--codes", "gradient")])
 def test_other_codebooks_train(options, tmp_path):
     result, _ = result_of(vq_vae.main, tmp_path, "digits", *SMALL, "--smoke", *options)
     assert 1 <= result["test"]["perplexity"] <= 8
