@@ -234,7 +234,10 @@ class Run:
         _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         table = Table("test", "", title=self.settings["preset"])
         for name, value in result["test"].items():
-            table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+            table.add_row(
+                name.replace("_", " "),
+                f"{value:.{3 if abs(value) >= 1 else 4}f}" if isinstance(value, float) else str(value),
+            )
         console.print(table)
         for path in (*pictures, self.directory / "result.json"):
             console.print(str(path), highlight=False)

@@ -190,7 +190,7 @@ def test_a_directory_that_vanished_raises_at_once(tmp_path):
     with Checkpointer(directory, meta={}) as checkpointer:
         directory.rmdir()
         directory.write_text("in the way")
-        with pytest.raises(OSError, match="Not a directory"):
+        with pytest.raises(OSError, match=r"Not a directory|No such file"):  # orbax cleans up there meanwhile
             checkpointer.save(make_state(1))
         assert checkpointer.latest_step is None
 
