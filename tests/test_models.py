@@ -90,26 +90,17 @@ def test_the_noise_belongs_to_the_example_and_the_step(variant, key):
 
 
 @every_variant
-def test_three_steps_compile_once(variant, key):
-    optimizer = optax.adam(1e-3)
-    state = jaxvae.init_train_state(variant.init, optimizer, key=key)
-    step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(variant.loss_fn, optimizer), n=1))
-    for _ in range(3):
-        state, metrics = step(state, batch(B))
-    assert int(state.step) == 3
-    assert int(state.first_bad) == -1
-    assert np.isfinite(metrics["loss"])
-
-
-@every_variant
-def test_training_lowers_the_loss(variant, key):
+def test_training_compiles_once_and_lowers_the_loss(variant, key):
     optimizer = optax.adam(1e-2)
     state = jaxvae.init_train_state(variant.init, optimizer, key=key)
     images = batch(B)
-    step = jaxvae.make_train_epoch(jaxvae.make_train_step(variant.loss_fn, optimizer))
+    step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(variant.loss_fn, optimizer), n=1))
     before = variant.loss_fn(state.params, state.model_state, images, key=key, step=jnp.int32(100))[0]
-    state, _ = step(state, images, jnp.tile(jnp.arange(B, dtype=jnp.int32), (60, 1)))
+    for _ in range(60):
+        state, _ = step(state, images)
     after = variant.loss_fn(state.params, state.model_state, images, key=key, step=jnp.int32(100))[0]
+    assert int(state.step) == 60
+    assert int(state.first_bad) == -1
     assert after < before - 1
 
 
