@@ -1,39 +1,17 @@
 """experiments.beta_vae and experiments.rate_distortion, from the command line."""
 
-import contextlib
 import dataclasses
-import io
-import json
-import re
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from commands import result_of, run
 
 from experiments import beta_vae, rate_distortion
 from jaxvae import checkpoint
 
 SPRITES = ("sprites", "--smoke", "--channels", 4, 4, 4, 4, "--latent-dim", 6, "--batch-size", 32, "--objective", "beta")
 DIGITS = ("mnist", "--data", "digits", "--smoke", "--channels", 4, 8, "--batch-size", 32)
-
-
-def run(main, *arguments):
-    """Run an experiment in this process: its exit code and what it printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return SimpleNamespace(code=code, said=re.sub(r"[│╭╮╰╯─\s]+", " ", said.getvalue()))
-
-
-def result_of(main, out, *arguments):
-    done = run(main, *arguments, "--out", out)
-    assert done.code == 0, done.said
-    return json.loads((out / "result.json").read_text()), done.said
 
 
 def test_a_run_on_sprites_is_scored_beside_the_fixed_points(tmp_path):

@@ -1,7 +1,5 @@
 """Every experiment runs from the command line, leaves a whole run directory, and says what is wrong in one line."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -9,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -38,17 +38,7 @@ SMALL = (
 )
 
 
-def run(*arguments):
-    """Run the experiment in this process: its exit code and what it printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    unboxed = re.sub(r"[│╭╮╰╯─\s]+", " ", said.getvalue())
-    return SimpleNamespace(code=code, said=unboxed)
+run = partial(commands.run, main)
 
 
 def start(*arguments):

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_beta_vae_experiments import result_of, run
+from commands import result_of, run
 
 import jaxvae
 from experiments import pixelcnn, vq_vae
