@@ -1,8 +1,9 @@
 """Eight values of β: eight runs one after the other against one program, in examples per second of all together.
 
-    python -m benchmarks.sweep [--rounds N] [--steps N] [--json FILE]
+    python -m benchmarks.sweep [--preset mnist|digits] [--rounds N] [--steps N] [--json FILE]
 
-784-400-20, Bernoulli, Adam, batch 128, 60,000 random images. The contestants take turns:
+Network, batch and β of a preset of `experiments.rate_distortion` (mnist: 784-400-20, batch 128; digits: 64-200-10,
+batch 64) on 60,000 random images of that size. The contestants take turns:
 
 - sequential: `make_train_epoch` for one β after the other; the program is compiled once and timed without that.
 - vmap, map: `make_sweep_epoch`, all members in one program.
@@ -28,8 +29,7 @@ from experiments.run import console
 from experiments.sweep_processes import cores
 from jaxvae import data
 
-BETAS = PRESETS["mnist"][1].betas
-BATCH = 128
+SIDES = {"mnist": 28, "digits": 8}
 NUM_IMAGES = 60_000
 
 
@@ -41,13 +41,15 @@ def make_step(model, numbers):
 class Problem:
     """The data on the device, the model and the rows of one turn."""
 
-    def __init__(self, steps):
+    def __init__(self, preset, steps):
         rng = np.random.default_rng(0)
-        image = (rng.random((NUM_IMAGES, 28, 28, 1)) < 0.1).astype(np.uint8) * np.uint8(255)
+        config = PRESETS[preset][1]
+        self.shape = (SIDES[preset], SIDES[preset], 1)
+        image = (rng.random((NUM_IMAGES, *self.shape)) < 0.1).astype(np.uint8) * np.uint8(255)
         index = np.arange(NUM_IMAGES, dtype=np.int32)
         self.source = jax.device_put({"image": image, "index": index})
-        self.rows = jnp.asarray(rng.integers(0, NUM_IMAGES, (steps, BATCH)), jnp.int32)
-        self.model = make_model(PRESETS["mnist"][1], (28, 28, 1))
+        self.rows = jnp.asarray(rng.integers(0, NUM_IMAGES, (steps, config.batch_size)), jnp.int32)
+        self.model = make_model(config, self.shape)
         # The beta is an argument of the compiled program here too: eight runs are not to compile eight times.
         self.one = jaxvae.make_sweep_epoch(partial(make_step, self.model), how="map")
 
@@ -57,7 +59,7 @@ class Problem:
         """Members that start alike; compiling that is nobody's share of a turn."""
 
         def init(*, key):
-            return self.model.init(key, jnp.zeros((1, 28, 28, 1))), ()
+            return self.model.init(key, jnp.zeros((1, *self.shape))), ()
 
         if len(betas) not in self.states:
             keys = jax.vmap(jax.random.key)(jnp.zeros(len(betas), jnp.uint32))
@@ -73,12 +75,12 @@ class Problem:
 PROBLEM = None  # of a worker process
 
 
-def start_worker(free_cores, steps):
+def start_worker(free_cores, preset, steps):
     """Pin the process to a core of its own and compile."""
     global PROBLEM
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
     os.sched_setaffinity(0, {free_cores.get()})
-    PROBLEM = Problem(steps)
+    PROBLEM = Problem(preset, steps)
     train_one(1.0)
 
 
@@ -88,12 +90,14 @@ def train_one(beta):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=SIDES, default="mnist")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=469, help="of each member in a turn; 469 is an epoch of 60,000")
     parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
-    problem = Problem(args.steps)
+    problem = Problem(args.preset, args.steps)
+    betas = PRESETS[args.preset][1].betas
     compilations = []
 
     def counted(numbers):
@@ -103,9 +107,9 @@ def main():
     vmapped = jaxvae.make_sweep_epoch(counted, how="vmap")
     mapped = jaxvae.make_sweep_epoch(counted, how="map")
     contestants = {
-        "sequential": lambda: [problem.run([beta], problem.one) for beta in BETAS],
-        "vmap": lambda: problem.run(BETAS, vmapped),
-        "map": lambda: problem.run(BETAS, mapped),
+        "sequential": lambda: [problem.run([beta], problem.one) for beta in betas],
+        "vmap": lambda: problem.run(betas, vmapped),
+        "map": lambda: problem.run(betas, mapped),
     }
     on_cpu = jax.default_backend() == "cpu"
     pool = None
@@ -114,14 +118,14 @@ def main():
         free_cores = context.Queue()
         for core in cores():
             free_cores.put(core)
-        pool = ProcessPoolExecutor(len(cores()), context, start_worker, (free_cores, args.steps))
+        pool = ProcessPoolExecutor(len(cores()), context, start_worker, (free_cores, args.preset, args.steps))
         list(pool.map(train_one, [1.0] * 4 * len(cores())))  # all workers have started and compiled
-        contestants["processes"] = lambda: list(pool.map(train_one, BETAS))
+        contestants["processes"] = lambda: list(pool.map(train_one, betas))
     seconds = take_turns(contestants, args.rounds)
     if pool is not None:
         pool.shutdown()
 
-    examples = len(BETAS) * args.steps * BATCH
+    examples = len(betas) * problem.rows.size
     results = {name: examples / time for name, time in seconds.items()}
     for name, speed in results.items():
         ratio = speed / results["sequential"]
