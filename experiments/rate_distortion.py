@@ -220,24 +220,14 @@ def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
             common.append(option if value else option.replace("--", "--no-", 1))
         else:
             common += [option, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    program = ["-m", "experiments.rate_distortion", config.preset]
-    commands = {
-        f"beta-{beta:g}": [
-            *program,
-            *common,
-            "--betas",
-            str(beta),
-            "--how",
-            "map",
-            "--out",
-            str(folder / f"beta-{beta:g}"),
-        ]
-        for beta in config.betas
-    }
+    program = ["-m", "experiments.rate_distortion", config.preset, *common, "--how", "map", "--resume"]
+    commands = {}
+    for beta in config.betas:
+        name = f"beta-{beta:g}"
+        commands[name] = [*program, "--betas", str(beta), "--out", str(folder / name)]
     console.print(f"{len(commands)} processes on {len(cores())} cores; each writes to {folder}/NAME.log")
-    resumed = {name: [*command, "--resume"] for name, command in commands.items()}
     try:
-        run_all(resumed, folder, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
+        run_all(commands, folder, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
     except RuntimeError as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False)
         sys.exit(1)

@@ -188,9 +188,10 @@ def test_unusable_directories_are_refused_at_once(tmp_path):
 def test_a_directory_that_vanished_raises_at_once(tmp_path):
     directory = tmp_path / "checkpoints"
     with Checkpointer(directory, meta={}) as checkpointer:
+        checkpointer.wait()  # orbax cleans up there at first, in the background
         directory.rmdir()
         directory.write_text("in the way")
-        with pytest.raises(OSError, match=r"Not a directory|No such file"):  # orbax cleans up there meanwhile
+        with pytest.raises(OSError, match="Not a directory"):
             checkpointer.save(make_state(1))
         assert checkpointer.latest_step is None
 
