@@ -37,6 +37,7 @@ from jaxvae.losses import (
 )
 from jaxvae.models.autoencoder import Autoencoder, autoencoder_loss
 from jaxvae.models.beta_vae import beta_from_normalized, beta_vae_loss, cyclical_schedule, normalized_beta
+from jaxvae.models.cvae import CVAE, cvae_loss, cvae_prior_log_weights
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.iwae import iwae_loss
 from jaxvae.models.linear_vae import linear_vae, linear_vae_loss
@@ -44,7 +45,17 @@ from jaxvae.models.pixel_cnn import PixelCNN, pixel_cnn_loss
 from jaxvae.models.tc_vae import RateTerms, rate_terms, tc_vae_loss
 from jaxvae.models.vae import VAE, sampled_vae_loss, vae_log_weights, vae_loss
 from jaxvae.models.vq_vae import VQVAE, code_vectors, unit_gaussian, vq_vae_loss
-from jaxvae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, ResidualDecoder, ResidualEncoder
+from jaxvae.networks import (
+    Conditioned,
+    ConvDecoder,
+    ConvEncoder,
+    LabelEmbedding,
+    MLPDecoder,
+    MLPEncoder,
+    ResidualDecoder,
+    ResidualEncoder,
+    Unconditioned,
+)
 from jaxvae.training.epoch import make_evaluate, make_train_epoch
 from jaxvae.training.fit import FitResult, NonFiniteError, Progress, fit
 from jaxvae.training.parallel import data_mesh, jit_train_step, shard_batch
@@ -53,6 +64,7 @@ from jaxvae.training.step import make_eval_step, make_train_step
 from jaxvae.training.sweep import SweepState, init_sweep_state, make_sweep_epoch, map_members
 
 __all__ = [
+    "CVAE",
     "VAE",
     "VQVAE",
     "AggregatePosterior",
@@ -60,12 +72,14 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "CodebookState",
+    "Conditioned",
     "ConvDecoder",
     "ConvEncoder",
     "DiagGaussian",
     "DiscretizedLogistic",
     "FitResult",
     "HierarchicalVAE",
+    "LabelEmbedding",
     "LogLikelihood",
     "MLPDecoder",
     "MLPEncoder",
@@ -79,6 +93,7 @@ __all__ = [
     "SharedScale",
     "SweepState",
     "TrainState",
+    "Unconditioned",
     "UnitInterval",
     "active_units",
     "aggregate_posterior",
@@ -93,6 +108,8 @@ __all__ = [
     "codebook",
     "codebook_loss",
     "commitment",
+    "cvae_loss",
+    "cvae_prior_log_weights",
     "cyclical_schedule",
     "data_mesh",
     "discretized_logistic_nll",

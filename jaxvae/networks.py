@@ -7,7 +7,9 @@ type the network computes in (bfloat16 on accelerators); what leaves a network i
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -197,6 +199,77 @@ class ResidualDecoder(nn.Module):
         rest = (self.output_channels,) if isinstance(self.output_channels, int) else tuple(self.output_channels)
         output = ConvTranspose(math.prod(rest), window, strides=2, dtype=self.dtype, name="output")(features)
         return _widen(output).reshape(*output.shape[:-1], *rest)
+
+
+class LabelEmbedding(nn.Module):
+    """Labels [B] in 0 .. num_classes - 1 -> vectors [B, E] float32: the condition of a class-conditional model.
+
+    Under `jit` no error can be raised for a label out of range: it becomes NaN, which stops a training run.
+    """
+
+    num_classes: int
+    features: int = 16
+
+    @nn.compact
+    def __call__(self, label: Array) -> Array:
+        """Embed a batch.
+
+        Raises:
+          TypeError: the labels are not integers.
+          ValueError: they are not [B], or one is out of range and not traced.
+        """
+        if not jnp.issubdtype(label.dtype, jnp.integer):
+            raise TypeError(f"labels must be integers (batch,), got {label.dtype}")
+        if label.ndim != 1:
+            raise ValueError(f"labels must be integers (batch,), got {label.shape}")
+        outside = (label < 0) | (label >= self.num_classes)
+        if not isinstance(outside, jax.core.Tracer) and outside.any():
+            first = int(outside.argmax())
+            raise ValueError(f"label {int(label[first])} at index {first} is outside 0 .. {self.num_classes - 1}")
+        embed = nn.Embed(self.num_classes, self.features, embedding_init=nn.initializers.normal(1.0), name="vectors")
+        return embed(jnp.where(outside, self.num_classes, label))  # a negative one would count from the end
+
+
+class Conditioned(nn.Module):
+    """An encoder or decoder of pairs: joins its input to the condition and runs `body` on both.
+
+    Both are flattened into one vector [B, F + E], for dense bodies and for every decoder. With `as_channels`, for
+    convolutional encoders, the condition becomes channels beside the input's, [B, *spatial, C + E]: an array of the
+    same spatial shape as it is, a vector [B, E] spread over all positions.
+    """
+
+    body: Callable[[Array], Any]
+    as_channels: bool = False
+
+    @property
+    def latent_dim(self) -> int | None:
+        """The body's, where it has one."""
+        return getattr(self.body, "latent_dim", None)
+
+    def __call__(self, x: Array, condition: Array) -> Any:
+        """Run the body on an input [B, ...] and its condition [B, ...]."""
+        if not self.as_channels:
+            return self.body(jnp.concatenate([x.reshape(len(x), -1), condition.reshape(len(x), -1)], axis=1))
+        if condition.ndim == 2:
+            condition = condition.reshape(len(x), *[1] * (x.ndim - 2), -1)
+            condition = jnp.broadcast_to(condition, (*x.shape[:-1], condition.shape[-1]))
+        return self.body(jnp.concatenate([x, condition], axis=-1))
+
+
+class Unconditioned(nn.Module):
+    """A body in a conditional model that does not look at the condition."""
+
+    body: Callable[[Array], Any]
+
+    @property
+    def latent_dim(self) -> int | None:
+        """The body's, where it has one."""
+        return getattr(self.body, "latent_dim", None)
+
+    def __call__(self, x: Array, condition: Array) -> Any:
+        """Run the body on the input [B, ...] alone."""
+        del condition
+        return self.body(x)
 
 
 def _residual_stack(network: ResidualEncoder | ResidualDecoder, features: Array) -> Array:

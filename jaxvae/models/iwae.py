@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxvae import losses
 from jaxvae.keys import example_keys
-from jaxvae.models.vae import apply_to_images, elbo_metrics, log_weight_terms
+from jaxvae.models.vae import apply_to_images, elbo_metrics, inputs, log_weight_terms
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 
@@ -70,15 +70,15 @@ def _doubly_reparameterized(
     With weights w and their shares v = w / Σ w, the generative parameters get Σ v ∂log p, as ever, and those of the
     proposal Σ v² (∂log w / ∂z) (∂z / ∂φ) alone: the score ∂log q / ∂φ has been integrated out.
     """
-    image = batch["image"]
+    seen = inputs(batch)
     latents, _ = apply_to_images(
-        model, params, image, key=example_keys(key, batch["index"]), num_samples=num_samples, method="propose"
+        model, params, *seen, key=example_keys(key, batch["index"]), num_samples=num_samples, method="propose"
     )
     frozen = jax.lax.stop_gradient(params)
 
     def log_weights(params: PyTree, latents: PyTree) -> tuple[Array, tuple[Array, Array]]:
-        log_likelihood, log_prior = model.apply(params, image, latents, method="log_joint")
-        log_posterior = model.apply(frozen, image, latents, method="log_posterior")  # φ only through z
+        log_likelihood, log_prior = model.apply(params, *seen, latents, method="log_joint")
+        log_posterior = model.apply(frozen, *seen, latents, method="log_posterior")  # φ only through z
         log_ratio = log_prior - log_posterior
         return log_likelihood + log_ratio, (log_likelihood, log_ratio)
 

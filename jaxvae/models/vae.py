@@ -204,7 +204,7 @@ def vae_log_weights(
     """`VAE.log_weights` as a `LogWeightsFn`, [S, B] nats; example i draws from `fold_in(key, index[i])`."""
     del model_state
     keys = example_keys(key, batch["index"])
-    return apply_to_images(model, params, batch["image"], key=keys, num_samples=num_samples, method="log_weights")
+    return apply_to_images(model, params, *inputs(batch), key=keys, num_samples=num_samples, method="log_weights")
 
 
 def log_weight_terms(
@@ -213,9 +213,9 @@ def log_weight_terms(
     """Log p(x|z) and log p(z) - log q(z|x) at z ~ q(z|x), each [S, B] nats. Their sum is the log weight."""
     keys = example_keys(key, batch["index"])
     latent, log_posterior = apply_to_images(
-        model, params, batch["image"], key=keys, num_samples=num_samples, method="propose"
+        model, params, *inputs(batch), key=keys, num_samples=num_samples, method="propose"
     )
-    log_likelihood, log_prior = model.apply(params, batch["image"], latent, method="log_joint")
+    log_likelihood, log_prior = model.apply(params, *inputs(batch), latent, method="log_joint")
     return log_likelihood, log_prior - log_posterior
 
 
@@ -254,21 +254,26 @@ def weight_at(name: str, value: float | Array | Schedule, step: Array | int) -> 
     return value
 
 
-def apply_to_images(model: Any, params: PyTree, image: Array, *, method: str, **options: Any) -> Any:
-    """`model.apply(params, image, **options)`; where the images do not fit the model, the error says which would."""
+def inputs(batch: Batch) -> tuple[Array, ...]:
+    """What a model looks at: the images, and their conditions where the batch has them."""
+    return (batch["image"], batch["condition"]) if "condition" in batch else (batch["image"],)
+
+
+def apply_to_images(model: Any, params: PyTree, image: Array, *condition: Array, method: str, **options: Any) -> Any:
+    """`model.apply(params, image, ...)`; where the images do not fit the model, the error says which would."""
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise TypeError(
             f"images must be floating in [0, 1], got {image.dtype}; scale them first (jaxvae.data.make_prepare)"
         )
     try:
-        return model.apply(params, image, method=method, **options)
+        return model.apply(params, image, *condition, method=method, **options)
     except (errors.ScopeParamShapeError, ValueError) as error:
         # A network says which kernel did not fit; a person wants to hear which image would.
         latent_dim = _latent_dim(model)
         if latent_dim is None:
             raise
-        latent = jnp.zeros((1, latent_dim))
-        decoded = jax.eval_shape(lambda: model.apply(params, latent, method="decode").mean)
+        latent = jnp.zeros((len(image), latent_dim))
+        decoded = jax.eval_shape(lambda: model.apply(params, latent, *condition, method="decode").mean)
         if decoded.shape[1:] == image.shape[1:]:
             raise
         check_shape(decoded.shape, image.shape, error)
