@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         if config.preset == "codes" and config.run is None:
             raise ValueError("codes needs the run directory of a VQ-VAE: --run RUN")
-        train, test, num_values, decode = load(config)
+        train, test, num_values, decode, image_nll = load(config)
         if config.smoke:
             train, test = train.take(slice(256)), test.take(slice(256))
         num_classes = None
@@ -148,11 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     del measured["loss"]
     if config.run is None:
         measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["nll"], test.image[0].size)
+    if image_nll is not None:  # the codes are a function of the image: with them, no more than a bound on log p(image)
+        measured["distortion"] = float(image_nll[: len(test.image)].mean())
+        measured["negative_elbo"] = measured["nll"] + measured["distortion"]
     result: dict[str, Any] = {"test": measured, "step": int(state.step), "device": jax.devices()[0].device_kind}
     label = None if num_classes is None else jnp.arange(100, dtype=jnp.int32) // 10 % num_classes
     began = time.perf_counter()
     maps = sample(model, state.params, 100, key=jax.random.key(1), label=label, temperature=config.temperature)
     images = shown(decode(maps))
+    if image_nll is not None:
+        measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["negative_elbo"], images[0].size)
     console.print(f"100 samples in {time.perf_counter() - began:.1f} s, compiling included", highlight=False)
     title = "samples" if num_classes is None else "samples, a row for each class"
     pictures = [
@@ -162,8 +167,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.finish(result, pictures)
 
 
-def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any]:
-    """Training and test maps or images, the number of their values, and what makes maps into pictures."""
+def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any, np.ndarray | None]:
+    """Training and test maps or images, the number of their values, pictures of maps, and -log p(image|map).
+
+    The last is [N] nats for the test images, or None where the decoder's likelihood is no density of images.
+    """
     name, vq = config.data, None
     if config.run is not None:
         directory = config.run.expanduser().resolve()
@@ -174,11 +182,15 @@ def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any]:
     train, test = (data.load(name, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
     if vq is None:
         num_values = 2 if config.binarize else train.levels
-        return train, test, num_values, lambda maps: np.asarray(maps) / np.float32(num_values - 1)
+        return train, test, num_values, lambda maps: np.asarray(maps) / np.float32(num_values - 1), None
 
     state = jaxvae.CodebookState(**model_state) if model_state else ()
     prepare = data.make_prepare(train.levels)
     console.print(f"codes of {directory}", highlight=False)
+    image_nll = None
+    if settings.likelihood != "squared-error":
+        feed, key = data.evaluation_feed(test, EVALUATION_BATCH), jax.random.key(EVALUATION_SEED)
+        image_nll = jaxvae.map_batches(partial(_image_nll, vq), params, state, *feed, key=key, prepare=prepare)
     maps = [
         vq_vae.indices_of(vq, params, state, prepare, data.evaluation_feed(images, EVALUATION_BATCH))
         for images in (train, test)
@@ -189,7 +201,14 @@ def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any]:
         return vq.apply(params, indices, jaxvae.code_vectors(params, state), method="decode_indices").mean
 
     train, test = (images._replace(image=each) for images, each in zip((train, test), maps, strict=True))
-    return train, test, settings.num_codes, decode
+    return train, test, settings.num_codes, decode, image_nll
+
+
+def _image_nll(vq: jaxvae.VQVAE, params: PyTree, state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+    del key
+    codes = jaxvae.code_vectors(params, state)
+    indices = vq.apply(params, batch["image"], codes, method="encode_indices")
+    return -vq.apply(params, indices, codes, method="decode_indices").log_prob(batch["image"])
 
 
 def prepare_codes(batch: Batch, *, key: PRNGKey) -> Batch:

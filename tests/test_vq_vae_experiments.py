@@ -55,12 +55,15 @@ def test_a_run_reports_its_codebook_over_the_whole_test_set(trained):
 
 
 def test_a_prior_over_the_codes_generates(trained, tmp_path):
-    out, _, _ = trained
+    out, vq, _ = trained
     small = ("--channels", 8, "--layers", 2, "--epochs", 6, "--learning-rate", 0.01)
     result, said = result_of(pixelcnn.main, tmp_path / "prior", out, *small)
     assert 0 < result["test"]["nats_per_value"] < np.log(8)
     assert result["test"]["nll"] == pytest.approx(16 * result["test"]["nats_per_value"], rel=1e-5)
     assert "100 samples in" in said
+    nats = vq["test"]["distortion"] + result["test"]["nll"]
+    assert result["test"]["bits_per_dim"] == pytest.approx(nats / 64 / np.log(2), rel=1e-5)
+    assert result["test"]["bits_per_dim"] < vq["test"]["bits_per_dim_uniform_prior"]
     assert (tmp_path / "prior" / "samples.png").stat().st_size > 1000
     model, params, _, config = checkpoint.load(tmp_path / "prior", pixelcnn.make_model)
     maps = pixelcnn.sample(model, params, 3, key=jax.random.key(0))
