@@ -58,7 +58,8 @@ from jaxvae.networks import (
 )
 from jaxvae.training.epoch import make_evaluate, make_train_epoch
 from jaxvae.training.fit import FitResult, NonFiniteError, Progress, fit
-from jaxvae.training.parallel import data_mesh, jit_train_step, shard_batch
+from jaxvae.training.mesh import data_mesh, replicated
+from jaxvae.training.parallel import jit_train_step, pmap_train_step, shard_batch, shard_map_train_step
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import make_eval_step, make_train_step
 from jaxvae.training.sweep import SweepState, init_sweep_state, make_sweep_epoch, map_members
@@ -144,11 +145,14 @@ __all__ = [
     "networks",
     "normalized_beta",
     "pixel_cnn_loss",
+    "pmap_train_step",
     "rate_terms",
+    "replicated",
     "sample_keys",
     "sampled_vae_loss",
     "seed_key",
     "shard_batch",
+    "shard_map_train_step",
     "sharpness_ratio",
     "tc_vae_loss",
     "training",

@@ -1,10 +1,14 @@
 """Many steps as one compiled program over data that is already on the device."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from jaxvae.training.mesh import replicated, split
 from jaxvae.training.state import TrainState
 from jaxvae.training.step import TrainStep
 from jaxvae.types import Array, Batch, Metrics, PRNGKey
@@ -13,7 +17,7 @@ TrainEpoch = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 Evaluate = Callable[..., Metrics]
 
 
-def make_train_epoch(train_step: TrainStep) -> TrainEpoch:
+def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> TrainEpoch:
     """Return `(state, source, indices) -> (state, metrics)`: one step for each row of `indices`, in one program.
 
     `source` holds arrays [N, ...] on the device, `indices` [n, B] the examples of each step, and the metrics come
@@ -23,10 +27,14 @@ def make_train_epoch(train_step: TrainStep) -> TrainEpoch:
     On CPU a stock convolution's gradient runs many times slower inside a loop than outside it (`python -m
     benchmarks.convolution`). Where the lowered program holds one, the steps run one by one instead;
     `jaxvae.convolution` needs no such help.
+
+    Over a mesh (`jaxvae.data_mesh`) each device takes its share of every batch, from a source that is on all of them:
+    `Resident(..., device=replicated(mesh))`. The noise and, to rounding, the parameters are those of one device.
     """
 
     def row(source: Batch, indices: Array, i: Array) -> Batch:
-        return {name: values[indices[i]] for name, values in source.items()}
+        batch = {name: values[indices[i]] for name, values in source.items()}
+        return batch if mesh is None else jax.lax.with_sharding_constraint(batch, split(mesh))
 
     def epoch(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
@@ -38,7 +46,11 @@ def make_train_epoch(train_step: TrainStep) -> TrainEpoch:
         metrics = jax.tree.map(lambda m: jnp.zeros((indices.shape[0], *m.shape), m.dtype), one)
         return jax.lax.fori_loop(0, _num_rows(indices), body, (state, metrics))
 
-    @jax.jit(donate_argnums=0)
+    options: dict[str, Any] = {"donate_argnums": 0}
+    if mesh is not None:
+        options["out_shardings"] = replicated(mesh)
+
+    @partial(jax.jit, **options)
     def single(state: TrainState, source: Batch, indices: Array, i: Array) -> tuple[TrainState, Metrics]:
         return train_step(state, row(source, indices, i))
 
@@ -50,7 +62,7 @@ def make_train_epoch(train_step: TrainStep) -> TrainEpoch:
         padding = indices.shape[0] - len(taken)
         return state, jax.tree.map(lambda *m: jnp.pad(jnp.stack(m), (0, padding)), *taken)
 
-    compiled = jax.jit(epoch, donate_argnums=0)
+    compiled = jax.jit(epoch, **options)
     slow_in_a_loop: dict[object, bool] = {}
 
     def train_epoch(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:

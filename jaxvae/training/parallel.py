@@ -1,29 +1,19 @@
-"""The step, compiled."""
+"""The step, compiled: for one device or many, by `jit`, `shard_map` or `pmap`. All three reach the same parameters."""
 
 import jax
-import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from jaxvae.training.mesh import data_mesh, replicated, split
+from jaxvae.training.state import TrainState
 from jaxvae.training.step import TrainStep, make_train_step
-from jaxvae.types import Batch, LossFn, Prepare
-
-
-def data_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh over the first `num_devices` devices (all of them unless given) with one axis, "data"."""
-    devices = jax.devices()
-    num_devices = len(devices) if num_devices is None else num_devices
-    if not 1 <= num_devices <= len(devices):
-        raise ValueError(f"num_devices must lie in 1 .. {len(devices)}, got {num_devices}")
-    return Mesh(np.array(devices[:num_devices]), ("data",), axis_types=(AxisType.Auto,))
+from jaxvae.types import Batch, LossFn, Metrics, Prepare
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Put a host batch on the mesh, split along axis 0, which must be a multiple of the device count."""
-    for name, values in batch.items():
-        if len(values) % mesh.size:
-            raise ValueError(f"batch[{name!r}] has {len(values)} rows, not a multiple of the {mesh.size} devices")
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    _check_divides(batch, mesh)
+    return jax.device_put(batch, split(mesh))
 
 
 def jit_train_step(
@@ -41,11 +31,64 @@ def jit_train_step(
     train_step = make_train_step(loss_fn, optimizer, prepare=prepare)
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("data"))
+    everywhere = replicated(mesh)
     return jax.jit(
-        train_step,
-        in_shardings=(everywhere, split),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
+        train_step, in_shardings=(everywhere, split(mesh)), out_shardings=(everywhere, everywhere), donate_argnums=0
     )
+
+
+def shard_map_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Prepare | None = None,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """`make_train_step` under `jax.shard_map`: each device runs the step on its share of the batch, then they average.
+
+    As `jit_train_step`, but nothing is left to the partitioner. For objectives that are means over examples.
+
+    Raises:
+      ValueError: the objective looks at the whole batch (`global_batch`).
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data")
+    everywhere, share = PartitionSpec(), PartitionSpec("data")
+    sharded = jax.shard_map(body, mesh=mesh, in_specs=(everywhere, share), out_specs=(everywhere, everywhere))
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def pmap_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Prepare | None = None,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """`make_train_step` under `jax.pmap`, which JAX keeps working and no longer develops; prefer `jit_train_step`.
+
+    Takes the same state and host batches [B, ...] as the others: the state is not stacked. For objectives that are
+    means over examples.
+
+    Raises:
+      ValueError: the objective looks at the whole batch (`global_batch`), or B is not a multiple of the devices.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data")
+    compiled = jax.pmap(
+        body, axis_name="data", in_axes=(None, 0), out_axes=(None, None), devices=list(mesh.devices.ravel())
+    )
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_divides(batch, mesh)
+        by_device = jax.tree.map(lambda values: values.reshape(mesh.size, -1, *values.shape[1:]), batch)
+        return compiled(state, by_device)
+
+    return train_step
+
+
+def _check_divides(batch: Batch, mesh: Mesh) -> None:
+    for path, values in jax.tree_util.tree_leaves_with_path(batch):
+        if len(values) % mesh.size:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"batch{name} has {len(values)} rows, not a multiple of the {mesh.size} devices")

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from jaxvae.keys import check_key
+from jaxvae.training.mesh import replicated
 from jaxvae.types import Array, PRNGKey, PyTree
 
 
@@ -32,7 +34,11 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_train_state(
-    init_fn: Callable[..., tuple[PyTree, PyTree]], optimizer: optax.GradientTransformation, *, key: PRNGKey
+    init_fn: Callable[..., tuple[PyTree, PyTree]],
+    optimizer: optax.GradientTransformation,
+    *,
+    key: PRNGKey,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """Make the state before step 0, in one compiled program.
 
@@ -41,10 +47,10 @@ def init_train_state(
         `lambda *, key: (model.init(key, image), ())`.
       optimizer: its state is made here.
       key: a typed key; one half makes the parameters, the other drives the steps.
+      mesh: where the state is copied to every device of; the default device unless given.
     """
     check_key(key)
 
-    @jax.jit
     def init(key: PRNGKey) -> TrainState:
         init_key, run_key = jax.random.split(key)
         params, model_state = jax.tree.map(_strong, init_fn(key=init_key))
@@ -57,7 +63,7 @@ def init_train_state(
             first_bad=jnp.full((), -1, jnp.int32),
         )
 
-    return init(key)
+    return jax.jit(init, out_shardings=None if mesh is None else replicated(mesh))(key)
 
 
 def _strong(leaf: Array) -> Array:

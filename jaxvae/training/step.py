@@ -1,6 +1,8 @@
 """One training step and one evaluation step: pure functions, not yet compiled."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,11 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, prepare: Prepare | None = None
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Prepare | None = None,
+    axis_name: str | None = None,
 ) -> TrainStep:
     """Return `(state, batch) -> (state, metrics)`, for `jit`, `scan` or `vmap`.
 
@@ -22,15 +28,33 @@ def make_train_step(
 
     A step whose loss or gradient is not finite changes nothing but `first_bad`, and no later step changes anything:
     neither the optimiser nor a codebook ever sees the NaN, however late the host looks.
+
+    With `axis_name` it is the body of one device under `shard_map` or `pmap`: the state is the same on all, the batch
+    is the device's share, and loss, metrics, gradient and model state are means over the devices. That is right where
+    the objective is a mean over examples, and refused where it says `global_batch`.
+
+    Raises:
+      ValueError: `axis_name` with an objective that looks at the whole batch.
     """
+    if axis_name is not None and looks_at_the_whole_batch(loss_fn):
+        raise ValueError(
+            "this objective is not a mean over examples (global_batch), so devices cannot take a share of the batch "
+            "each: compile it by jit_train_step(..., mesh=mesh)"
+        )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         prepare_key, loss_key = step_keys(state.key, state.step)
         if prepare is not None:
             batch = prepare(batch, key=prepare_key)
-        (loss, (model_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.model_state, batch, key=loss_key, step=state.step
-        )
+        params, model_state = state.params, state.model_state
+        if axis_name is not None:
+            # As each device's own: the gradient for a replicated array would be summed over the devices by itself.
+            own = partial(jax.lax.pcast, axis_name=axis_name, to="varying")
+            params, model_state = jax.tree.map(own, (params, model_state))
+        taken = jax.value_and_grad(loss_fn, has_aux=True)(params, model_state, batch, key=loss_key, step=state.step)
+        if axis_name is not None:
+            taken = jax.lax.pmean(taken, axis_name)
+        (loss, (model_state, metrics)), grads = taken
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -78,6 +102,15 @@ def make_eval_step(loss_fn: LossFn, *, prepare: Prepare | None = None) -> Callab
         return sums, weight.sum()
 
     return eval_step
+
+
+def looks_at_the_whole_batch(loss_fn: Any) -> bool:
+    """Whether the objective, under `functools.partial` and `jax.jit`, says `global_batch = True`."""
+    while not hasattr(loss_fn, "global_batch"):
+        loss_fn = getattr(loss_fn, "func", None) or getattr(loss_fn, "__wrapped__", None)
+        if loss_fn is None:
+            return False
+    return loss_fn.global_batch
 
 
 def step_keys(key: PRNGKey, step: Array) -> tuple[PRNGKey, PRNGKey]:
