@@ -2,11 +2,9 @@
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -171,19 +169,6 @@ def test_each_term_has_its_weight(key):
 def test_impossible_batches_are_refused(num, options, message):
     with pytest.raises(ValueError, match=message):
         estimated(*correlated(num), **options)
-
-
-def test_over_a_mesh_the_terms_are_those_of_the_whole_batch():
-    """The estimate of a quarter of the batch would be another number; so would its gradient, with SGD."""
-    variant, images, optimizer = VARIANTS["total correlation"], batch(8), optax.sgd(1e-2)
-    mesh = jaxvae.data_mesh()
-    one = jaxvae.init_train_state(variant.init, optimizer, key=jax.random.key(0))
-    four = jaxvae.init_train_state(variant.init, optimizer, key=jax.random.key(0))
-    one, expected = jaxvae.jit_train_step(variant.loss_fn, optimizer)(one, images)
-    step = jaxvae.jit_train_step(variant.loss_fn, optimizer, mesh=mesh)
-    four, metrics = jax.block_until_ready(step(four, jaxvae.shard_batch(images, mesh)))
-    chex.assert_trees_all_close(four.params, one.params, atol=1e-6)
-    chex.assert_trees_all_close(metrics, expected, rtol=1e-4)
 
 
 def test_objectives_that_look_across_the_batch_say_so():

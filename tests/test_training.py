@@ -105,28 +105,6 @@ class TestStep:
         for _ in range(3):
             state, _ = step(state, {})
 
-    def test_a_mesh_of_four_devices_reaches_the_parameters_of_one(self):
-        """With SGD: Adam would hide a gradient four times too large."""
-        mesh = jaxvae.data_mesh()
-        assert mesh.size == 4
-        optimizer = optax.sgd(1e-2)
-        one = four = jaxvae.init_train_state(VARIANT.init, optimizer, key=jax.random.key(0))
-        four = copy(four)
-        step = jaxvae.jit_train_step(VARIANT.loss_fn, optimizer)
-        sharded_step = jaxvae.jit_train_step(VARIANT.loss_fn, optimizer, mesh=mesh)
-        for n in range(5):
-            images = batch(B, seed=n)
-            one, _ = step(one, images)
-            four, metrics = jax.block_until_ready(sharded_step(four, jaxvae.shard_batch(images, mesh)))
-        chex.assert_trees_all_close(one.params, four.params, atol=1e-6)
-        assert metrics["loss"].sharding.is_fully_replicated
-
-    def test_a_batch_that_does_not_divide_is_refused(self):
-        with pytest.raises(ValueError, match=r"batch\['image'\] has 6 rows, not a multiple of the 4 devices"):
-            jaxvae.shard_batch(batch(6), jaxvae.data_mesh())
-        with pytest.raises(ValueError, match=r"num_devices must lie in 1 \.\. 4, got 5"):
-            jaxvae.data_mesh(5)
-
 
 class TestEpoch:
     def test_equals_its_own_steps(self):
