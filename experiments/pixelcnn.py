@@ -52,6 +52,8 @@ class Config(RunConfig):
     """Width of a window."""
     learning_rate: float = 1e-3
     """Of Adam; it falls to 0 by a cosine over all epochs."""
+    weight_decay: float = 0.0
+    """Of Adam (decoupled; AdamW), against a prior that learns its training maps by heart."""
     temperature: float = 1.0
     """Of the samples that are drawn."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -65,6 +67,8 @@ class Config(RunConfig):
         for name in ("learning_rate", "temperature"):
             if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not (self.weight_decay >= 0 and np.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay must be a finite number, zero or more, got {self.weight_decay}")
 
 
 PRESETS = {
@@ -135,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         *(
             init,
             loss_fn,
-            optax.adam(optax.cosine_decay_schedule(config.learning_rate, order.total_steps)),
+            optax.adamw(
+                optax.cosine_decay_schedule(config.learning_rate, order.total_steps), weight_decay=config.weight_decay
+            ),
             train,
             order,
         ),
@@ -190,9 +196,12 @@ def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any, np.nda
     image_nll = None
     if settings.likelihood != "squared-error":
         feed, key = data.evaluation_feed(test, EVALUATION_BATCH), jax.random.key(EVALUATION_SEED)
-        image_nll = jaxvae.map_batches(partial(_image_nll, vq), params, state, *feed, key=key, prepare=prepare)
+        nll = partial(_image_nll, vq, settings.entropy_weight)
+        image_nll = jaxvae.map_batches(nll, params, state, *feed, key=key, prepare=prepare)
     maps = [
-        vq_vae.indices_of(vq, params, state, prepare, data.evaluation_feed(images, EVALUATION_BATCH))
+        vq_vae.indices_of(
+            vq, params, state, prepare, data.evaluation_feed(images, EVALUATION_BATCH), settings.entropy_weight
+        )
         for images in (train, test)
     ]
 
@@ -204,11 +213,12 @@ def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any, np.nda
     return train, test, settings.num_codes, decode, image_nll
 
 
-def _image_nll(vq: jaxvae.VQVAE, params: PyTree, state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
-    del key
-    codes = jaxvae.code_vectors(params, state)
-    indices = vq.apply(params, batch["image"], codes, method="encode_indices")
-    return -vq.apply(params, indices, codes, method="decode_indices").log_prob(batch["image"])
+def _image_nll(
+    vq: jaxvae.VQVAE, entropy_weight: float, params: PyTree, state: PyTree, batch: Batch, *, key: PRNGKey
+) -> Array:
+    indices = vq_vae.choose_indices(vq, entropy_weight, params, state, batch, key=key)
+    reconstruction = vq.apply(params, indices, jaxvae.code_vectors(params, state), method="decode_indices")
+    return -reconstruction.log_prob(batch["image"])
 
 
 def prepare_codes(batch: Batch, *, key: PRNGKey) -> Batch:

@@ -25,6 +25,7 @@ from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, shown
 from experiments.run import Run, RunConfig, console, counter, parse, user_errors
 from jaxvae import codebook, data, figures
 from jaxvae.distributions import Categorical
+from jaxvae.models.vq_vae import code_costs
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
 SEEDING_IMAGES = 256  # whose vectors the codebook starts from
@@ -63,8 +64,12 @@ class Config(RunConfig):
     """Codes below this share of the uniform frequency restart; 0 never restarts."""
     seeding: Literal["kmeans", "random"] = "kmeans"
     """Where the codes start: spread over the first images' vectors, or at random."""
+    entropy_weight: float = 0.0
+    """Of a code's -log frequency, added to its squared distance: for codes that a prior predicts better."""
     learning_rate: float = 3e-4
     """Of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: the learning rate falls to 0 over all epochs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the networks compute in; codebook, parameters and losses stay float32."""
     evaluate_every: int = 1000
@@ -85,8 +90,11 @@ class Config(RunConfig):
             raise ValueError(f"restart_threshold must lie in [0, 1), got {self.restart_threshold}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not (self.commitment >= 0 and np.isfinite(self.commitment)):
-            raise ValueError(f"commitment must be a finite number, zero or more, got {self.commitment}")
+        for name in ("commitment", "entropy_weight"):
+            if not (getattr(self, name) >= 0 and np.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a finite number, zero or more, got {getattr(self, name)}")
+        if self.entropy_weight and self.codes == "gradient":
+            raise ValueError("entropy_weight needs the frequencies of --codes ema")
 
 
 PRESETS = {
@@ -186,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"discretized-logistic is for 256-valued pixels; {config.data!r} has {train.levels} values"
             )
         order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-        run = Run("vq_vae", config, image_shape=train.image.shape[1:], levels=train.levels)
+        decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}
+        run = Run("vq_vae", config, image_shape=train.image.shape[1:], levels=train.levels, **decay)
         model = make_model(SimpleNamespace(**run.settings))
     if config.data == "cifar10":
         console.print(JPEG_CAVEAT, highlight=False)
@@ -195,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     scaled = train.image / np.float32(train.levels - 1)
     variance = float(scaled.var(dtype=np.float64)) if config.likelihood == "squared-error" else None
     first = jnp.asarray(scaled[order.rows(0, -(-SEEDING_IMAGES // config.batch_size)).ravel()])
+    learning_rate: Any = config.learning_rate
+    if config.schedule == "cosine":
+        learning_rate = optax.cosine_decay_schedule(config.learning_rate, order.total_steps)
     loss_fn = make_objective(config, model, variance)
     evaluate_loss = partial(
         jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
@@ -203,13 +215,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def evaluate(state: jaxvae.TrainState) -> dict[str, float]:
         losses = jax.device_get(evaluate_loss(state, *held_out))
-        indices = indices_of(model, state.params, state.model_state, prepare, held_out)
+        indices = indices_of(model, state.params, state.model_state, prepare, held_out, config.entropy_weight)
         kept = {name: float(losses[name]) for name in ("loss", "distortion", "commitment")}
         return kept | codebook_health(indices, config.num_codes, config.groups)
 
     state = run.train(
         make_init(config, model, first),
-        *(loss_fn, optax.adam(config.learning_rate), train, order),
+        *(loss_fn, optax.adam(learning_rate), train, order),
         prepare=prepare,
         evaluate=evaluate,
         evaluate_every=config.evaluate_every,
@@ -218,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = evaluate(state)
     if variance is not None:
         measured["psnr"] = -10 * float(np.log10(measured["distortion"] * variance))
-    indices = indices_of(model, state.params, state.model_state, prepare, held_out)
+    indices = indices_of(model, state.params, state.model_state, prepare, held_out, config.entropy_weight)
     positions = indices[0].size
     if config.likelihood != "squared-error":  # the codes cost log K each, until a prior knows them better
         nats = measured["distortion"] + positions * float(np.log(config.num_codes))
@@ -239,6 +251,7 @@ def make_objective(config: Config, model: jaxvae.VQVAE, variance: float | None) 
         commitment_weight=config.commitment,
         decay=config.decay,
         restart_threshold=config.restart_threshold,
+        entropy_weight=config.entropy_weight,
     )
 
 
@@ -269,11 +282,18 @@ def draw(
 
 
 def indices_of(
-    model: jaxvae.VQVAE, params: PyTree, model_state: PyTree, prepare: Any, feed: tuple[Batch, Array]
+    model: jaxvae.VQVAE,
+    params: PyTree,
+    model_state: PyTree,
+    prepare: Any,
+    feed: tuple[Batch, Array],
+    entropy_weight: float = 0.0,
 ) -> np.ndarray:
     """The indices of all images of a feed, [N, *positions], or [N, *positions, G]."""
     key = jax.random.key(EVALUATION_SEED)
-    return jaxvae.map_batches(partial(_indices, model), params, model_state, *feed, key=key, prepare=prepare)
+    return jaxvae.map_batches(
+        partial(choose_indices, model, entropy_weight), params, model_state, *feed, key=key, prepare=prepare
+    )
 
 
 def codebook_health(indices: np.ndarray, num_codes: int, groups: int) -> dict[str, float]:
@@ -284,9 +304,13 @@ def codebook_health(indices: np.ndarray, num_codes: int, groups: int) -> dict[st
     return {"perplexity": float(np.mean(perplexity)), "codes_used": float((usage > 0).sum(axis=1).mean())}
 
 
-def _indices(model: jaxvae.VQVAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+def choose_indices(
+    model: jaxvae.VQVAE, entropy_weight: float, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey
+) -> Array:
+    """The indices of a batch, [B, *positions], or [B, *positions, G]."""
     del key
-    return model.apply(params, batch["image"], jaxvae.code_vectors(params, model_state), method="encode_indices")
+    codes, costs = jaxvae.code_vectors(params, model_state), code_costs(model_state, entropy_weight)
+    return model.apply(params, batch["image"], codes, costs, method="encode_indices")
 
 
 if __name__ == "__main__":

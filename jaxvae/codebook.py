@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxvae.keys import check_key
 from jaxvae.types import Array, PRNGKey
 
+COST_FLOOR = 0.5  # of the uniform share 1/K: rarer codes cost no more than this
 FROZEN_BELOW = 1e-3  # of the uniform share 1/K: an unused code this rare keeps its statistics
 
 
@@ -111,7 +112,7 @@ def vectors(state: CodebookState) -> Array:
     return state.moment / state.frequency[:, None]
 
 
-def nearest(codes: Array, encoded: Array) -> Array:
+def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
     r"""The index of the code nearest to each vector; ties go to the lowest.
 
     .. math:: \arg\min_k \|z - e_k\|^2 = \arg\min_k \tfrac12 \|e_k - \bar e\|^2 - (z - \bar e) \cdot (e_k - \bar e)
@@ -122,6 +123,7 @@ def nearest(codes: Array, encoded: Array) -> Array:
     Args:
       codes: e, `[K, D]` floating.
       encoded: z, `[..., D]` floating.
+      cost: `[K]`, what each code adds to its squared distance; none by default. See `code_costs`.
 
     Returns:
       `[...]` int32, without a gradient.
@@ -142,7 +144,27 @@ def nearest(codes: Array, encoded: Array) -> Array:
     flat = encoded.reshape(-1, codes.shape[1]) - mean[None]
     products = jnp.dot(flat, codes.T, precision=jax.lax.Precision.HIGHEST)
     half_norms = 0.5 * jnp.square(codes).sum(axis=1)
+    if cost is not None:
+        half_norms += 0.5 * jax.lax.stop_gradient(cost)
     return jnp.argmin(half_norms[None] - products, axis=1).astype(jnp.int32).reshape(encoded.shape[:-1])
+
+
+def code_costs(state: CodebookState, weight: float) -> Array:
+    r"""What each code adds to its squared distance under an entropy constraint, [K]; for `nearest`.
+
+    .. math:: -\lambda \log \max\left(f_k, \tfrac{1}{2K}\right)
+
+    Frequent codes win the close calls: a little distortion for indices of lower entropy, which a prior predicts better.
+    Below half the uniform share the cost is level, or rare codes would lose what they have left.
+
+    Args:
+      state: the codebook's.
+      weight: λ, in the units of a squared distance per nat.
+
+    References:
+      Chou, Lookabaugh and Gray, Entropy-Constrained Vector Quantization, 1989.
+    """
+    return -weight * jnp.log(jnp.maximum(state.frequency, COST_FLOOR / len(state.frequency)))
 
 
 def straight_through(encoded: Array, quantized: Array) -> Array:

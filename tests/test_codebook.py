@@ -130,6 +130,18 @@ def test_nearest_agrees_with_float64_also_far_from_the_origin(num_codes, dim, nu
     np.testing.assert_array_equal(indices, nearest_reference(codes, encoded))
 
 
+def test_a_cost_is_added_to_the_squared_distance():
+    codes, encoded = normal(0, 50, 17), normal(1, 300, 17)
+    frequency = np.random.default_rng(2).dirichlet(np.full(50, 0.3))
+    cost = codebook.code_costs(state_of(codes, frequency), weight=4.0)
+    np.testing.assert_allclose(cost, -4 * np.log(np.maximum(frequency, 0.5 / 50)), rtol=1e-5)
+    squares = np.square(encoded[:, None] - codes[None]).sum(-1)
+    expected = (squares - 4 * np.log(np.maximum(frequency, 0.5 / 50))).argmin(1)
+    np.testing.assert_array_equal(nearest(codes, encoded, cost), expected)
+    assert (expected != squares.argmin(1)).sum() > 30
+    np.testing.assert_array_equal(nearest(codes, encoded, jnp.full(50, 7.0)), squares.argmin(1))
+
+
 def test_nearest_takes_any_shape_and_widens_narrow_types():
     codes, encoded = normal(0, K, D), normal(1, 2, 3, 4, D)
     indices = nearest(codes, encoded)

@@ -43,6 +43,24 @@ def test_the_loss_equals_a_float64_reference(key):
     np.testing.assert_allclose(metrics["batch_perplexity"], np.exp(entropy), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vq-vae", "vq-vae, groups"])
+def test_an_entropy_weight_prefers_frequent_codes(name, key):
+    variant = VARIANTS[name]
+    params, model_state = variant.init(key=jax.random.key(1))
+    frequency = jnp.linspace(0.01, 1.0, 8)
+    frequency = jnp.broadcast_to(frequency / frequency.sum(), model_state.frequency.shape)
+    moment = model_state.moment * (frequency / model_state.frequency)[..., None]  # the same vectors
+    model_state = codebook.CodebookState(frequency, moment)
+
+    def state_after(weight):
+        loss = partial(jaxvae.vq_vae_loss, variant.model, restart_threshold=0.0, decay=0.5, entropy_weight=weight)
+        return loss(params, model_state, batch(B), key=key, step=0)[1][0]
+
+    last_code = [float(state_after(weight).frequency[..., -1].mean()) for weight in (0.0, 0.5, 1e3)]
+    assert last_code[0] < last_code[1] < last_code[2]
+    np.testing.assert_allclose(last_code[2], 0.5 + 0.5 * frequency.ravel()[-1], rtol=1e-5)  # all positions took it
+
+
 def test_the_state_is_one_ema_update_and_its_restarts(key):
     params, model_state, _, state, metrics = step_of(VARIANT, key, decay=0.5, restart_threshold=0.0)
     encoded = VARIANT.model.apply(params, batch(B)["image"], method="encode")
@@ -161,6 +179,7 @@ def test_statistics_stay_float32_under_bfloat16(key):
     [
         ({"variance": 0.0}, "variance must be positive, got 0.0"),
         ({"commitment_weight": -1.0}, "commitment_weight must be a finite number, zero or more, got -1.0"),
+        ({"entropy_weight": float("nan")}, "entropy_weight must be a finite number, zero or more, got nan"),
     ],
 )
 def test_impossible_weights_are_refused(options, message, key):

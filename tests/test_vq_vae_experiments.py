@@ -79,7 +79,13 @@ def test_pixels_have_a_prior_too(tmp_path):
     assert result["test"]["bits_per_dim"] == pytest.approx(result["test"]["nll"] / 64 / np.log(2))
 
 
-@pytest.mark.parametrize("options", [("--groups", 2, "--seeding", "random"), ("--codes", "gradient")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--groups", 2, "--seeding", "random", "--entropy-weight", 0.1),
+        ("--codes", "gradient", "--schedule", "cosine"),
+    ],
+)
 def test_other_codebooks_train(options, tmp_path):
     result, _ = result_of(vq_vae.main, tmp_path, "digits", *SMALL, "--smoke", *options)
     assert 1 <= result["test"]["perplexity"] <= 8
@@ -90,6 +96,8 @@ def test_other_codebooks_train(options, tmp_path):
     [
         (vq_vae.main, ("digits", "--num-codes", 1), "num_codes must be at least 2, got 1"),
         (vq_vae.main, ("digits", "--decay", 1), "decay must lie in (0, 1), got 1.0"),
+        (vq_vae.main, ("digits", "--codes", "gradient", "--entropy-weight", 1), "needs the frequencies of --codes ema"),
+        (pixelcnn.main, ("digits", "--weight-decay", -1), "weight_decay must be a finite number, zero or more, got -1"),
         (vq_vae.main, ("digits", "--groups", 3), "code_dim 16 does not divide into 3 groups"),
         (vq_vae.main, ("digits", "--likelihood", "discretized-logistic"), "'digits' has 17 values"),
         (pixelcnn.main, ("codes",), "codes needs the run directory of a VQ-VAE: --run RUN"),

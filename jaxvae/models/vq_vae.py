@@ -7,6 +7,7 @@ moving average (`jaxvae.codebook.CodebookState`) that the objective reads and re
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,9 +54,9 @@ class VQVAE(nn.Module):
         """p(x|z): vectors [B, *positions, D] -> a record over images [B, ...]."""
         return self.likelihood(self.decoder(latent))
 
-    def encode_indices(self, image: Array, codes: Array) -> Array:
-        """The nearest code of every position, [B, *positions] int32, or [B, *positions, G]."""
-        return quantize(self.encode(image), codes)[0]
+    def encode_indices(self, image: Array, codes: Array, costs: Array | None = None) -> Array:
+        """The nearest code of every position, [B, *positions] int32, or [B, *positions, G]; costs as in `quantize`."""
+        return quantize(self.encode(image), codes, costs)[0]
 
     def decode_indices(self, indices: Array, codes: Array) -> Likelihood:
         """p(x|z) at the codes of these indices."""
@@ -72,12 +73,16 @@ def look_up(codes: Array, indices: Array) -> Array:
     return vectors.reshape(*vectors.shape[:-2], -1)
 
 
-def quantize(encoded: Array, codes: Array) -> tuple[Array, Array]:
-    """The nearest codes of encoded [..., D]: indices [...] or [..., G], and their vectors [..., D]."""
+def quantize(encoded: Array, codes: Array, costs: Array | None = None) -> tuple[Array, Array]:
+    """The nearest codes of encoded [..., D]: indices [...] or [..., G], and their vectors [..., D].
+
+    `costs` [K], or [G, K], are added to the squared distances.
+    """
     if codes.ndim == 2:
-        indices = codebook.nearest(codes, encoded)
+        indices = codebook.nearest(codes, encoded, costs)
     else:
-        indices = jax.vmap(codebook.nearest, in_axes=(0, -2), out_axes=-1)(codes, grouped(encoded, codes))
+        choose = jax.vmap(codebook.nearest, in_axes=(0, -2, None if costs is None else 0), out_axes=-1)
+        indices = choose(codes, grouped(encoded, codes), costs)
     return indices, look_up(codes, indices)
 
 
@@ -101,6 +106,7 @@ def vq_vae_loss(
     commitment_weight: float = 0.25,
     decay: float = 0.99,
     restart_threshold: float = 0.1,
+    entropy_weight: float = 0.0,
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     r"""Distortion + commitment; the codes follow by moving averages or, where `params` has a "codebook", by gradient.
 
@@ -123,6 +129,7 @@ def vq_vae_loss(
       commitment_weight: α.
       decay: γ of the moving averages.
       restart_threshold: codes below this share of the uniform frequency restart at encoder outputs; 0 never restarts.
+      entropy_weight: λ of `codebook.code_costs`, for codes that a prior predicts better; 0 takes the nearest code.
 
     Returns:
       The loss and `(model_state, metrics)`: "loss", "distortion", "commitment", "batch_perplexity" (of this batch: it
@@ -136,11 +143,13 @@ def vq_vae_loss(
     on one device or over a mesh.
     """
     del step
-    _check_weights(variance, commitment_weight)
+    _check_weights(variance, commitment_weight=commitment_weight, entropy_weight=entropy_weight)
+    if entropy_weight and not isinstance(model_state, CodebookState):
+        raise ValueError("entropy_weight needs the frequencies of an EMA codebook; codes moved by gradient have none")
     image = batch["image"]
     codes = code_vectors(params, model_state)
     encoded = apply_to_images(model, params, image, method="encode")
-    indices, quantized = quantize(encoded, codes)
+    indices, quantized = quantize(encoded, codes, code_costs(model_state, entropy_weight))
     latent = codebook.straight_through(encoded, quantized)
     reconstruction = model.apply(params, latent, method="decode")
     check_shape(reconstruction.mean.shape, image.shape)
@@ -174,6 +183,15 @@ def code_vectors(params: PyTree, model_state: CodebookState | tuple[()]) -> Arra
     return jax.vmap(codebook.vectors)(model_state) if model_state.moment.ndim == 3 else codebook.vectors(model_state)
 
 
+def code_costs(model_state: CodebookState | tuple[()], weight: float) -> Array | None:
+    """What `quantize` adds to the squared distances, [K] or [G, K]; None for a weight of 0."""
+    if not weight:
+        return None
+    assert isinstance(model_state, CodebookState)
+    one = partial(codebook.code_costs, weight=weight)
+    return jax.vmap(one)(model_state) if model_state.moment.ndim == 3 else one(model_state)
+
+
 def _follow(
     state: CodebookState, encoded: Array, indices: Array, *, key: PRNGKey, decay: float, threshold: float
 ) -> tuple[CodebookState, Array]:
@@ -200,8 +218,9 @@ def _batch_perplexity(indices: Array, codes: Array) -> Array:
     return jax.vmap(codebook.perplexity)(usage).mean()
 
 
-def _check_weights(variance: float | None, commitment_weight: float) -> None:
+def _check_weights(variance: float | None, **weights: float) -> None:
     if variance is not None and not (variance > 0 and math.isfinite(variance)):
         raise ValueError(f"variance must be positive, got {variance}")
-    if not (commitment_weight >= 0 and math.isfinite(commitment_weight)):
-        raise ValueError(f"commitment_weight must be a finite number, zero or more, got {commitment_weight}")
+    for name, weight in weights.items():
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"{name} must be a finite number, zero or more, got {weight}")
