@@ -1,17 +1,20 @@
 """What a trained model is worth, in numbers and pictures: shared by the experiments with continuous latents."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxvae
 from experiments.run import Run, counter
 from jaxvae import figures
 from jaxvae.evaluation.diagnostics import aggregate_posterior, kl_per_dimension, sharpness_ratio
-from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
+from jaxvae.models.vae import inputs
+from jaxvae.types import Array, Batch, LogWeightsFn, Prepare, PRNGKey, PyTree
 
 EVALUATION_BATCH = 500
 EVALUATION_SEED = 0  # the same binarised images and noise at every evaluation of every run
@@ -44,16 +47,9 @@ def measure(
     source, rows = feed
     look = {"key": jax.random.key(EVALUATION_SEED), "prepare": prepare}
     map_test = partial(jaxvae.map_batches, params=state.params, model_state=state.model_state, source=source, **look)
-    estimate = jaxvae.log_likelihood(
-        partial(jaxvae.vae_log_weights, model),
-        state.params,
-        state.model_state,
-        source,
-        rows.reshape(-1, NLL_BATCH),
-        num_samples=nll_samples,
-        progress=counter(f"-log p(x) with {nll_samples} samples, batch"),
-        **look,
-    )
+    weights = partial(jaxvae.vae_log_weights, model)
+    show = counter(f"-log p(x) with {nll_samples} samples, batch")
+    estimate = importance_sampled(weights, state, prepare, feed, nll_samples=nll_samples, progress=show)
     test: dict[str, Any] = {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
 
     kl = None
@@ -72,6 +68,30 @@ def measure(
     compared = grey({"image": source["image"][: len(images)]}, key=look["key"])["image"]
     test["sharpness_ratio"] = sharpness_ratio(compared, reconstructed)
     return Report(test, kl, codes, (images[:32], reconstructed[:32]))
+
+
+def importance_sampled(
+    log_weights_fn: LogWeightsFn,
+    state: jaxvae.TrainState,
+    prepare: Prepare,
+    feed: tuple[Batch, Array],
+    *,
+    nll_samples: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> jaxvae.LogLikelihood:
+    """`jaxvae.log_likelihood` of all images of a feed; of the condition too where `prepare` gives one."""
+    source, rows = feed
+    return jaxvae.log_likelihood(
+        log_weights_fn,
+        state.params,
+        state.model_state,
+        source,
+        rows.reshape(-1, NLL_BATCH),
+        key=jax.random.key(EVALUATION_SEED),
+        num_samples=nll_samples,
+        prepare=prepare,
+        progress=progress,
+    )
 
 
 def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray | None) -> list[Path]:
@@ -106,7 +126,10 @@ def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray
 def encode_images(
     model: Any, state: jaxvae.TrainState, prepare: Prepare, feed: tuple[Batch, Array]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and log σ² of the posteriors of all images of a feed, each [N, D]."""
+    """Mean and log σ² of the posteriors of all images of a feed, each [N, D].
+
+    Those of a conditional model come in the coordinates in which its prior p(z|c) is N(0, I).
+    """
     source, rows = feed
     key = jax.random.key(EVALUATION_SEED)
     return jaxvae.map_batches(
@@ -116,7 +139,12 @@ def encode_images(
 
 def _posterior(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
     del model_state, key
-    return tuple(model.apply(params, batch["image"], method="encode"))
+    posterior = model.apply(params, *inputs(batch), method="encode")
+    if "condition" not in batch:
+        return tuple(posterior)
+    prior = model.apply(params, batch["condition"], method="latent_prior")
+    mean = (posterior.mean - prior.mean) * jnp.exp(-0.5 * prior.log_var)
+    return mean, posterior.log_var - prior.log_var
 
 
 def _layer_codes(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, ...]:
@@ -128,7 +156,7 @@ def _layer_codes(model: Any, params: PyTree, model_state: PyTree, batch: Batch, 
 def _reconstruct(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
     """Through the posterior's mean; up and down through the means where there are several layers."""
     del model_state, key
-    return batch["image"], model.apply(params, batch["image"]).mean
+    return batch["image"], model.apply(params, *inputs(batch)).mean
 
 
 def shown(images: Array) -> np.ndarray:

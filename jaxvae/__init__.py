@@ -42,6 +42,7 @@ from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.iwae import iwae_loss
 from jaxvae.models.linear_vae import linear_vae, linear_vae_loss
 from jaxvae.models.pixel_cnn import PixelCNN, pixel_cnn_loss
+from jaxvae.models.semi_supervised import SemiSupervisedVAE, semi_supervised_loss
 from jaxvae.models.tc_vae import RateTerms, rate_terms, tc_vae_loss
 from jaxvae.models.vae import VAE, sampled_vae_loss, vae_log_weights, vae_loss
 from jaxvae.models.vq_vae import VQVAE, code_vectors, unit_gaussian, vq_vae_loss
@@ -91,6 +92,7 @@ __all__ = [
     "RateTerms",
     "ResidualDecoder",
     "ResidualEncoder",
+    "SemiSupervisedVAE",
     "SharedScale",
     "SweepState",
     "TrainState",
@@ -151,6 +153,7 @@ __all__ = [
     "sample_keys",
     "sampled_vae_loss",
     "seed_key",
+    "semi_supervised_loss",
     "shard_batch",
     "shard_map_train_step",
     "sharpness_ratio",

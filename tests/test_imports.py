@@ -46,6 +46,7 @@ STREETS = {
     },
     "jaxvae.evaluation": {"jax", "numpy", *ARITHMETIC},
     "jaxvae.sprites": {"jax", "numpy", "jaxvae.types"},
+    "jaxvae.quadrants": {"jax", "numpy", "jaxvae.types"},
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae.prepared", "jaxvae.sprites"},
     "jaxvae.prepared": {"numpy"},
     "jaxvae.checkpoint": {"jax", "numpy", "orbax", "jaxvae.types", "jaxvae.sealed"},
@@ -126,7 +127,8 @@ def test_import_jaxvae_is_light():
 def test_importing_starts_no_device():
     """A program may still choose its devices and cores after its imports."""
     program = (
-        "import jaxvae, experiments.beta_vae, experiments.rate_distortion, experiments.vae, experiments.vq_vae;"
+        "import jaxvae, experiments.beta_vae, experiments.cvae, experiments.rate_distortion;"
+        "import experiments.semi_supervised, experiments.vae, experiments.vq_vae;"
         "from jax._src import xla_bridge; print(xla_bridge._backends)"
     )
     root = PACKAGE.parent

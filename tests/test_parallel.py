@@ -60,7 +60,15 @@ def of_the_table(name):
 RESTARTING = vq_vae(restart_threshold=0.9, decay=0.5)
 MEANS_OVER_EXAMPLES = {
     name: of_the_table(name)
-    for name in ("convolutional", "beta schedule", "iwae", "doubly reparameterised", "hierarchical", "autoencoder")
+    for name in (
+        "convolutional",
+        "beta schedule",
+        "iwae",
+        "doubly reparameterised",
+        "hierarchical",
+        "autoencoder",
+        "semi-supervised",
+    )
 } | {"conditional": conditional(), "pixel-cnn": autoregressive()}
 OF_THE_WHOLE_BATCH = {name: of_the_table(name) for name in ("capacity", "total correlation", "vq-vae, groups")} | {
     "vq-vae with restarts": Case(RESTARTING.loss_fn, RESTARTING.init)

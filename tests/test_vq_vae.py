@@ -56,9 +56,9 @@ def test_an_entropy_weight_prefers_frequent_codes(name, key):
         loss = partial(jaxvae.vq_vae_loss, variant.model, restart_threshold=0.0, decay=0.5, entropy_weight=weight)
         return loss(params, model_state, batch(B), key=key, step=0)[1][0]
 
-    last_code = [float(state_after(weight).frequency[..., -1].mean()) for weight in (0.0, 0.5, 1e3)]
-    assert last_code[0] < last_code[1] < last_code[2]
-    np.testing.assert_allclose(last_code[2], 0.5 + 0.5 * frequency.ravel()[-1], rtol=1e-5)  # all positions took it
+    last_code = [state_after(weight).frequency[..., -1] for weight in (0.0, 1e3)]
+    assert np.all(last_code[0] < 0.4)
+    np.testing.assert_allclose(last_code[1], 0.5 + 0.5 * frequency[..., -1], rtol=1e-5)  # every position took it
 
 
 def test_the_state_is_one_ema_update_and_its_restarts(key):

@@ -89,6 +89,22 @@ def vq_vae(code_shape=(8, 4), learned=False, **options):
     return Variant(model, loss, jax.jit(init), None, draws=False, any_size=True)
 
 
+def of_labels(loss, model_of, fields, **options):
+    """A model of images and labels; the label of example i is i modulo 3, under the names of `fields`."""
+    cvae = jaxvae.CVAE(*map(jaxvae.Conditioned, mlp()), embed=jaxvae.LabelEmbedding(3, 4))
+    model = model_of(cvae)
+
+    def labelled_loss(model, params, model_state, batch, **keywords):
+        label = (batch["index"] % 3).astype(jnp.int32)
+        return loss(model, params, model_state, batch | dict.fromkeys(fields, label), **options, **keywords)
+
+    def init(*, key):
+        label = (jnp.zeros(1, jnp.int32),) if model is cvae else ()
+        return model.init(key, jnp.zeros((1, *SHAPE)), *label), ()
+
+    return Variant(model, jax.jit(partial(labelled_loss, model)), jax.jit(init), None)
+
+
 VARIANTS = {
     "bernoulli": vae(*mlp(), Bernoulli),
     "categorical": vae(*mlp(channels=(17,)), Categorical),
@@ -108,6 +124,13 @@ VARIANTS = {
     "hierarchical": hierarchical(jaxvae.sampled_vae_loss),
     "linear": variant(jaxvae.linear_vae(SHAPE, 3), jaxvae.linear_vae_loss, draws=False),
     "autoencoder": autoencoder(),
+    "conditional": of_labels(jaxvae.cvae_loss, lambda cvae: cvae, ["condition"], beta=2.0),
+    "semi-supervised": of_labels(
+        jaxvae.semi_supervised_loss,
+        lambda cvae: jaxvae.SemiSupervisedVAE(cvae, jaxvae.MLPDecoder((3,), (8,))),
+        ["label"],
+        classification_weight=1.0,
+    ),
     "vq-vae": vq_vae(restart_threshold=0.0),
     "vq-vae, groups": vq_vae((2, 8, 2), restart_threshold=0.0),
     "vq-vae, gradient codes": vq_vae(learned=True, commitment_weight=2.0),

@@ -18,7 +18,7 @@ from jaxvae.figures.charts import (
 )
 from jaxvae.figures.codebooks import code_usage, codebook_health, index_maps
 from jaxvae.figures.page import CELL, COLORS, DPI, FAINT, INK, LINE, MARGIN, SEPARATOR, SPACE, WIDTH
-from jaxvae.figures.pictures import image_grid, interpolation, reconstructions, traversal_gif, traversals
+from jaxvae.figures.pictures import completions, image_grid, interpolation, reconstructions, traversal_gif, traversals
 from jaxvae.figures.plane import Panel, code_grid, latent_scatter, manifold, prior_grid, side_by_side
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "code_grid",
     "code_usage",
     "codebook_health",
+    "completions",
     "factor_information",
     "frontier",
     "image_grid",

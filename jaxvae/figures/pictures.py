@@ -1,7 +1,7 @@
 """Images in rows and columns, still and moving."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,40 @@ def interpolation(path: str | Path, rows: ArrayLike, *, title: str | None = None
     middle = (canvas.shape[1] - lefts[-1]) / 2
     for x, label in ((lefts[0], "start"), (lefts[-1], "end")):
         write(figure, left + x + middle, top - 5, label, ha="center", va="bottom")
+    return save(figure, path)
+
+
+def completions(
+    path: str | Path,
+    visible: ArrayLike,
+    samples: ArrayLike,
+    others: Mapping[str, ArrayLike],
+    *,
+    title: str | None = None,
+) -> Path:
+    """One row per image: what is visible of it, samples of the whole, and others, such as their mean and the truth.
+
+    `visible` and each of the others, drawn under their names, are images [N, H, W, C]; the samples are
+    [N, S, H, W, C]. Which grey stands for what is not visible is the caller's choice.
+    """
+    drawn = check_images(samples, "samples", "N, S, H, W, C")
+    columns = {"visible": visible, **others}
+    whole = {name: check_images(images, name, "N, H, W, C") for name, images in columns.items()}
+    expected = (len(drawn), *drawn.shape[2:])
+    for name, images in whole.items():
+        if images.shape != expected:
+            raise ValueError(f"{name} must be {expected}, as the samples are, got {images.shape}")
+    first, *rest = (images[:, None] for images in whole.values())
+    cells = np.concatenate([first, drawn, *rest], axis=1)
+    after = 1 + drawn.shape[1]
+    canvas, _, lefts = tile(cells, spaces_before=(1, *range(after, cells.shape[1])))
+    figure, (left, top) = new_page(canvas, title=title, above=LINE + 4)
+    cell = canvas.shape[1] - lefts[-1]
+    middles = {"visible": lefts[0], "samples": (lefts[1] + lefts[after - 1]) / 2} | dict(
+        zip(others, lefts[after:], strict=True)
+    )
+    for name, x in middles.items():
+        write(figure, left + x + cell / 2, top - 5, name, ha="center", va="bottom")
     return save(figure, path)
 
 
