@@ -92,17 +92,13 @@ def run(config: Config) -> None:
         images = jnp.zeros((1, *train.image.shape[1:]))
         return {name: model.init(key, images) for name, model in models.items()}, ()
 
-    state = jaxvae.init_train_state(init, optimizer, key=jaxvae.seed_key(config.seed))
-    with user_errors():
-        state = this_run.restore(state)
     evaluate = partial(
         jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
     )
     feeds = {name: data.evaluation_feed(split, EVALUATION_BATCH) for name, split in (("train", train), ("test", test))}
-    state = this_run.fit(
-        state,
-        jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare)),
-        data.Resident(train, order),
+    state = this_run.train(
+        *(init, loss_fn, optimizer, train, order),
+        prepare=prepare,
         evaluate=lambda state: jax.device_get(evaluate(state, *feeds["test"])),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
         held_out="test",

@@ -60,6 +60,8 @@ class Config(RunConfig):
     a core for each β. auto: processes on a CPU of three cores or more, else map; vmap on an accelerator."""
     evaluate_every: int = 1
     """Epochs between evaluations, each with a checkpoint."""
+    devices: int | None = 1
+    """A sweep runs on one."""
     score_points: int = 100_000
     """Images whose codes the disentanglement scores draw from, where factors are known."""
 
@@ -74,6 +76,8 @@ class Config(RunConfig):
             raise ValueError(f"betas must differ, got {self.betas}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if self.distributed or self.devices != 1:
+            raise ValueError("a sweep runs in one process on one device: leave out --distributed and --devices")
 
 
 PRESETS = {
@@ -214,7 +218,7 @@ def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
     common = []
     for field in dataclasses.fields(config):
         value, option = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
-        if field.name in ("preset", "out", "resume", "how", "betas", "smoke"):
+        if field.name in ("preset", "out", "resume", "how", "betas", "smoke", "devices", "distributed"):
             continue
         if isinstance(value, bool):
             common.append(option if value else option.replace("--", "--no-", 1))

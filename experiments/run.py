@@ -5,17 +5,21 @@ A run directory holds config.json, metrics.jsonl (one object per evaluation), re
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import jax
 import optax
 import tyro
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +28,7 @@ import jaxvae
 from jaxvae import data
 from jaxvae.checkpoint import Checkpointer, check_settings
 from jaxvae.progress import ProgressBar
+from jaxvae.training.mesh import everywhere, local, split
 from jaxvae.training.state import TrainState
 from jaxvae.types import LossFn, Prepare, PyTree
 
@@ -50,23 +55,51 @@ class RunConfig:
     """Continue the run in --out from its newest checkpoint, bit for bit."""
     smoke: bool = False
     """A few seconds on a few images, to see that everything works."""
+    devices: int | None = None
+    """Devices of this machine to split each batch over. Default: all of them; one of a CPU's, which share its cores."""
+    distributed: bool = False
+    """Join the processes that were started together, on this machine or others; --out must be one that all see."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         jaxvae.keys.check_seed(self.seed)
+        if self.distributed and self.out is None:
+            raise ValueError("distributed needs a run directory that all processes see: pass --out DIR")
 
 
-# What changes how long a run lasts or how it is looked at, and none of its steps.
-MAY_CHANGE_ON_RESUME = {"epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"}
+# What changes how long or where a run runs or how it is looked at, and, but for rounding, none of its steps.
+MAY_CHANGE_ON_RESUME = {
+    *("epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"),
+    *("devices", "distributed", "compare"),
+}
 
 
 def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:
-    """Read the command line: a preset, then options that change it."""
+    """Read the command line: a preset, then options that change it. With --distributed, join the other processes."""
     with user_errors():
         prog = f"python -m {sys.modules['__main__'].__spec__.name}" if argv is None else None
-        return tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
+        config = tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
+        if config.distributed:
+            _join()
+        return config
+
+
+def _join() -> None:
+    """Join the processes that were started together; all but the first fall silent. Before JAX looks for devices."""
+    # Unset, these are found by JAX on SLURM, Open MPI, Kubernetes and TPU; the address it reads by itself.
+    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"cannot join other processes ({error}): set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, "
+            "JAX_NUM_PROCESSES=P and JAX_PROCESS_ID=0 .. P-1"
+        ) from error
+    console.quiet = jax.process_index() > 0
 
 
 @contextmanager
@@ -80,8 +113,8 @@ def user_errors() -> Iterator[None]:
 
 
 def complain(kind: str, message: object) -> None:
-    """Print an error or a warning in one line."""
-    console.print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
+    """Print an error or a warning in one line, from whichever process."""
+    Console(soft_wrap=True).print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
 
 
 def counter(label: str) -> Callable[[int, int], None]:
@@ -114,9 +147,10 @@ class Run:
 
         Raises:
           FileExistsError: the directory holds a run and `config.resume` is false.
-          ValueError: it holds a run with other settings, each of which is listed.
+          ValueError: it holds a run with other settings, each of which is listed, or the devices cannot share a batch.
         """
         self._began = time.perf_counter()
+        self._mesh = _mesh(config)
         self._experiment = experiment
         self.directory = _directory(experiment, config)
         self.settings = json.loads(json.dumps({**dataclasses.asdict(config), **derived}, default=str))
@@ -130,6 +164,7 @@ class Run:
             check_settings(saved, self.settings, may_change=MAY_CHANGE_ON_RESUME)
         elif config.resume:
             console.print(f"nothing to resume in {self.directory}: starting afresh")
+        multihost_utils.sync_global_devices("all have seen what the directory holds")
         self.checkpointer = Checkpointer(self.directory / "checkpoints", meta={"config": self.settings})
         _write(config_file, json.dumps(self.settings, indent=2) + "\n")
         self._metrics_file = self.directory / "metrics.jsonl"
@@ -154,7 +189,9 @@ class Run:
         if step is None:
             return state
         console.print(f"best step: {step} ({self.checkpointer.best_value:.3f})", highlight=False)
-        return self.checkpointer.restore(state, step=step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `restore` has said what has changed since
+            return self.checkpointer.restore(state, step=step)
 
     def records(self) -> list[dict[str, Any]]:
         """The evaluations so far. A line that a kill cut short is dropped."""
@@ -174,30 +211,40 @@ class Run:
         prepare: Prepare,
         **options: Any,
     ) -> TrainState:
-        """Train from the newest checkpoint, or from the seed; the options are those of `fit` below."""
+        """Train from the newest checkpoint, or from the seed; the options are those of `fit` below.
+
+        Every batch is split over the devices. The state that comes back is on one device of each process.
+        """
         state = jaxvae.init_train_state(init_fn, optimizer, key=jaxvae.seed_key(order.seed))
         with user_errors():
             state = self.restore(state)
-        train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare))
-        return self.fit(state, train_epoch, make_feed(images, order), **options)
+        if self._mesh is not None:
+            state = everywhere(state, self._mesh)
+        train_step = jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare)
+        train_epoch = jaxvae.make_train_epoch(train_step, mesh=self._mesh)
+        return self.fit(state, train_epoch, make_feed(images, order, self._mesh), **options)
 
     def fit(
         self,
         state: TrainState,
         train_epoch: jaxvae.training.epoch.TrainEpoch,
         feed: jaxvae.types.Feed,
+        *,
+        evaluate: Callable[[TrainState], Mapping[str, Any]],
+        held_out: str,
         **options: Any,
     ) -> TrainState:
         """`jaxvae.fit` with a progress bar, metrics.jsonl and checkpoints.
 
-        Exits with 130 or 143 after Ctrl-C or SIGTERM, with 1 where the loss was not finite.
+        `evaluate` gets the state on one device: every process evaluates by itself.
+        Exits with 130 or 143 after Ctrl-C or SIGTERM, with 1 where the loss was not finite or the disk is full.
         """
-        held_out = options.pop("held_out")
+        options["evaluate"] = lambda state: evaluate(self._own(state))
         with ProgressBar(console) as bar:
 
             def report(progress: jaxvae.Progress) -> None:
                 bar(progress)
-                if progress.evaluation is not None:
+                if progress.evaluation is not None and jax.process_index() == 0:
                     record = {
                         "step": progress.step,
                         "epoch": progress.epoch,
@@ -210,20 +257,26 @@ class Run:
 
             try:
                 result = jaxvae.fit(state, train_epoch, feed, checkpointer=self.checkpointer, report=report, **options)
-            except jaxvae.NonFiniteError as error:
+            except (jaxvae.NonFiniteError, OSError) as error:
                 complain("error", error)
-                self.checkpointer.close()
+                with suppress(OSError):  # a full disk has been complained of
+                    self.checkpointer.close()
                 sys.exit(1)
         if result.stopped in ("SIGINT", "SIGTERM"):
             self.checkpointer.close()
             options = [option for option in sys.argv[1:] if option != "--resume"]
-            where = [] if any(option.startswith("--out") for option in options) else ["--out", str(self.directory)]
+            outer = self.directory.parent  # a run inside another is continued by continuing that one
+            directory = outer if (outer / "config.json").exists() else self.directory
+            where = [] if any(option.startswith("--out") for option in options) else ["--out", str(directory)]
             again = shlex.join(["python", "-m", f"experiments.{self._experiment}", *options, *where, "--resume"])
             console.print(f"stopped by {result.stopped} at step {int(result.state.step)}; continue with\n  {again}")
             sys.exit(130 if result.stopped == "SIGINT" else 143)
         if result.stopped:
             console.print(f"{result.stopped} at step {int(result.state.step)}")
-        return result.state
+        return self._own(result.state)
+
+    def _own(self, state: TrainState) -> TrainState:
+        return state if self._mesh is None else local(state)
 
     def finish(self, result: dict[str, Any], pictures: Sequence[Path]) -> None:
         """Write result.json, print the table and where the pictures are."""
@@ -232,6 +285,7 @@ class Run:
         speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}
         result = {**speed, **result, "seconds": time.perf_counter() - self._began}
         _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        multihost_utils.sync_global_devices("the run is finished")
         table = Table("test", "", title=self.settings["preset"])
         for name, value in result["test"].items():
             table.add_row(
@@ -243,9 +297,25 @@ class Run:
             console.print(str(path), highlight=False)
 
 
-def make_feed(images: data.ImageSet, order: data.Order) -> data.Resident | data.Streamed:
-    """The whole set on the device, unless it is large."""
-    return (data.Streamed if images.image.nbytes > STREAM_ABOVE_BYTES else data.Resident)(images, order)
+def make_feed(images: data.ImageSet, order: data.Order, mesh: Mesh | None = None) -> data.Resident | data.Streamed:
+    """The whole set on every device, unless it is large."""
+    if images.image.nbytes > STREAM_ABOVE_BYTES:
+        return data.Streamed(images, order, device=None if mesh is None else split(mesh))
+    return data.Resident(images, order, device=None if mesh is None else jaxvae.replicated(mesh))
+
+
+def _mesh(config: RunConfig) -> Mesh | None:
+    """The devices that share each batch; None where there is one."""
+    devices = config.devices
+    if devices is None and jax.default_backend() == "cpu":
+        devices = 1
+    mesh = jaxvae.data_mesh(devices)
+    if config.batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size {config.batch_size} is not a multiple of the {mesh.size} devices that share it: "
+            f"pass --batch-size {-(-config.batch_size // mesh.size) * mesh.size}, or fewer --devices"
+        )
+    return mesh if mesh.size > 1 else None
 
 
 def _directory(experiment: str, config: RunConfig) -> Path:
@@ -262,7 +332,9 @@ def _directory(experiment: str, config: RunConfig) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a kill never leaves half a file."""
+    """All of it or nothing, so that a kill never leaves half a file; by the first process."""
+    if jax.process_index() > 0:
+        return
     scratch = path.with_name(f".{path.name}")
     scratch.write_text(text)
     scratch.replace(path)

@@ -4,16 +4,20 @@ A checkpoint is a directory named by its step with two orbax items: `state`, a f
 array, and `meta`, a JSON record of each array's type and SHA-256, the settings, the environment and the best
 step. Whatever happens to the files, they restore exactly or raise `DamagedCheckpointError`.
 
-Only one process may write to a directory; any number may read it, and reading changes nothing there.
+Only one process may write to a directory; any number may read it, and reading changes nothing there. Of the processes
+of a distributed run (`jax.distributed`) the first writes and all read: the directory must be one that all of them see.
 """
 
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
@@ -22,11 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxvae.sealed import (
     DamagedCheckpointError,
+    alone,
     environment,
     flatten,
+    orbax_files,
     read_arrays,
     read_record,
     seal,
@@ -37,11 +44,14 @@ from jaxvae.types import PyTree
 Model = TypeVar("Model")
 Result = TypeVar("Result")
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs some 60 lines per save otherwise
+# Orbax logs some 60 lines per save, and pages of traceback for each error, which it raises too.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpointer:
     """Saves states in the background, keeps the newest and the best, and restores them bit for bit.
+
+    In a distributed run every process makes one, with the same directory, and calls the same methods.
 
     Args:
       directory: absolute; made if it does not exist. What killed saves left there is removed.
@@ -64,6 +74,7 @@ class Checkpointer:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.directory = _absolute(directory, "directory")
         self._meta = _as_json(meta)
+        self._writes = jax.process_index() == 0
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.directory):
@@ -78,14 +89,18 @@ class Checkpointer:
             step, record = _newest_sound(self.directory, read_record)
             self.saved_meta = record["meta"]
             self._adopt(step, record)
-        self._empty_trash()
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._policy = _KeepPolicy(keep)
+        if not self._writes:
+            return
+        self._empty_trash()
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
+                multiprocessing_options=alone(),
+                create=False,  # it would wait for the other processes
                 cleanup_tmp_directories=True,
                 todelete_subdir="trash",  # renames: a kill amid a deletion would leave half a checkpoint
                 lightweight_initialize=True,
@@ -102,6 +117,7 @@ class Checkpointer:
 
         Raises:
           ValueError: there already is a checkpoint of that step or a later one.
+          OSError: it cannot be written; says why, and which checkpoint is the last good one.
         """
         self.wait()
         step, latest = int(state.step), self.latest_step
@@ -110,14 +126,16 @@ class Checkpointer:
                 f"cannot save step {step}: {self.directory} already holds step {latest}; "
                 "resume from it or choose another directory"
             )
-        for damaged in [found for found in self._manager.all_steps() if latest is None or found > latest]:
-            self._manager.delete(damaged)  # newer than the newest sound one: `restore` has warned of it
         best_step, best_value = self.best_step, self.best_value
         if value is not None and math.isfinite(value) and (best_value is None or value < best_value):
             best_step, best_value = step, float(value)
         args, record = seal(state, meta=self._meta, best=(best_step, best_value))
         self._policy.best = best_step
-        self._manager.save(step, args=args)
+        with self._writing():
+            if self._writes:
+                for damaged in [found for found in self._manager.all_steps() if latest is None or found > latest]:
+                    self._manager.delete(damaged)  # newer than the newest sound one: `restore` has warned of it
+                self._manager.save(step, args=args)
         self._pending = step, record
 
     def save_failed(self, state: PyTree) -> Path:
@@ -127,13 +145,15 @@ class Checkpointer:
         """
         final, new, old = (self.directory / name for name in ("failed", "failed.new", "failed.old"))
         args, _ = seal(state, meta=self._meta, best=(self.best_step, self.best_value))
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-            writer.save(new, args=args, force=True)
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        new.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        with self._writing():
+            if self._writes:
+                with orbax_files() as writer:
+                    writer.save(new, args=args, force=True)
+                shutil.rmtree(old, ignore_errors=True)
+                if final.exists():
+                    final.rename(old)
+                new.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
         return final
 
     def restore(self, target: PyTree, *, step: int | None = None) -> PyTree:
@@ -168,7 +188,9 @@ class Checkpointer:
     def wait(self) -> None:
         """Return when everything saved so far is on disk; raise if a save failed."""
         pending, self._pending = self._pending, None
-        self._manager.wait_until_finished()
+        with self._writing():
+            if self._writes:
+                self._manager.wait_until_finished()
         if pending is not None:
             self._adopt(*pending)
             self._empty_trash()
@@ -178,13 +200,37 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._writing():
+                if self._writes:
+                    self._manager.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn whatever a full disk or a vanished directory provokes in the libraries below into one short error.
+
+        All processes wait here for the first, and fail where it fails.
+        """
+        failed = True
+        try:
+            yield
+            failed = False
+        except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, amid hundreds of characters
+            reason = os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            good = "no checkpoint was saved before"
+            if self.latest_step is not None:
+                good = f"the last good checkpoint is step {self.latest_step}"
+            raise OSError(f"cannot save in {self.directory}: {reason}; {good}") from error
+        finally:
+            failed_anywhere = multihost_utils.process_allgather(np.bool_(failed)).any()
+        if failed_anywhere:
+            raise OSError(f"the first process cannot save in {self.directory}")
 
     def _adopt(self, step: int, record: Mapping[str, Any]) -> None:
         """Make `step` the latest, and the best that it recorded the best, if that is still there."""
@@ -194,7 +240,8 @@ class Checkpointer:
         self.best_step, self.best_value = (best["step"], best["value"]) if found else (None, None)
 
     def _empty_trash(self) -> None:
-        shutil.rmtree(self.directory / "trash", ignore_errors=True)
+        if self._writes:
+            shutil.rmtree(self.directory / "trash", ignore_errors=True)
 
 
 def read_checkpoint(path: str | Path, target: PyTree) -> tuple[PyTree, dict[str, Any]]:

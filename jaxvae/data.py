@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxvae import sprites
 from jaxvae.keys import draw, example_keys
@@ -229,7 +230,7 @@ class Order:
 class Resident:
     """A `Feed` that puts the whole set on the device once; a call sends only the rows to take.
 
-    `chunk` is the most steps of one call, 1000 unless given.
+    `chunk` is the most steps of one call, 1000 unless given. For the devices of a mesh, pass `replicated(mesh)`.
     """
 
     def __init__(
@@ -238,20 +239,20 @@ class Resident:
         order: Order,
         *,
         chunk: int | None = None,
-        device: jax.Device | jax.sharding.Sharding | None = None,
+        device: jax.Device | NamedSharding | None = None,
     ) -> None:
         _check_order(images, order)
         self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
         self.batch_size = order.batch_size
         self.chunk = chunk or min(order.total_steps, RESIDENT_STEPS)
         self._order, self._device = order, device
-        self._source: Batch = jax.device_put(_examples(images), device)
+        self._source: Batch = _put(_examples(images), device)
 
     def __call__(self, start: int, count: int) -> tuple[Batch, Array]:
         """Return the set, and the rows of it for `count` steps: `[chunk, B]` int32, -1 past `count`."""
         rows = np.full((self.chunk, self.batch_size), -1, np.int32)
         rows[:count] = self._order.rows(start, count)
-        return self._source, jax.device_put(rows, self._device)
+        return self._source, _put(rows, self._device)
 
 
 class Streamed:
@@ -259,6 +260,9 @@ class Streamed:
 
     The host's memory holds those examples too; the images themselves may be a memory map larger than it. `chunk` is
     the most steps of one call: unless given, as many as fit 64 MiB of images.
+
+    For the devices of a mesh, pass `split(mesh)`: each gets its share of every step, and a process reads only what its
+    own devices get.
     """
 
     def __init__(
@@ -267,7 +271,7 @@ class Streamed:
         order: Order,
         *,
         chunk: int | None = None,
-        device: jax.Device | jax.sharding.Sharding | None = None,
+        device: jax.Device | NamedSharding | None = None,
     ) -> None:
         _check_order(images, order)
         self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
@@ -275,22 +279,41 @@ class Streamed:
         steps = STREAMED_BYTES // (order.batch_size * images.image[0].nbytes)
         self.chunk = chunk or min(order.total_steps, max(1, steps))
         self._images, self._order, self._device = images, order, device
+        self._share = order.batch_size
+        if isinstance(device, NamedSharding):
+            self._share = device.shard_shape((order.batch_size,))[0]
         file: Any = images.image.base
         if isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
             file.madvise(mmap.MADV_RANDOM)  # read no neighbours: much faster from a cold disk
 
     def __call__(self, start: int, count: int) -> tuple[Batch, Array]:
         """Return the examples of `count` steps, and their rows: `[chunk, B]` int32, -1 past `count`."""
-        taken = np.zeros(self.chunk * self.batch_size, np.int32)  # one shape for every call
-        taken[: count * self.batch_size] = self._order.rows(start, count).ravel()
-        rows = np.arange(len(taken), dtype=np.int32).reshape(self.chunk, self.batch_size)
+        taken = np.zeros((self.chunk, self.batch_size), np.int32)  # one shape for every call
+        taken[:count] = self._order.rows(start, count)
+        # All that one device takes lies together, its share of each step in turn.
+        taken = taken.reshape(self.chunk, -1, self._share).swapaxes(0, 1).ravel()
+        rows = np.arange(self.chunk * self._share, dtype=np.int32).reshape(self.chunk, self._share)
+        rows = np.tile(rows, self.batch_size // self._share)
         rows[count:] = -1
-        with ThreadPoolExecutor(READERS) as pool:  # much faster from a cold disk, no slower from memory
-            parts = list(pool.map(self._images.image.__getitem__, np.array_split(taken, READERS)))
-        source = {"image": np.concatenate(parts), "index": taken}
+        source = {"image": self._put(taken, self._read), "index": self._put(taken, lambda mine: mine)}
         if self._images.label is not None:
-            source["label"] = self._images.label[taken]
-        return jax.device_put((source, rows), self._device)
+            source["label"] = self._put(taken, self._images.label.__getitem__)
+        return source, _put(rows, self._device)
+
+    def _read(self, taken: np.ndarray) -> np.ndarray:
+        with ThreadPoolExecutor(READERS) as pool:  # much faster from a cold disk, no slower from memory
+            return np.concatenate(list(pool.map(self._images.image.__getitem__, np.array_split(taken, READERS))))
+
+    def _put(self, taken: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> Array:
+        """What `read` gives for the examples that are taken; in a mesh, for those of this process's devices alone."""
+        if not isinstance(self._device, NamedSharding):
+            return jax.device_put(read(taken), self._device)
+
+        def read_share(index: Any) -> np.ndarray:
+            return read(taken[index[0]])
+
+        shape = (len(taken), *read(taken[:0]).shape[1:])
+        return jax.make_array_from_callback(shape, self._device, read_share)
 
 
 def evaluation_feed(images: ImageSet, batch_size: int) -> tuple[Batch, Array]:
@@ -303,6 +326,14 @@ def evaluation_feed(images: ImageSet, batch_size: int) -> tuple[Batch, Array]:
 def _examples(images: ImageSet) -> dict[str, np.ndarray]:
     label = {} if images.label is None else {"label": images.label}
     return {"image": images.image, "index": np.arange(len(images.image), dtype=np.int32)} | label
+
+
+def _put(tree: Any, device: jax.Device | NamedSharding | None) -> Any:
+    """On the device, or whole on every device of a mesh, in whichever process."""
+    if not isinstance(device, NamedSharding):
+        return jax.device_put(tree, device)
+    everywhere = NamedSharding(device.mesh, PartitionSpec())
+    return jax.tree.map(lambda values: jax.make_array_from_process_local_data(everywhere, values), tree)
 
 
 def _check_order(images: ImageSet, order: Order) -> None:

@@ -77,8 +77,20 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return restored, record
 
 
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Without these, orbax waits for every process of a distributed run to save or restore the same."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+
+
+def orbax_files() -> ocp.Checkpointer:
+    """Orbax, to read or write one directory."""
+    items = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone()))
+    return ocp.Checkpointer(items, multiprocessing_options=alone())
+
+
 def _read_item(path: Path, **item: Any) -> Any:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with orbax_files() as reader:
         return reader.restore(path, args=ocp.args.Composite(**item))
 
 

@@ -51,7 +51,8 @@ class Feed(Protocol):
     def __call__(self, start: int, count: int) -> tuple[Batch, Array]:
         """Return a source of examples and the rows [n, B] of it that steps `start` to `start + count` take.
 
-        n is the same in every call and `count` at most n; rows past `count` hold -1.
+        n is the same in every call and `count` at most n; rows past `count` hold -1. Where the source is split over
+        devices, so is each row, and its numbers count within the device's part of the source.
         """
         ...
 

@@ -1,16 +1,9 @@
-"""Checkpoints restore exactly or raise: round trips, the keep policy, damaged files, kills."""
+"""Checkpoints restore exactly or raise: round trips, the keep policy, errors. Kills and faults: test_faults.py."""
 
 import json
 import os
-import random
 import resource
-import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -214,7 +207,7 @@ def test_a_save_that_fails_in_the_background_raises(tmp_path, notice):
             "close": checkpointer.close,
             "save": lambda: checkpointer.save(state),
         }
-        with pytest.raises(Exception, match="File too large"):
+        with pytest.raises(OSError, match=f"cannot save in {tmp_path}: File too large; the last good .* is step 5"):
             actions[notice]()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -353,57 +346,6 @@ def files_of(checkpoint):
     return sorted(path for path in checkpoint.rglob("*") if path.is_file())
 
 
-def damage(file, fault, rng):
-    content = file.read_bytes()
-    if fault == "delete":
-        file.unlink()
-    elif fault == "empty":
-        file.write_bytes(b"")
-    elif fault == "truncate":
-        file.write_bytes(content[: rng.randrange(len(content))])
-    else:
-        flipped = bytearray(content)
-        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        file.write_bytes(flipped)
-
-
-def damage_everywhere(tmp_path, flips):
-    """Damage each file of a checkpoint in turn: it restores exactly or raises one error that names it."""
-    rng = random.Random(0)
-    save_all(tmp_path / "sound", [None])
-    state = make_state(10, seed=1)
-    outcomes = {"exact": 0, "error": 0, "unnamed": 0}
-    for file in files_of(tmp_path / "sound" / "10"):
-        for fault in ("delete", "empty", "truncate", *["flip"] * flips):
-            shutil.copytree(tmp_path / "sound", tmp_path / "damaged")
-            damage(tmp_path / "damaged" / file.relative_to(tmp_path / "sound"), fault, rng)
-            try:
-                with Checkpointer(tmp_path / "damaged", meta={}) as checkpointer:
-                    restored = checkpointer.restore(state)
-            except DamagedCheckpointError as error:
-                outcomes["error" if str(tmp_path / "damaged" / "10") in str(error) else "unnamed"] += 1
-            else:
-                assert_same(restored, state)
-                outcomes["exact"] += 1
-            shutil.rmtree(tmp_path / "damaged")
-    return outcomes
-
-
-def test_damaged_files_never_restore_wrong_values(tmp_path):
-    outcomes = damage_everywhere(tmp_path, flips=1)
-    assert outcomes["unnamed"] == 0
-    assert outcomes["exact"] + outcomes["error"] >= 40
-    assert min(outcomes["exact"], outcomes["error"]) >= 10
-
-
-@pytest.mark.slow
-def test_many_damaged_files_never_restore_wrong_values(tmp_path):
-    outcomes = damage_everywhere(tmp_path, flips=30)
-    assert outcomes["unnamed"] == 0
-    assert outcomes["exact"] + outcomes["error"] >= 200
-    assert min(outcomes["exact"], outcomes["error"]) >= 50
-
-
 def flip_an_array(checkpoint):
     """Flip one bit of the largest file that holds array values."""
     file = max(files_of(checkpoint / "state" / "d"), key=os.path.getsize)
@@ -436,65 +378,3 @@ def test_nothing_sound_is_not_nothing(tmp_path):
     checkpointer = Checkpointer(tmp_path, meta={})
     with checkpointer, pytest.raises(DamagedCheckpointError, match=nothing_sound):
         checkpointer.restore(make_state(0))
-
-
-# Imports once, then forks a process for each line it reads. That process goes on from the newest checkpoint,
-# saves as fast as it can, and prints each step that is known to be on disk.
-TRAINER = """
-import os, sys
-from typing import NamedTuple
-import numpy as np
-from jaxvae.checkpoint import Checkpointer
-
-class State(NamedTuple):
-    step: object
-    weights: object
-
-for line in sys.stdin:
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        print("dead", flush=True)
-        continue
-    print("pid", os.getpid(), flush=True)
-    checkpointer = Checkpointer(sys.argv[1], meta={}, keep=int(line))
-    while True:
-        print(checkpointer.latest_step or 0, flush=True)
-        step = (checkpointer.latest_step or 0) + 1
-        checkpointer.save(State(np.int32(step), np.full(1000, step, np.int32)), value=step % 7)
-        checkpointer.wait()
-"""
-
-
-class Weights(NamedTuple):
-    step: Any
-    weights: Any
-
-
-def test_a_kill_loses_nothing_that_was_confirmed(tmp_path):
-    rng = random.Random(0)
-    target = Weights(jnp.int32(0), jnp.zeros(1000, jnp.int32))
-    command = [sys.executable, "-c", TRAINER, str(tmp_path)]
-    root = Path(__file__).parents[1]
-    newest = 0  # the newest step that was confirmed
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=root, text=True, bufsize=1, **pipes) as server:
-        for kill in range(10):
-            server.stdin.write(f"{1 + kill % 2}\n")
-            pid = int(server.stdout.readline().split()[1])
-            for _ in range(1 + rng.randrange(5)):
-                confirmed = int(server.stdout.readline())
-                assert confirmed >= newest
-                newest = confirmed
-            time.sleep(rng.uniform(0, 0.1))
-            os.kill(pid, signal.SIGKILL)
-            newest = max([newest, *map(int, iter(server.stdout.readline, "dead\n"))])
-            with Checkpointer(tmp_path, meta={}) as checkpointer:
-                assert (checkpointer.latest_step or 0) >= newest
-            for step in steps(tmp_path):
-                state, _ = read_checkpoint(tmp_path / str(step), target)
-                assert int(state.step) == step
-                np.testing.assert_array_equal(state.weights, np.full(1000, step))
-        server.stdin.close()
-    assert newest >= 10
-    assert server.returncode == 0

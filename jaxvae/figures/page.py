@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -149,10 +150,12 @@ def save(figure: "Figure", path: str | Path) -> Path:
 
 
 def replace_file(path: str | Path, suffix: str, write_to: Callable[[Path], None]) -> Path:
-    """Write a file beside `path` and move it there once it is whole."""
+    """Write a file beside `path` and move it there once it is whole; of several processes the first does it."""
     path = Path(path)
     if path.suffix != suffix:
         raise ValueError(f"path must end in {suffix}, got {path}")
+    if jax.process_index() > 0:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     write_to(unfinished)

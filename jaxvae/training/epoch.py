@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxvae.training.mesh import replicated, split
+from jaxvae.training.mesh import replicated
 from jaxvae.training.state import TrainState
 from jaxvae.training.step import TrainStep
 from jaxvae.types import Array, Batch, Metrics, PRNGKey
@@ -28,36 +28,48 @@ def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> Trai
     benchmarks.convolution`). Where the lowered program holds one, the steps run one by one instead;
     `jaxvae.convolution` needs no such help.
 
-    Over a mesh (`jaxvae.data_mesh`) each device takes its share of every batch, from a source that is on all of them:
-    `Resident(..., device=replicated(mesh))`. The noise and, to rounding, the parameters are those of one device.
+    Over a mesh (`jaxvae.data_mesh`) each device takes its share of every batch from what it has of the source: the
+    whole of it (`Resident(..., device=replicated(mesh))`), or its part (`Streamed(..., device=split(mesh))`), in which
+    the indices then count. The noise and, to rounding, the parameters are those of one device.
     """
 
-    def row(source: Batch, indices: Array, i: Array) -> Batch:
-        batch = {name: values[indices[i]] for name, values in source.items()}
-        return batch if mesh is None else jax.lax.with_sharding_constraint(batch, split(mesh))
+    def take(source: Batch, rows: Array) -> Batch:
+        return {name: values[rows] for name, values in source.items()}
 
-    def epoch(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+    def batch_of(source: Batch, rows: Array, source_spec: PartitionSpec) -> Batch:
+        if mesh is None:
+            return take(source, rows)
+        share = PartitionSpec("data")
+        return jax.shard_map(take, mesh=mesh, in_specs=(source_spec, share), out_specs=share)(source, rows)
+
+    def epoch(
+        state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
+    ) -> tuple[TrainState, Metrics]:
         def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            state, new = train_step(state, row(source, indices, i))
+            state, new = train_step(state, batch_of(source, indices[i], source_spec))
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
 
-        one = jax.eval_shape(lambda: train_step(state, row(source, indices, jnp.int32(0)))[1])
+        one = jax.eval_shape(lambda: train_step(state, batch_of(source, indices[0], source_spec))[1])
         metrics = jax.tree.map(lambda m: jnp.zeros((indices.shape[0], *m.shape), m.dtype), one)
         return jax.lax.fori_loop(0, _num_rows(indices), body, (state, metrics))
 
-    options: dict[str, Any] = {"donate_argnums": 0}
+    options: dict[str, Any] = {"donate_argnums": 0, "static_argnames": "source_spec"}
     if mesh is not None:
         options["out_shardings"] = replicated(mesh)
 
     @partial(jax.jit, **options)
-    def single(state: TrainState, source: Batch, indices: Array, i: Array) -> tuple[TrainState, Metrics]:
-        return train_step(state, row(source, indices, i))
+    def single(
+        state: TrainState, source: Batch, indices: Array, i: Array, source_spec: PartitionSpec
+    ) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch_of(source, indices[i], source_spec))
 
-    def step_by_step(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+    def step_by_step(
+        state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
+    ) -> tuple[TrainState, Metrics]:
         taken = []
         for i in range(int(_num_rows(indices))):
-            state, metrics = single(state, source, indices, jnp.int32(i))
+            state, metrics = single(state, source, indices, jnp.int32(i), source_spec)
             taken.append(metrics)
         padding = indices.shape[0] - len(taken)
         return state, jax.tree.map(lambda *m: jnp.pad(jnp.stack(m), (0, padding)), *taken)
@@ -66,14 +78,16 @@ def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> Trai
     slow_in_a_loop: dict[object, bool] = {}
 
     def train_epoch(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+        whole = mesh is None or next(iter(source.values())).sharding.is_fully_replicated
+        source_spec = PartitionSpec() if whole else PartitionSpec("data")
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, indices))):
-            return epoch(state, source, indices)  # a caller's own transformation, such as vmap over states
+            return epoch(state, source, indices, source_spec)  # a caller's own transformation: vmap over states
         shapes = jax.tree.structure((state, source)), indices.shape
         if shapes not in slow_in_a_loop:
             on_cpu = jax.default_backend() == "cpu"
-            lowered = compiled.lower(state, source, indices) if on_cpu else None
+            lowered = compiled.lower(state, source, indices, source_spec) if on_cpu else None
             slow_in_a_loop[shapes] = lowered is not None and "stablehlo.convolution" in lowered.as_text()
-        return (step_by_step if slow_in_a_loop[shapes] else compiled)(state, source, indices)
+        return (step_by_step if slow_in_a_loop[shapes] else compiled)(state, source, indices, source_spec)
 
     return train_epoch
 

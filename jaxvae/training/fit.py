@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxvae.training.epoch import TrainEpoch
 from jaxvae.training.state import TrainState
@@ -73,6 +74,9 @@ def fit(
     steps and at the end it also evaluates and saves. How the steps are cut into programs changes no bit of the result.
     Ctrl-C and SIGTERM end the run after the program at hand, with a checkpoint; a second Ctrl-C ends it at once.
 
+    Where several processes train one state, each calls `fit` alike. They decide together: the first one's clock and
+    evaluation hold for all, and a signal to any stops all.
+
     Args:
       state: where to begin; its buffers are donated.
       train_epoch: from `make_train_epoch`.
@@ -118,10 +122,12 @@ def fit(
 
             evaluation = None
             at_event = step % evaluate_every == 0 or step == total
-            if stop:  # read once: a signal that comes later than this stops after the next program
-                stopped = signal.Signals(stop[0]).name
+            # Read once: a signal that comes later than this stops after the next program.
+            if number := multihost_utils.process_allgather(np.int32(stop[0] if stop else 0)).max():
+                stopped = signal.Signals(number).name
             if evaluate is not None and at_event:
-                evaluation = {name: float(value) for name, value in evaluate(state).items()}
+                measured = multihost_utils.broadcast_one_to_all(evaluate(state))
+                evaluation = {name: float(value) for name, value in measured.items()}
             if report is not None:  # before the save: a kill between the two repeats these steps and this report
                 train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
                 rate = clock.examples_per_second
@@ -176,7 +182,8 @@ class _Clock:
         self._seconds += seconds
         self.examples_per_second = self._steps * self._feed.batch_size / self._seconds
         if self._programs > 1:
-            self._count = math.ceil(count * SECONDS_BETWEEN_LOOKS / seconds)
+            steps = np.int32(math.ceil(count * SECONDS_BETWEEN_LOOKS / seconds))
+            self._count = int(multihost_utils.broadcast_one_to_all(steps))
 
     def next_count(self, step: int, evaluate_every: int) -> int:
         until_event = evaluate_every - step % evaluate_every

@@ -1,0 +1,248 @@
+"""Runs over many devices and processes: what one device computes, by one writer, resumed on any number of either."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import commands
+import jax
+import numpy as np
+import optax
+import pytest
+from variants import SHAPE, VARIANTS
+
+import jaxvae
+from experiments import rate_distortion, vae
+from jaxvae import checkpoint, data
+from jaxvae.training.mesh import split
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    *("digits", "--network", "mlp", "--hidden", "16", "--latent-dim", "3"),
+    *("--validation", "0", "--evaluate-every", "2", "--nll-samples", "20"),
+)
+ORDER = data.Order(32, 8, epochs=2, seed=0)
+
+
+def start(number, *arguments, devices=2):
+    """Start processes that know of each other, on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
+    env = {**os.environ, **together, **quick, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**env, "JAX_PROCESS_ID": str(index)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(number)
+    ]
+
+
+def said_by(processes):
+    """What each said, without gloo's own words; and its exit code."""
+    try:
+        said = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    lines = ["\n".join(line for line in words.splitlines() if "[Gloo]" not in line) for words in said]
+    return lines, [process.returncode for process in processes]
+
+
+class Counted(np.ndarray):
+    """Images that remember which of them were read."""
+
+    read = ()
+
+    def __getitem__(self, rows):
+        if isinstance(rows, np.ndarray):
+            Counted.read += tuple(rows.tolist())
+        return super().__getitem__(rows)
+
+
+def train_on(feed, mesh):
+    """The parameters after all steps by SGD."""
+    variant, optimizer = VARIANTS["beta schedule"], optax.sgd(1e-2)
+    state = jaxvae.init_train_state(variant.init, optimizer, key=jax.random.key(0), mesh=mesh)
+    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(variant.loss_fn, optimizer), mesh=mesh)
+    for start in range(0, ORDER.total_steps, feed.chunk):
+        state, _ = jax.block_until_ready(train_epoch(state, *feed(start, min(feed.chunk, ORDER.total_steps - start))))
+    return jax.device_get(state.params)
+
+
+def noise():
+    return data.from_arrays("noise", np.random.default_rng(0).random((32, *SHAPE)))
+
+
+def stream(out):
+    """What each process does after its run: the parameters that a stream leads to, and the examples that it read."""
+    mesh, images = jaxvae.data_mesh(), noise()
+    counted = images._replace(image=images.image.view(Counted))
+    params = train_on(data.Streamed(counted, ORDER, chunk=3, device=split(mesh)), mesh)
+    np.savez(f"{out}/streamed-{jax.process_index()}.npz", *jax.tree.leaves(params), read=np.array(Counted.read))
+
+
+WORK = """
+import sys
+from experiments import vae
+
+vae.main([*sys.argv[2:], "--distributed", "--out", sys.argv[1] + "/run"])
+import test_distributed  # computes as it is imported, which must not be before the processes are joined
+
+test_distributed.stream(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The directory where two processes of two devices each have worked, and what they said."""
+    out = tmp_path_factory.mktemp("two")
+    said, codes = said_by(start(2, "-c", WORK, out, *SMALL, "--epochs", 2, "--devices", 2))
+    assert codes == [0, 0], "\n".join(said)
+    return out, said
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """The run of four epochs on one device; it keeps checkpoints of epochs 2 (step 44) and 4 (step 88)."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    run(*SMALL, "--epochs", 4, "--out", out)
+    return out
+
+
+def run(*arguments):
+    """What a run says; it draws nothing, which would take longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae, "draw", lambda *_: [])
+        done = commands.run(vae.main, *arguments)
+    assert done.code == 0, done.said
+    return done.said
+
+
+def assert_same_parameters(run_dir, other, step):
+    one, another = (checkpoint.load(d, vae.make_model, step=step)[1] for d in (run_dir, other))
+    chex.assert_trees_all_close(one, another, rtol=1e-5, atol=1e-5)
+
+
+def records(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_reach_what_one_device_reaches_and_one_of_them_writes_it(two_processes, one_device):
+    out, said = two_processes
+    assert_same_parameters(out / "run", one_device, step=44)
+    assert "run directory" in said[0]
+    assert said[1] == ""
+    assert sorted(d for d in os.listdir(out / "run" / "checkpoints")) == ["44"]
+    (two,), (one, _) = records(out / "run"), records(one_device)
+    assert two["test"] == pytest.approx(one["test"], rel=1e-5)
+    assert two["train"] == pytest.approx(one["train"], rel=1e-5)
+    result = json.loads((out / "run" / "result.json").read_text())
+    assert result["test"]["negative_elbo"] == pytest.approx(two["test"]["negative_elbo"], rel=1e-5)
+
+
+def test_one_process_goes_on_where_two_stopped(two_processes, one_device, tmp_path):
+    shutil.copytree(two_processes[0] / "run", tmp_path / "run")
+    said = run(*SMALL, "--epochs", 4, "--out", tmp_path / "run", "--resume")
+    assert "resumed at step 44" in said
+    assert "device count: 4 -> " in said or jax.device_count() == 4
+    assert_same_parameters(tmp_path / "run", one_device, step=88)
+
+
+def test_a_process_reads_what_its_own_devices_take_and_no_more(two_processes):
+    out, _ = two_processes
+    resident = jax.tree.leaves(train_on(data.Resident(noise(), ORDER), None))
+    by_step = ORDER.rows(0, ORDER.total_steps).reshape(ORDER.total_steps, 2, 4)  # two processes, half a batch each
+    for process in range(2):
+        saved = np.load(out / f"streamed-{process}.npz")
+        wanted = np.zeros(9 * 4, int)  # three calls of three steps, of which the last is not taken: example 0
+        wanted[: 8 * 4] = by_step[:, process].ravel()
+        assert sorted(saved["read"]) == sorted(wanted)
+        for i, leaf in enumerate(resident):
+            np.testing.assert_allclose(saved[f"arr_{i}"], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_four_devices_resume_one_and_one_resumes_four(one_device, tmp_path):
+    shutil.copytree(one_device, tmp_path / "from one", ignore=shutil.ignore_patterns("88"))
+    assert "resumed at step 44" in run(
+        *SMALL, "--epochs", 4, "--devices", 4, "--out", tmp_path / "from one", "--resume"
+    )
+    run(*SMALL, "--epochs", 2, "--devices", 4, "--out", tmp_path / "from four")
+    assert "resumed at step 44" in run(*SMALL, "--epochs", 4, "--out", tmp_path / "from four", "--resume")
+    for name in ("from one", "from four"):
+        assert_same_parameters(tmp_path / name, one_device, step=88)
+        assert records(tmp_path / name)[1]["test"] == pytest.approx(records(one_device)[1]["test"], rel=1e-5)
+
+
+def test_a_stream_over_devices_is_the_resident_set_and_gathers_no_images():
+    mesh, variant, optimizer = jaxvae.data_mesh(), VARIANTS["beta schedule"], optax.sgd(1e-2)
+    streamed = train_on(data.Streamed(noise(), ORDER, chunk=3, device=split(mesh)), mesh)
+    resident = train_on(data.Resident(noise(), ORDER, chunk=3, device=jaxvae.replicated(mesh)), mesh)
+    chex.assert_trees_all_close(streamed, resident, rtol=1e-6, atol=1e-7)
+
+    state = jaxvae.init_train_state(variant.init, optimizer, key=jax.random.key(0), mesh=mesh)
+    source, rows = data.Streamed(noise(), ORDER, chunk=5, device=split(mesh))(0, 5)
+    assert source["image"].addressable_shards[0].data.shape == (5 * 8 // mesh.size, *SHAPE)
+    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(variant.loss_fn, optimizer), mesh=mesh)
+    program = jax.jit(lambda state, rows: train_epoch(state, source, rows)).lower(state, rows).compile().as_text()
+    assert "all-reduce" in program  # of the gradient
+    assert "all-gather" not in program
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (
+            vae.main,
+            (*SMALL, "--devices", 3),
+            "batch_size 64 is not a multiple of the 3 devices that share it: pass --batch-size 66, or fewer --devices",
+        ),
+        (vae.main, (*SMALL, "--devices", 0), "num_devices must lie in 1 .. "),
+        (vae.main, (*SMALL, "--distributed"), "distributed needs a run directory that all processes see: pass --out"),
+        (rate_distortion.main, ("digits", "--devices", 4), "a sweep runs in one process on one device"),
+        (rate_distortion.main, ("digits", "--distributed", "--out", "run"), "a sweep runs in one process"),
+    ],
+)
+def test_an_impossible_split_is_one_line_on_the_error(main, arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = commands.run(main, *arguments)
+    assert done.code == 2
+    assert said in done.said
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_cannot_find_each_other_say_what_is_missing(tmp_path):
+    command = [sys.executable, "-m", "experiments.vae", *SMALL, "--distributed", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, JAX_NUM_PROCESSES=P" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    out = tmp_path / "run"
+    options = ("--epochs", 100_000, "--devices", 2, "--distributed", "--out", out)
+    processes = start(2, "-m", "experiments.vae", *SMALL, *options)
+    deadline = time.monotonic() + 120
+    while not ((out / "metrics.jsonl").exists() and records(out)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    said, codes = said_by(processes)
+    assert codes == [143, 143], said
+    stopped_at = said[0].split("stopped by SIGTERM at step ")[1].split(";")[0]
+    assert stopped_at in os.listdir(out / "checkpoints")
+    assert_same_parameters(out, out, step=int(stopped_at))
