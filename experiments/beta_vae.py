@@ -29,6 +29,7 @@ from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, Report, draw, 
 from experiments.run import Run, RunConfig, console, counter, parse, user_errors
 from jaxvae import data, figures, sprites
 from jaxvae.evaluation import disentanglement
+from jaxvae.networks import check_halvings
 from jaxvae.types import Array, LossFn, Prepare, PRNGKey, PyTree, Schedule
 
 HELD_OUT = 2_000  # images of a set without a test split
@@ -79,8 +80,8 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "schedule_steps", "evaluate_every", "nll_samples", "score_points"):
-            if getattr(self, name) < 1:
+        for name in ("latent_dim", "channels", "schedule_steps", "evaluate_every", "nll_samples", "score_points"):
+            if np.min(getattr(self, name), initial=1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("beta", "normalized_beta", "beta_start", "free_bits", "gamma", "capacity"):
             value = getattr(self, name)
@@ -90,6 +91,8 @@ class Config(RunConfig):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if self.objective == "capacity" and self.schedule != "constant":
             raise ValueError("with --objective capacity the capacity has the schedule, and gamma none")
+        if self.objective == "total-correlation" and self.batch_size < 2:
+            raise ValueError(f"the total correlation needs a batch of at least 2 examples, got {self.batch_size}")
         if self.objective == "total-correlation" and self.free_bits:
             raise ValueError("free_bits belong to --objective beta or capacity")
 
@@ -125,6 +128,12 @@ PRESETS = {
         ),
     ),
 }
+
+
+def prepared_shape(images: data.ImageSet, prepare: Prepare) -> tuple[int, ...]:
+    """(H, W, C) of the images that a model sees: stored sprites are their factors."""
+    one = {"image": jnp.asarray(images.image[:1]), "index": jnp.zeros(1, jnp.int32)}
+    return jax.eval_shape(partial(prepare, key=jax.random.key(0)), one)["image"].shape[1:]
 
 
 def make_model(config: Any) -> jaxvae.VAE:
@@ -177,8 +186,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with user_errors():
         train, test, prepare, grey = load(config)
-        one = {"image": jnp.asarray(train.image[:1]), "index": jnp.zeros(1, jnp.int32)}
-        image_shape = jax.eval_shape(partial(grey, key=jax.random.key(0)), one)["image"].shape[1:]
+        image_shape = prepared_shape(train, grey)
+        check_halvings(image_shape, config.channels)
         config = with_beta(config, int(np.prod(image_shape)))
         order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
         run = Run("beta_vae", config, image_shape=image_shape)

@@ -1,7 +1,7 @@
 """Train a conditional VAE (Sohn, Lee and Yan, 2015): the condition is the label, or a part of the image.
 
   python -m experiments.cvae digits   scikit-learn's 8×8 digits, 17-way categorical pixels, 16 latents
-  python -m experiments.cvae mnist    784-500-20 ReLU, Bernoulli pixels, dynamic binarisation (needs TFDS_DATA_DIR)
+  python -m experiments.cvae mnist    convolutions, Bernoulli pixels, dynamic binarisation (needs TFDS_DATA_DIR)
   python -m experiments.cvae mnist --prior learned     p(z|c) in place of p(z) = N(0, I)
   python -m experiments.cvae quadrants --visible 1     the hidden quadrants of MNIST from 1, 2 or 3 visible ones
 
@@ -29,6 +29,7 @@ from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, Report, import
 from experiments.run import Run, RunConfig, console, counter, parse, user_errors
 from jaxvae import data, figures
 from jaxvae.distributions import Bernoulli, Categorical
+from jaxvae.networks import check_halvings
 from jaxvae.types import Array, Batch, LossFn, Prepare, PRNGKey, PyTree
 
 CLASSIFIER_STEPS = 1_500
@@ -73,8 +74,8 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "label_features", "num_samples", "evaluate_every", "nll_samples"):
-            if getattr(self, name) < 1:
+        for name in ("latent_dim", "hidden", "label_features", "num_samples", "evaluate_every", "nll_samples"):
+            if np.min(getattr(self, name), initial=1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.beta >= 0 and np.isfinite(self.beta)):
             raise ValueError(f"beta must be a finite number, zero or more, got {self.beta}")
@@ -100,7 +101,17 @@ PRESETS = {
     ),
     "mnist": (
         "MNIST, dynamically binarised.",
-        Config(preset="mnist", data="mnist", binarize=True, batch_size=128, epochs=30),
+        Config(
+            preset="mnist",
+            data="mnist",
+            binarize=True,
+            network="conv",
+            hidden=(32, 64),
+            latent_dim=10,
+            batch_size=128,
+            epochs=10,
+            nll_samples=20,  # for each label of each image, through convolutions
+        ),
     ),
     "quadrants": (
         "MNIST, grey: the hidden quadrants of an image from the visible ones.",
@@ -174,6 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         splits = load(config)
         train, _, test = splits
+        if config.network == "conv":
+            check_halvings(train.image.shape[1:], config.hidden)
+        data.Order(len(train.image), config.batch_size, config.epochs, config.seed)  # refuses what cannot be
         num_classes = int(train.label.max()) + 1
         derived = {"image_shape": train.image.shape[1:], "levels": train.levels, "decay_epochs": config.epochs}
         run = Run("cvae", config, **derived, num_classes=num_classes)

@@ -64,6 +64,8 @@ class Config(RunConfig):
         for name in ("channels", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kernel < 3 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and at least 3, got {self.kernel}")
         for name in ("learning_rate", "temperature"):
             if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
@@ -72,7 +74,10 @@ class Config(RunConfig):
 
 
 PRESETS = {
-    "codes": ("The index maps of a VQ-VAE.", Config(preset="codes", epochs=5, batch_size=128)),
+    "codes": (
+        "The index maps of a VQ-VAE.",
+        Config(preset="codes", epochs=5, batch_size=64, channels=96, learning_rate=3e-3, weight_decay=0.2),
+    ),
     "digits": (
         "scikit-learn's digits, pixel by pixel.",
         Config(preset="digits", data="digits", epochs=30, batch_size=64, channels=32),

@@ -57,8 +57,11 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "baseline_epochs", "evaluate_every", "validation", "patience", "nll_samples"):
-            if getattr(self, name) < 1:
+        for name in (
+            *("latent_dim", "hidden", "baseline_epochs", "evaluate_every"),
+            *("validation", "patience", "nll_samples"),
+        ):
+            if np.min(getattr(self, name), initial=1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
@@ -124,6 +127,7 @@ def run(config: Config) -> None:
         if config.smoke:
             train, test = train.take(slice(256)), test.take(slice(256))
         train, validation = data.split_validation(train, config.validation, seed=config.seed)
+        data.Order(len(train.image), config.batch_size, config.epochs, config.seed)  # refuses what cannot be
         prepare = quadrants.make_prepare(data.make_prepare(train.levels), config.visible)
         splits = Splits(train, validation, test, prepare)
         derived = {"image_shape": train.image.shape[1:], "levels": train.levels}

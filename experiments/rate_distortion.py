@@ -30,6 +30,7 @@ from experiments.run import Run, RunConfig, console, make_feed, parse, user_erro
 from experiments.sweep_processes import cores, run_all
 from jaxvae import data, figures
 from jaxvae.evaluation import disentanglement
+from jaxvae.networks import check_halvings
 from jaxvae.types import Metrics, PRNGKey, PyTree
 
 MEASURED = ("rate", "distortion", "negative_elbo")
@@ -67,9 +68,10 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "num_seeds", "evaluate_every", "score_points"):
-            if getattr(self, name) < 1:
+        for name in ("latent_dim", "hidden", "num_seeds", "evaluate_every", "score_points"):
+            if np.min(getattr(self, name), initial=1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        jaxvae.keys.check_seed(self.seed + self.num_seeds - 1)  # the last one's
         if not self.betas or not all(beta > 0 and np.isfinite(beta) for beta in self.betas):
             raise ValueError(f"betas must be positive numbers, got {self.betas}")
         if len(set(self.betas)) < len(self.betas):
@@ -129,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError("--how processes is for CPUs: several processes cannot share an accelerator's memory")
         train, test, prepare, _ = beta_vae.load(config)
         order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
+        if config.network == "conv":
+            check_halvings(beta_vae.prepared_shape(train, prepare), config.hidden)
         run = Run("rate_distortion", config)
 
     if how == "processes":
@@ -148,8 +152,7 @@ def train_together(
     prepare: jaxvae.types.Prepare,
 ) -> list[dict[str, Any]]:
     """All members in one program; what each of them measured."""
-    one = {"image": jnp.asarray(train.image[:1]), "index": jnp.zeros(1, jnp.int32)}
-    image_shape = jax.eval_shape(partial(prepare, key=jax.random.key(0)), one)["image"].shape[1:]
+    image_shape = beta_vae.prepared_shape(train, prepare)
     model = make_model(config, image_shape)
     beta, seed = (grid.ravel() for grid in np.meshgrid(config.betas, np.arange(config.num_seeds), indexing="ij"))
     seed = seed + config.seed

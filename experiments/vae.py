@@ -28,6 +28,7 @@ from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, draw, measure
 from experiments.run import Run, RunConfig, console, counter, parse, user_errors
 from jaxvae import classical, data
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
+from jaxvae.networks import check_halvings
 from jaxvae.types import Array, LossFn, PRNGKey, PyTree, Schedule
 
 
@@ -81,14 +82,18 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "evaluate_every", "nll_samples", "num_samples"):
-            if getattr(self, name) < 1:
+        for name in ("latent_dim", "hidden", "evaluate_every", "nll_samples", "num_samples"):
+            if np.min(getattr(self, name), initial=1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.beta >= 0 and np.isfinite(self.beta)):
             raise ValueError(f"beta must be a finite number, zero or more, got {self.beta}")
         for name in ("learning_rate", "adam_epsilon"):
             if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if self.beta_warmup < 0:
+            raise ValueError(f"beta_warmup must be zero or more, got {self.beta_warmup}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
         if self.patience is not None and not self.validation:
             raise ValueError("patience needs validation images: pass --validation N")
         sampled = self.objective == "iwae" or self.stochastic_layers == 2
@@ -280,6 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"discretized-logistic is for 256-valued pixels; {config.data!r} has {train.levels} values"
             )
+        if config.network == "conv":
+            check_halvings(train.image.shape[1:], config.hidden)
         ppca = None
         if config.network == "linear":
             ppca = classical.fit_ppca(train.image / np.float64(train.levels - 1), config.latent_dim)

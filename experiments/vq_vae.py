@@ -26,6 +26,7 @@ from experiments.run import Run, RunConfig, console, counter, parse, user_errors
 from jaxvae import codebook, data, figures
 from jaxvae.distributions import Categorical
 from jaxvae.models.vq_vae import code_costs
+from jaxvae.networks import check_halvings
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
 SEEDING_IMAGES = 256  # whose vectors the codebook starts from
@@ -79,9 +80,11 @@ class Config(RunConfig):
         super().__post_init__()
         if self.num_codes < 2:
             raise ValueError(f"num_codes must be at least 2, got {self.num_codes}")
-        for name in ("code_dim", "groups", "window", "residual", "evaluate_every"):
-            if getattr(self, name) < 1:
+        for name in ("code_dim", "groups", "channels", "window", "residual", "evaluate_every"):
+            if np.min(getattr(self, name), initial=1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.blocks < 0:
+            raise ValueError(f"blocks must be zero or more, got {self.blocks}")
         if self.code_dim % self.groups:
             raise ValueError(f"code_dim {self.code_dim} does not divide into {self.groups} groups")
         if not 0 < self.decay < 1:
@@ -124,9 +127,12 @@ PRESETS = {
             channels=(32, 64),
             window=3,
             blocks=0,
+            commitment=1.0,
+            entropy_weight=0.15,  # for a prior; see experiments/README.md
             epochs=10,
             batch_size=128,
-            learning_rate=1e-3,
+            learning_rate=4e-3,
+            schedule="cosine",
             evaluate_every=468,
         ),
     ),
@@ -193,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"discretized-logistic is for 256-valued pixels; {config.data!r} has {train.levels} values"
             )
+        check_halvings(train.image.shape[1:], config.channels)
         order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
         decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}
         run = Run("vq_vae", config, image_shape=train.image.shape[1:], levels=train.levels, **decay)

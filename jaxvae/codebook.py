@@ -75,7 +75,7 @@ def seed_codebook(encoded: Array, num_codes: int, *, key: PRNGKey, iterations: i
 
     Raises:
       TypeError: `encoded` is not floating, or the key not typed.
-      ValueError: `encoded` is not `[N, D]`, `num_codes` is below 2, or `iterations` below 0.
+      ValueError: `encoded` is not `[N, D]` or empty, `num_codes` is below 2, or `iterations` below 0.
 
     References:
       Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007.
@@ -83,8 +83,8 @@ def seed_codebook(encoded: Array, num_codes: int, *, key: PRNGKey, iterations: i
     check_key(key)
     _check_num_codes(num_codes)
     encoded = _detached(encoded, "encoded")
-    if encoded.ndim != 2:
-        raise ValueError(f"encoded must be [N, D], got {encoded.shape}")
+    if encoded.ndim != 2 or not len(encoded):
+        raise ValueError(f"encoded must be [N, D], got {encoded.shape}; N must be at least 1")
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
 
@@ -145,6 +145,8 @@ def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
     products = jnp.dot(flat, codes.T, precision=jax.lax.Precision.HIGHEST)
     half_norms = 0.5 * jnp.square(codes).sum(axis=1)
     if cost is not None:
+        if cost.shape != codes.shape[:1]:
+            raise ValueError(f"cost must be {codes.shape[:1]}, one for each code, got {cost.shape}")
         half_norms += 0.5 * jax.lax.stop_gradient(cost)
     return jnp.argmin(half_norms[None] - products, axis=1).astype(jnp.int32).reshape(encoded.shape[:-1])
 
@@ -161,9 +163,14 @@ def code_costs(state: CodebookState, weight: float) -> Array:
       state: the codebook's.
       weight: λ, in the units of a squared distance per nat.
 
+    Raises:
+      ValueError: the weight is negative or not finite.
+
     References:
       Chou, Lookabaugh and Gray, Entropy-Constrained Vector Quantization, 1989.
     """
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight must be a finite number, zero or more, got {weight}")
     return -weight * jnp.log(jnp.maximum(state.frequency, COST_FLOOR / len(state.frequency)))
 
 
@@ -176,7 +183,7 @@ def straight_through(encoded: Array, quantized: Array) -> Array:
       TypeError: an argument is not floating.
       ValueError: the shapes differ.
     """
-    encoded, value = _floating(encoded, "encoded"), _detached(quantized, "quantized")
+    encoded, value = _floating(encoded, "encoded"), jax.lax.stop_gradient(_floating(quantized, "quantized"))
     if encoded.shape != value.shape:
         raise ValueError(f"encoded and quantized must have one shape, got {encoded.shape} and {value.shape}")
     # The difference is zero: the value is exactly the code's, not its to rounding.
@@ -196,13 +203,13 @@ def ema_update(state: CodebookState, encoded: Array, indices: Array, *, decay: f
       state: [K] and [K, D].
       encoded: z, `[..., D]` floating.
       indices: `[...]` integers in 0 .. K-1, from `nearest`; others are left out of the sums.
-      decay: γ, in (0, 1).
+      decay: γ, in (0, 1); a traced value is not checked.
 
     Raises:
       TypeError: `encoded` is not floating or `indices` not integer.
       ValueError: the shapes do not fit, or `decay` is out of its range.
     """
-    if isinstance(decay, int | float) and not 0 < decay < 1:
+    if not isinstance(decay, jax.core.Tracer) and not 0 < float(decay) < 1:
         raise ValueError(f"decay must lie between 0 and 1, got {decay}")
     num_codes, dim = state.moment.shape
     encoded, indices = _detached(encoded, "encoded"), _integers(indices)
@@ -292,10 +299,15 @@ def perplexity(usage: Array) -> Array:
     Returns:
       A float32 scalar.
 
+    Raises:
+      ValueError: the usage is not `[K]`.
+
     >>> perplexity(jnp.array([5, 5, 0, 0]))
     Array(2., dtype=float32)
     """
     shares = jnp.asarray(usage, jnp.float32)
+    if shares.ndim != 1:
+        raise ValueError(f"usage must be [K], got {shares.shape}; take groups by jax.vmap")
     return jnp.exp(jax.scipy.special.entr(shares / shares.sum()).sum())
 
 

@@ -167,7 +167,12 @@ def make_prepare(levels: int, *, binarize: bool = False) -> Prepare:
     `binarize`, each pixel becomes 1 with the probability of its grey value (dynamic binarisation; Burda et
     al., 2016). The draw depends on the key and the example's "index" only, so a fixed key gives a fixed
     binary set. The key must not be the one that the loss gets.
+
+    Raises:
+      ValueError: fewer than two levels.
     """
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
 
     def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
         image = batch["image"]
@@ -317,7 +322,13 @@ class Streamed:
 
 
 def evaluation_feed(images: ImageSet, batch_size: int) -> tuple[Batch, Array]:
-    """All examples in order: the set on the device, and its rows `[n, B]`, padded with -1 (weight 0)."""
+    """All examples in order: the set on the device, and its rows `[n, B]`, padded with -1 (weight 0).
+
+    Raises:
+      ValueError: there are no examples, or the batch is below 1.
+    """
+    if not len(images.image) or batch_size < 1:
+        raise ValueError(f"there must be examples and a batch, got {len(images.image)} and batch_size {batch_size}")
     rows = np.arange(-(-len(images.image) // batch_size) * batch_size, dtype=np.int32)
     rows[len(images.image) :] = -1
     return jax.device_put((_examples(images), rows.reshape(-1, batch_size)))

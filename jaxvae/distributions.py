@@ -27,7 +27,7 @@ class DiagGaussian(NamedTuple):
     def sample(self, *, key: PRNGKey) -> Array:
         """Draw mean + σ ε, differentiable in both parameters (the reparameterisation of Kingma and Welling, 2014)."""
         noise = draw(jax.random.normal, key, self.mean.shape)
-        return self.mean + jnp.exp(0.5 * self.log_var).astype(noise.dtype) * noise
+        return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
     def mode(self) -> Array:
         """The mean."""
@@ -70,7 +70,8 @@ class Categorical(NamedTuple):
     def log_prob(self, x: Array) -> Array:
         """`[B]` nats."""
         if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
-            x = jnp.rint(x * (self.logits.shape[-1] - 1)).astype(jnp.int32)
+            level = jnp.rint(x * (self.logits.shape[-1] - 1))
+            x = jnp.where(jnp.isnan(level), -1, level).astype(jnp.int32)  # out of range: a cast would make it 0
         return -losses.categorical_nll(self.logits, x)
 
     def sample(self, *, key: PRNGKey) -> Array:
@@ -113,7 +114,7 @@ class DiscretizedLogistic(_Logistic):
     def sample(self, *, key: PRNGKey) -> Array:
         """Values in [-1, 1]."""
         noise = draw(jax.random.logistic, key, self.mean.shape)
-        return self._nearest(self.mean + jnp.exp(self.log_scale).astype(noise.dtype) * noise)
+        return self._nearest(self.mean + jnp.exp(self.log_scale) * noise)
 
     def mode(self) -> Array:
         """The most probable value: the one nearest to the mean, or an end, where the open bin holds more."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxvae.convolution import Conv, ConvTranspose
@@ -34,8 +35,7 @@ class GaussianHead(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> tuple[Array, Array]:
         """Map features to a posterior's parameters."""
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
+        _check_sizes(latent_dim=self.latent_dim)
         mean = nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="mean")(features)
         log_var = nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="log_var")(features)
         return _widen(mean), soft_bound(_widen(log_var), LOG_VAR_LIMIT)
@@ -53,6 +53,7 @@ class MLPEncoder(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
         """Encode a batch."""
+        _check_sizes(hidden=self.hidden)
         features = image.reshape(image.shape[0], -1)
         for width in self.hidden:
             features = self.activation(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(features))
@@ -74,6 +75,7 @@ class MLPDecoder(nn.Module):
     @nn.compact
     def __call__(self, latent: Array) -> Array:
         """Decode a batch."""
+        _check_sizes(output_shape=self.output_shape, hidden=self.hidden)
         features = latent.reshape(latent.shape[0], -1)
         for width in self.hidden:
             features = self.activation(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(features))
@@ -94,6 +96,7 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
         """Encode a batch."""
+        _check_sizes(channels=self.channels, hidden=self.hidden)
         features = image
         for width in self.channels:
             features = self.activation(Conv(width, (4, 4), strides=(2, 2), dtype=self.dtype)(features))
@@ -118,12 +121,10 @@ class ConvDecoder(nn.Module):
     @nn.compact
     def __call__(self, latent: Array) -> Array:
         """Decode a batch."""
+        _check_sizes(output_shape=self.output_shape, channels=self.channels, hidden=self.hidden)
+        check_halvings(self.output_shape, self.channels)
         height, width, *rest = self.output_shape
         scale = 2 ** len(self.channels)
-        if height % scale or width % scale:
-            raise ValueError(
-                f"{len(self.channels)} halvings need a height and width divisible by {scale}, got {height}×{width}"
-            )
         coarse = (height // scale, width // scale, self.channels[-1])
         features = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(latent))
         features = self.activation(nn.Dense(math.prod(coarse), dtype=self.dtype)(features))
@@ -159,6 +160,7 @@ class ResidualEncoder(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Encode a batch."""
+        _check_sizes(features=self.features, channels=self.channels, residual=self.residual, window=self.window)
         space = image.ndim - 2
         scale = 2 ** len(self.channels)
         if any(size % scale for size in image.shape[1:-1]):
@@ -188,6 +190,7 @@ class ResidualDecoder(nn.Module):
     @nn.compact
     def __call__(self, latent: Array) -> Array:
         """Decode a batch."""
+        _check_sizes(channels=self.channels, residual=self.residual, window=self.window)
         space = latent.ndim - 2
         if self.blocks:
             features = _residual_stack(self, latent)
@@ -216,16 +219,14 @@ class LabelEmbedding(nn.Module):
 
         Raises:
           TypeError: the labels are not integers.
-          ValueError: they are not [B], or one is out of range and not traced.
+          ValueError: they are not [B], one is out of range and not traced, or a size of the module is below 1.
         """
+        _check_sizes(num_classes=self.num_classes, features=self.features)
         if not jnp.issubdtype(label.dtype, jnp.integer):
             raise TypeError(f"labels must be integers (batch,), got {label.dtype}")
         if label.ndim != 1:
             raise ValueError(f"labels must be integers (batch,), got {label.shape}")
-        outside = (label < 0) | (label >= self.num_classes)
-        if not isinstance(outside, jax.core.Tracer) and outside.any():
-            first = int(outside.argmax())
-            raise ValueError(f"label {int(label[first])} at index {first} is outside 0 .. {self.num_classes - 1}")
+        outside = out_of_range("label", label, self.num_classes)
         embed = nn.Embed(self.num_classes, self.features, embedding_init=nn.initializers.normal(1.0), name="vectors")
         return embed(jnp.where(outside, self.num_classes, label))  # a negative one would count from the end
 
@@ -270,6 +271,30 @@ class Unconditioned(nn.Module):
         """Run the body on the input [B, ...] alone."""
         del condition
         return self.body(x)
+
+
+def out_of_range(name: str, values: Array, count: int) -> Array:
+    """Which of the integers are not in 0 .. count - 1; `ValueError` names the first where they are not traced."""
+    outside = (values < 0) | (values >= count)
+    if not isinstance(outside, jax.core.Tracer) and outside.any():
+        first = tuple(np.argwhere(outside)[0])
+        index = ", ".join(map(str, first))
+        raise ValueError(f"{name} {int(values[first])} at index {index} is outside 0 .. {count - 1}")
+    return outside
+
+
+def check_halvings(image_shape: Sequence[int], channels: Sequence[int]) -> None:
+    """Raise `ValueError` where an image (H, W, ...) cannot be halved once for each of `channels`."""
+    height, width, scale = *image_shape[:2], 2 ** len(channels)
+    if height % scale or width % scale:
+        raise ValueError(f"{len(channels)} halvings need a height and width divisible by {scale}, got {height}×{width}")
+
+
+def _check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raise `ValueError` where a size, or one of several, is below 1."""
+    for name, size in sizes.items():
+        if np.min(size, initial=1) < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def _residual_stack(network: ResidualEncoder | ResidualDecoder, features: Array) -> Array:

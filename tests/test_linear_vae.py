@@ -87,8 +87,8 @@ def test_at_the_optimum_the_elbo_is_log_p_and_the_weights_do_not_vary(x64, key):
     params = best_params(PPCA, x64)
     np.testing.assert_allclose(elbo(params, source(x64)), PPCA.log_prob(DATA).mean(), atol=1e-10)
     np.testing.assert_allclose(elbo(params, source(x64)), BEST, atol=1e-10)
-    log_weights = jax.jit(partial(jaxvae.vae_log_weights, MODEL, num_samples=5))
-    weights = log_weights(params, (), source(x64), key=key)
+    # Not under jit: as the tests compile, a program may draw its float32 noise twice and round it differently.
+    weights = jaxvae.vae_log_weights(MODEL, params, (), source(x64), key=key, num_samples=5)
     np.testing.assert_allclose(weights, np.broadcast_to(PPCA.log_prob(DATA), weights.shape), atol=1e-10)
 
 

@@ -314,6 +314,15 @@ class TestFit:
             jaxvae.fit(state, train_epoch, feed, patience=3)
         with pytest.raises(ValueError, match="monitor needs an evaluate function"):
             jaxvae.fit(state, train_epoch, feed, monitor="loss")
+        with pytest.raises(ValueError, match="monitor 'lost' is not among the metrics loss, rate"):
+            jaxvae.fit(
+                state,
+                train_epoch,
+                feed,
+                monitor="lost",
+                evaluate_every=1,
+                evaluate=lambda _: {"rate": 1.0, "loss": 2.0},
+            )
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_completes_it(self, number):

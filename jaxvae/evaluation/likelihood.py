@@ -72,13 +72,14 @@ def log_likelihood(
       progress: called with (batches done, batches).
 
     Raises:
-      ValueError: fewer than one sample.
+      ValueError: fewer than one sample, in all or in a pass.
 
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    for name, number in (("num_samples", num_samples), ("samples_per_pass", samples_per_pass)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     log_prob, error = map_batches(
         _Estimate(log_weights_fn, num_samples, min(samples_per_pass, num_samples)),
         params, model_state, source, indices, key=key, prepare=prepare, progress=progress,

@@ -10,7 +10,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxvae.distributions import Bernoulli
-from jaxvae.models.vae import Likelihood, apply_to_images, check_shape
+from jaxvae.models.vae import Likelihood, apply_to_images, check_floating, check_shape
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 
@@ -35,6 +35,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, image: Array) -> Array:
         """Images [B, ...] -> codes [B, D]."""
+        check_floating(image)
         return self.encoder(image)
 
     def decode(self, code: Array) -> Likelihood:

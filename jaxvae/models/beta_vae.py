@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxvae import losses
-from jaxvae.keys import example_keys
-from jaxvae.models.vae import apply_to_images, decoded_log_prob, draws, weight_at
+from jaxvae.models.vae import apply_to_images, batch_keys, decoded_log_prob, draws, weight_at
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
 
@@ -67,7 +66,7 @@ def beta_vae_loss(
     """
     image = batch["image"]
     posterior = apply_to_images(model, params, image, method="encode")
-    latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=1)
+    latent = draws(posterior, key=batch_keys(key, batch), num_samples=1)
     distortion = -decoded_log_prob(lambda z: model.apply(params, z, method="decode"), image, latent).mean()
     rates = jax.vmap(losses.gaussian_kl, in_axes=1)(*posterior).mean(axis=1)  # [D]
     rate = rates.sum()
@@ -114,12 +113,13 @@ def cyclical_schedule(peak: float | Array, *, period: int, num_cycles: int, ramp
       ramp: the share of a cycle in which it grows linearly.
 
     Raises:
-      ValueError: a period or a number of cycles below 1, a ramp outside (0, 1].
+      ValueError: a peak that is negative or not finite, a period or a number of cycles below 1, a ramp outside (0, 1].
 
     References:
       Fu et al., Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing, 2019. One warm-up alone is
       `optax.linear_schedule(0.0, peak, steps)`.
     """
+    peak = weight_at("peak", peak, 0)
     if period < 1 or num_cycles < 1:
         raise ValueError(f"period and num_cycles must be at least 1, got {period} and {num_cycles}")
     if not 0 < ramp <= 1:

@@ -12,8 +12,15 @@ from flax import linen as nn
 
 from jaxvae import losses
 from jaxvae.distributions import Bernoulli, DiagGaussian
-from jaxvae.keys import example_keys
-from jaxvae.models.vae import Likelihood, apply_to_images, decoded_log_prob, draws, weight_at
+from jaxvae.models.vae import (
+    Likelihood,
+    apply_to_images,
+    batch_keys,
+    check_floating,
+    decoded_log_prob,
+    draws,
+    weight_at,
+)
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
 
@@ -53,6 +60,7 @@ class CVAE(nn.Module):
 
     def encode(self, image: Array, condition: Array) -> DiagGaussian:
         """q(z|x, c): images [B, ...] and conditions [B, ...] -> a Gaussian over [B, D]."""
+        check_floating(image)
         return DiagGaussian(*self.encoder(image, self._embedded(condition, len(image))))
 
     def decode(self, latent: Array, condition: Array) -> Likelihood:
@@ -163,7 +171,7 @@ def cvae_loss(
     image, condition = batch["image"], given(batch)
     weight = weight_at("beta", beta, step)
     posterior = apply_to_images(model, params, image, condition, method="encode")
-    latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=num_samples)
+    latent = draws(posterior, key=batch_keys(key, batch), num_samples=num_samples)
 
     distortion = -model.apply(params, image, condition, latent, method="log_joint")[0].mean(axis=0)
     prior = model.apply(params, condition, method="latent_prior")
@@ -186,7 +194,7 @@ def cvae_prior_log_weights(
     The estimate needs many more samples than `vae_log_weights` does; it is what a model that only sees c can say.
     """
     del model_state
-    image, condition, keys = batch["image"], given(batch), example_keys(key, batch["index"])
+    image, condition, keys = batch["image"], given(batch), batch_keys(key, batch)
     return apply_to_images(
         model, params, image, condition, key=keys, num_samples=num_samples, method="prior_log_weights"
     )

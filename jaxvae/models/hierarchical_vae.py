@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from jaxvae.distributions import Bernoulli, DiagGaussian
 from jaxvae.keys import check_key, sample_keys
-from jaxvae.models.vae import Likelihood, decoded_log_prob, draws, standard_log_prob
+from jaxvae.models.vae import Likelihood, check_num, decoded_log_prob, draws, standard_log_prob
 from jaxvae.types import Array, PRNGKey
 
 Latents = tuple[Array, ...]  # z_1 to z_L
@@ -67,6 +67,7 @@ class HierarchicalVAE(nn.Module):
     def sample(self, num: int, *, key: PRNGKey) -> Likelihood:
         """p(x|z_1) at `num` draws from the prior, top down."""
         check_key(key)
+        check_num(num)
         top = getattr(self.encoders[-1], "latent_dim", None)
         if top is None:
             raise ValueError("sample needs the size of the top latent: its encoder has no latent_dim")

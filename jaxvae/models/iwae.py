@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae.keys import example_keys
-from jaxvae.models.vae import apply_to_images, elbo_metrics, inputs, log_weight_terms
+from jaxvae.models.vae import apply_to_images, batch_keys, elbo_metrics, inputs, log_weight_terms
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 
@@ -72,7 +71,7 @@ def _doubly_reparameterized(
     """
     seen = inputs(batch)
     latents, _ = apply_to_images(
-        model, params, *seen, key=example_keys(key, batch["index"]), num_samples=num_samples, method="propose"
+        model, params, *seen, key=batch_keys(key, batch), num_samples=num_samples, method="propose"
     )
     frozen = jax.lax.stop_gradient(params)
 

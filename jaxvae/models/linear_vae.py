@@ -28,6 +28,8 @@ class LinearEncoder(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
         """Encode a batch."""
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
         mean = nn.Dense(self.latent_dim, name="mean")(image.reshape(image.shape[0], -1))
         log_var = self.param("log_var", nn.initializers.zeros, (self.latent_dim,), jnp.float32)
         return mean, jnp.broadcast_to(log_var, mean.shape)

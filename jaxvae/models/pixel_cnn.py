@@ -18,7 +18,9 @@ from jax.typing import DTypeLike
 
 from jaxvae.convolution import Conv
 from jaxvae.distributions import Categorical
-from jaxvae.keys import draw, example_keys
+from jaxvae.keys import check_key, draw, example_keys
+from jaxvae.models.vae import check_num, weight_at
+from jaxvae.networks import out_of_range
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 
@@ -30,7 +32,7 @@ class PixelCNN(nn.Module):
     stand. A position sees L·(k // 2) columns to either side and that many rows and one.
 
     Attributes:
-      num_values: K.
+      num_values: K, at least 2.
       shape: (H, W), or (H, W, 1) for images of one channel.
       channels: C, of either stack.
       layers: L.
@@ -48,12 +50,15 @@ class PixelCNN(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a shape or a kernel that does not fit."""
+        """Raise `ValueError` for a shape, a kernel or a size that does not fit."""
         self.shape = tuple(self.shape)  # a list, from a file, could not be hashed
         if len(self.shape) not in (2, 3) or self.shape[2:] not in ((), (1,)):
             raise ValueError(f"shape must be (H, W) or (H, W, 1), got {self.shape}")
         if self.kernel < 3 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 3, got {self.kernel}")
+        for name, least in (("num_values", 2), ("channels", 1), ("layers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -71,8 +76,7 @@ class PixelCNN(nn.Module):
         Args:
           values: [B, *shape] integers, or floating intensities in [0, 1], read as `Categorical` reads them. One out of
             range makes the example's `log_prob` NaN.
-          label: [B] integers in 0 .. num_classes - 1. No error can be raised for others under `jit`: from num_classes
-            on they give NaN, and below zero they count from the end.
+          label: [B] integers in 0 .. num_classes - 1. No error can be raised for others under `jit`: they give NaN.
 
         Returns:
           A record with logits [B, *shape, K] float32. Its `log_prob(values)` is exact; its `sample` is not a sample of
@@ -80,10 +84,10 @@ class PixelCNN(nn.Module):
 
         Raises:
           TypeError: the labels are not integers.
-          ValueError: values or labels of another shape, a label where the model has no classes, or none where it has.
+          ValueError: values or labels of another shape, a label where the model has no classes, or none where it has,
+            or one that is out of range and not traced.
         """
-        if values.shape[1:] != self.shape:
-            raise ValueError(f"expected values ({', '.join(map(str, ('batch', *self.shape)))}), got {values.shape}")
+        _check_values(self, values)
         features = self.embed(values.reshape(values.shape[:3]))
         rows, pixels = _blank(features, axis=1, size=1), _blank(features, axis=2, size=1)
         rows = jnp.concatenate([rows, features[:, :-1]], axis=1)
@@ -118,7 +122,7 @@ class PixelCNN(nn.Module):
         Returns:
           What each layer tells the horizontal stack, [B, R, W, 2C], and `before` for the rows that follow.
         """
-        self._check_label(label, len(rows))
+        label = self.checked_label(label, len(rows))
         links, after = [], []
         for layer, window in zip(self.stack, before, strict=True):
             seen = jnp.concatenate([window, rows], axis=1)
@@ -146,19 +150,21 @@ class PixelCNN(nn.Module):
             after.append(seen[:, :, -(self.kernel // 2) :])
             pixels = layer.horizontal(seen, link)
         logits = self.output(nn.relu(self.hidden(nn.relu(pixels))))
-        return logits.astype(jnp.float32), tuple(after)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), tuple(after)
 
-    def _check_label(self, label: Array | None, batch: int) -> None:
+    def checked_label(self, label: Array | None, batch: int) -> Array | None:
+        """The labels; one out of range is an error or, where it is traced, one that gives NaN."""
         if self.num_classes is None and label is not None:
             raise ValueError("the model has no classes: pass no label, or make it with num_classes")
         if self.num_classes is None:
-            return
+            return None
         if label is None:
             raise ValueError(f"the model has {self.num_classes} classes: pass label [B]")
         if not jnp.issubdtype(label.dtype, jnp.integer):
             raise TypeError(f"labels must be integers (batch,), got {label.dtype}")
         if label.shape != (batch,):
             raise ValueError(f"labels must be integers ({batch},), got {label.shape}")
+        return jnp.where(out_of_range("label", label, self.num_classes), self.num_classes, label)
 
 
 class GatedLayer(nn.Module):
@@ -251,20 +257,21 @@ def sample(
       key: of shape (); position p of example i draws from `fold_in(fold_in(key, i), p)`, so the first maps are the same
         for every larger N.
       label: [N] integers, where the model has classes.
-      temperature: of each value's distribution, zero or more; 0 takes the most probable value.
+      temperature: of each value's distribution, zero or more; 0 takes the most probable value. A traced one is not
+        checked.
 
     Returns:
       [N, *shape] int32.
 
     Raises:
       TypeError: the key is not typed, or the labels are not integers.
-      ValueError: the labels do not fit the model.
+      ValueError: the labels do not fit the model, N is below 1, or the temperature is negative or not finite.
     """
+    check_num(num)
     nothing = jnp.zeros((num, *model.shape), jnp.int32)
     return complete(model, params, nothing, nothing > 0, key=key, label=label, temperature=temperature)
 
 
-@partial(jax.jit, static_argnames="model")
 def complete(
     model: Any,
     params: PyTree,
@@ -282,7 +289,32 @@ def complete(
     All positions together cost about one pass of the model: a row of the vertical stack is computed when the row above
     is complete, a pixel of the horizontal one when its left neighbour is, and each layer carries the last k // 2 of
     its inputs.
+
+    Raises:
+      TypeError: as `sample`, or the values are not integers.
+      ValueError: as `sample`, or values or known do not fit the model.
     """
+    check_key(key)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise TypeError(f"values must be integers, got {values.dtype}")
+    _check_values(model, values)
+    if known.shape != values.shape:
+        raise ValueError(f"known must be {values.shape}, as the values are, got {known.shape}")
+    out_of_range("value", jnp.where(known, values, 0), model.num_values)
+    label = model.checked_label(label, len(values))
+    return _complete(model, params, values, known, key, label, weight_at("temperature", temperature, 0))
+
+
+@partial(jax.jit, static_argnames="model")
+def _complete(
+    model: Any,
+    params: PyTree,
+    values: Array,
+    known: Array,
+    key: PRNGKey,
+    label: Array | None,
+    temperature: float | Array,
+) -> Array:
     num = len(values)
     height, width = model.shape[:2]
     keys = example_keys(key, jnp.arange(num))
@@ -316,6 +348,11 @@ def complete(
     start = blank(1, width), (blank(model.kernel // 2, width),) * model.layers
     _, drawn = jax.lax.scan(next_row, start, (positions, by_position(values), by_position(known)))
     return drawn.transpose(2, 0, 1).reshape(values.shape)
+
+
+def _check_values(model: Any, values: Array) -> None:
+    if values.shape[1:] != model.shape:
+        raise ValueError(f"expected values ({', '.join(map(str, ('batch', *model.shape)))}), got {values.shape}")
 
 
 def _gate(sums: Array) -> Array:

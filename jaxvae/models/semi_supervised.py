@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae import losses
-from jaxvae.keys import example_keys
 from jaxvae.models.cvae import CVAE
-from jaxvae.models.vae import Likelihood, apply_to_images, draws, weight_at
+from jaxvae.models.vae import Likelihood, apply_to_images, batch_keys, draws, weight_at
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
 
@@ -123,7 +122,7 @@ def semi_supervised_loss(
     weight = weight_at("labelled_weight", labelled_weight, step)
     log_num_classes = math.log(model.num_classes)
 
-    image, keys = batch["image"], example_keys(key, batch["index"])
+    image, keys = batch["image"], batch_keys(key, batch)
 
     @jax.vmap  # one batch of B·K; what does not depend on the class is computed once
     def as_class(label: Array) -> tuple[Array, Array]:
@@ -137,7 +136,7 @@ def semi_supervised_loss(
         "rate": (posterior * (rate + log_posterior + log_num_classes)).sum(axis=1),
     }
 
-    image, label, keys = labelled["image"], labelled["label"], example_keys(key, labelled["index"])
+    image, label, keys = labelled["image"], labelled["label"], batch_keys(key, labelled)
     distortion, rate = apply_to_images(model, params, image, label, key=keys, method="elbo_terms")
     logits = model.apply(params, image, method="classify")
     metrics = unlabelled | {

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from jaxvae import losses
 from jaxvae.distributions import DiagGaussian
-from jaxvae.keys import example_keys
-from jaxvae.models.vae import apply_to_images, decoded_log_prob, draws, standard_log_prob, weight_at
+from jaxvae.models.vae import apply_to_images, batch_keys, decoded_log_prob, draws, standard_log_prob, weight_at
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
 Estimator = Literal["stratified", "weighted"]
@@ -117,8 +116,8 @@ def tc_vae_loss(
       step: what a schedule is evaluated at.
       num_examples: N, of the whole training set.
       beta: weight of the total correlation: a number, zero or more, or an optax schedule. 6 in the paper's dSprites.
-      information_weight: α, of the mutual information.
-      dimension_weight: γ, of the dimension-wise KL.
+      information_weight: α, of the mutual information; zero or more.
+      dimension_weight: γ, of the dimension-wise KL; zero or more.
       estimator: of `rate_terms`.
 
     Returns:
@@ -127,11 +126,11 @@ def tc_vae_loss(
 
     Raises:
       TypeError: the images are not floating, or the key is not typed.
-      ValueError: the images do not have the model's shape, β is negative or not a number, or as `rate_terms`.
+      ValueError: the images do not have the model's shape, a weight is negative or not a number, or as `rate_terms`.
     """
     image = batch["image"]
     posterior = apply_to_images(model, params, image, method="encode")
-    latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=1)
+    latent = draws(posterior, key=batch_keys(key, batch), num_samples=1)
     distortion = -decoded_log_prob(lambda z: model.apply(params, z, method="decode"), image, latent)
     terms = rate_terms(posterior, latent[0], num_examples=num_examples, estimator=estimator)
     rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
@@ -139,9 +138,9 @@ def tc_vae_loss(
     metrics |= {"distortion": distortion.mean(), "rate": rate.mean(), "negative_elbo": distortion.mean() + rate.mean()}
     metrics["loss"] = (
         metrics["distortion"]
-        + information_weight * metrics["mutual_information"]
+        + weight_at("information_weight", information_weight, step) * metrics["mutual_information"]
         + weight_at("beta", beta, step) * metrics["total_correlation"]
-        + dimension_weight * metrics["dimension_kl"]
+        + weight_at("dimension_weight", dimension_weight, step) * metrics["dimension_kl"]
     )
     return metrics["loss"], (model_state, metrics)
 

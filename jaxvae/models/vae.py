@@ -53,6 +53,7 @@ class VAE(nn.Module):
 
     def encode(self, image: Array) -> DiagGaussian:
         """q(z|x): images [B, ...] -> a Gaussian over [B, D]."""
+        check_floating(image)
         return DiagGaussian(*self.encoder(image))
 
     def decode(self, latent: Array) -> Likelihood:
@@ -62,6 +63,7 @@ class VAE(nn.Module):
     def sample(self, num: int, *, key: PRNGKey) -> Likelihood:
         """p(x|z) at `num` latents from the prior; its `.mean` is a picture, its `.sample(key=)` an image."""
         check_key(key)
+        check_num(num)
         latent_dim = _latent_dim(self)
         if latent_dim is None:
             raise ValueError("sample needs the size of the latent: pass VAE(..., latent_dim=D)")
@@ -142,7 +144,7 @@ def vae_loss(
     image = batch["image"]
     weight = weight_at("beta", beta, step)
     posterior = apply_to_images(model, params, image, method="encode")
-    latent = draws(posterior, key=example_keys(key, batch["index"]), num_samples=num_samples)
+    latent = draws(posterior, key=batch_keys(key, batch), num_samples=num_samples)
 
     decode = partial(model.apply, params, method="decode")
     distortion = -decoded_log_prob(decode, image, latent).mean(axis=0)
@@ -203,7 +205,7 @@ def vae_log_weights(
 ) -> Array:
     """`VAE.log_weights` as a `LogWeightsFn`, [S, B] nats; example i draws from `fold_in(key, index[i])`."""
     del model_state
-    keys = example_keys(key, batch["index"])
+    keys = batch_keys(key, batch)
     return apply_to_images(model, params, *inputs(batch), key=keys, num_samples=num_samples, method="log_weights")
 
 
@@ -211,7 +213,7 @@ def log_weight_terms(
     model: Any, params: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
 ) -> tuple[Array, Array]:
     """Log p(x|z) and log p(z) - log q(z|x) at z ~ q(z|x), each [S, B] nats. Their sum is the log weight."""
-    keys = example_keys(key, batch["index"])
+    keys = batch_keys(key, batch)
     latent, log_posterior = apply_to_images(
         model, params, *inputs(batch), key=keys, num_samples=num_samples, method="propose"
     )
@@ -249,9 +251,24 @@ def decoded_log_prob(decode: Callable[[Array], Likelihood], image: Array, latent
 def weight_at(name: str, value: float | Array | Schedule, step: Array | int) -> float | Array:
     """A number, or a schedule's value at the step; `ValueError` names it where it is negative or not finite."""
     value = value(jnp.asarray(step)) if callable(value) else value
-    if isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} must be a finite number, zero or more, got {value}")
     return value
+
+
+def check_num(num: int) -> None:
+    """Raise `ValueError` unless there is something to sample."""
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+
+
+def batch_keys(key: PRNGKey, batch: Batch) -> PRNGKey:
+    """One key per example, [B], by its position in the split, batch["index"]."""
+    index, shape = batch.get("index"), batch["image"].shape
+    if index is None or index.shape != shape[:1] or not jnp.issubdtype(index.dtype, jnp.integer):
+        given = "none" if index is None else f"{index.dtype}{list(index.shape)}"
+        raise ValueError(f"batch['index'] must be integers {shape[:1]}, one for each of images {shape}, got {given}")
+    return example_keys(key, index)
 
 
 def inputs(batch: Batch) -> tuple[Array, ...]:
@@ -261,17 +278,16 @@ def inputs(batch: Batch) -> tuple[Array, ...]:
 
 def apply_to_images(model: Any, params: PyTree, image: Array, *condition: Array, method: str, **options: Any) -> Any:
     """`model.apply(params, image, ...)`; where the images do not fit the model, the error says which would."""
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be floating in [0, 1], got {image.dtype}; scale them first (jaxvae.data.make_prepare)"
-        )
+    check_floating(image)
     try:
         return model.apply(params, image, *condition, method=method, **options)
     except (errors.ScopeParamShapeError, ValueError) as error:
         # A network says which kernel did not fit; a person wants to hear which image would.
         latent_dim = _latent_dim(model)
         if latent_dim is None:
-            raise
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"images {image.shape} are not [batch, ...] as the model's: {error}") from error
         latent = jnp.zeros((len(image), latent_dim))
         decoded = jax.eval_shape(lambda: model.apply(params, latent, *condition, method="decode").mean)
         if decoded.shape[1:] == image.shape[1:]:
@@ -283,6 +299,16 @@ def apply_to_images(model: Any, params: PyTree, image: Array, *condition: Array,
 def _latent_dim(model: Any) -> int | None:
     own = getattr(model, "latent_dim", None)
     return own if own is not None else getattr(getattr(model, "encoder", None), "latent_dim", None)
+
+
+def check_floating(image: Array) -> None:
+    """Raise `TypeError` unless the images are floating, `ValueError` where there are none."""
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise TypeError(
+            f"images must be floating in [0, 1], got {image.dtype}; scale them first (jaxvae.data.make_prepare)"
+        )
+    if not image.size:
+        raise ValueError(f"expected images (batch, ...), got {image.shape}, which holds none")
 
 
 def check_shape(expected: tuple[int, ...], given: tuple[int, ...], cause: Exception | None = None) -> None:

@@ -17,7 +17,8 @@ from flax import linen as nn
 from jaxvae import codebook, losses
 from jaxvae.codebook import CodebookState
 from jaxvae.distributions import DiagGaussian
-from jaxvae.models.vae import Likelihood, apply_to_images, check_shape
+from jaxvae.models.vae import Likelihood, apply_to_images, check_floating, check_shape
+from jaxvae.networks import out_of_range
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 
@@ -48,6 +49,7 @@ class VQVAE(nn.Module):
 
     def encode(self, image: Array) -> Array:
         """Images [B, ...] -> vectors [B, *positions, D] that are not quantised yet."""
+        check_floating(image)
         return self.encoder(image)
 
     def decode(self, latent: Array) -> Likelihood:
@@ -59,10 +61,19 @@ class VQVAE(nn.Module):
         return quantize(self.encode(image), codes, costs)[0]
 
     def decode_indices(self, indices: Array, codes: Array) -> Likelihood:
-        """p(x|z) at the codes of these indices."""
+        """p(x|z) at the codes of these indices.
+
+        Under `jit` no error can be raised for an index out of range: its vector becomes NaN.
+
+        Raises:
+          TypeError: the indices are not integers.
+          ValueError: one is out of range and not traced.
+        """
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise TypeError(f"indices must be integers, got {indices.dtype}")
-        return self.decode(look_up(codes, indices))
+        outside = out_of_range("code", indices, codes.shape[-2])
+        outside = outside if codes.ndim == 2 else outside.any(axis=-1)
+        return self.decode(jnp.where(outside[..., None], jnp.nan, look_up(codes, indices)))
 
 
 def look_up(codes: Array, indices: Array) -> Array:
@@ -137,7 +148,8 @@ def vq_vae_loss(
 
     Raises:
       TypeError: the images are not floating, or the key is not typed.
-      ValueError: the images or vectors do not have the shape of model and codes, or a weight is out of range.
+      ValueError: the images or vectors do not have the shape of model and codes, there are no codes, or a weight is
+        out of range.
 
     The moving averages are means over the batch, and restarts look at all of it (`global_batch`): train it under `jit`,
     on one device or over a mesh.
@@ -179,7 +191,11 @@ def code_vectors(params: PyTree, model_state: CodebookState | tuple[()]) -> Arra
     """The codes of a trained model, [K, D] or [G, K, D / G], whichever way they were moved."""
     if "codebook" in params:
         return params["codebook"]["codes"]
-    assert isinstance(model_state, CodebookState)
+    if not isinstance(model_state, CodebookState):
+        raise ValueError(
+            f"there are no codes: pass a CodebookState as model_state, got {type(model_state).__name__}, or add "
+            "{'codebook': {'codes': [K, D]}} to params"
+        )
     return jax.vmap(codebook.vectors)(model_state) if model_state.moment.ndim == 3 else codebook.vectors(model_state)
 
 

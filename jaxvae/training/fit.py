@@ -92,8 +92,12 @@ def fit(
 
     Raises:
       NonFiniteError: the loss or its gradient was not finite; the frozen state is saved apart from the checkpoints.
-      ValueError: `patience` without `monitor`, or `monitor` without `evaluate`.
+      ValueError: `patience` without `monitor`, `monitor` without `evaluate` or not among its metrics, or a number
+        below 1.
     """
+    for name, number in (("evaluate_every", evaluate_every), ("patience", patience)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     if patience is not None and monitor is None:
         raise ValueError("patience needs the name of a metric to monitor")
     if monitor is not None and evaluate is None:
@@ -128,6 +132,8 @@ def fit(
             if evaluate is not None and at_event:
                 measured = multihost_utils.broadcast_one_to_all(evaluate(state))
                 evaluation = {name: float(value) for name, value in measured.items()}
+                if monitor is not None and monitor not in evaluation:
+                    raise ValueError(f"monitor {monitor!r} is not among the metrics {', '.join(sorted(evaluation))}")
             if report is not None:  # before the save: a kill between the two repeats these steps and this report
                 train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
                 rate = clock.examples_per_second
@@ -154,10 +160,13 @@ def _non_finite(state: TrainState, first_bad: int, checkpointer: Checkpointer | 
     message = f"the loss or its gradient was not finite at step {first_bad}; training stood still from there"
     if checkpointer is not None:
         checkpointer.wait()
-        failed = checkpointer.save_failed(state)
         good = checkpointer.latest_step
         last = "no checkpoint was saved before it" if good is None else f"the last good checkpoint is step {good}"
-        message += f". {last.capitalize()}; the state before the bad step is in {failed}"
+        message += f". {last.capitalize()}; "
+        try:
+            message += f"the state before the bad step is in {checkpointer.save_failed(state)}"
+        except OSError as error:
+            message += f"the state before the bad step could not be saved: {error}"
     return NonFiniteError(message, first_bad)
 
 

@@ -1,0 +1,491 @@
+"""Bad input and the error it deserves: what it names, what it was given, and the way out.
+
+What the tests of a module say already is not repeated here.
+"""
+
+import dataclasses
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import run
+from variants import SHAPE, VARIANTS, batch
+
+import jaxvae
+from experiments import beta_vae, cvae, pixelcnn, rate_distortion, semi_supervised, vae, vq_vae
+from jaxvae import codebook, data
+from jaxvae.distributions import Bernoulli, Categorical
+from jaxvae.models import pixel_cnn
+
+KEY, B, NAN = jax.random.key(0), 6, float("nan")
+MODEL = VARIANTS["bernoulli"].model
+VQ_VAE = VARIANTS["vq-vae"].model
+STATE = codebook.init_codebook(4, 3, key=KEY)
+CODES = jnp.zeros((8, 4))
+MAPS = jaxvae.PixelCNN(3, (2, 2), channels=4, layers=1)
+CLASSES = jaxvae.PixelCNN(3, (2, 2), channels=4, layers=1, num_classes=3)
+NOTHING = jnp.zeros((2, 2, 2), jnp.int32)
+IMAGES = data.from_arrays("six", np.full((B, *SHAPE), 0.5))
+
+
+@cache
+def init(name):
+    return VARIANTS[name].init(key=KEY)
+
+
+def loss(name, objective, change=None, **options):
+    """The objective's value for a batch that differs from a good one by `change`; None takes a field away."""
+    images = {**batch(B), "condition": jnp.zeros(B, jnp.int32), **(change or {})}
+    images = {field: values for field, values in images.items() if values is not None}
+    if name != "conditional":
+        images.pop("condition")
+    of = partial(objective, VARIANTS[name].model, **({"key": KEY, "step": 0} | options))
+    return jax.eval_shape(of, *shapes(name), images)  # these errors come while a program is traced
+
+
+vae_loss = partial(loss, "bernoulli", jaxvae.vae_loss)
+tc_vae_loss = partial(loss, "total correlation", jaxvae.tc_vae_loss, num_examples=100)
+vq_vae_loss = partial(loss, "vq-vae", jaxvae.vq_vae_loss)
+cvae_loss = partial(loss, "conditional", jaxvae.cvae_loss)
+
+
+@cache
+def shapes(name):
+    return jax.eval_shape(lambda: VARIANTS[name].init(key=KEY))
+
+
+@cache
+def params_of(model):
+    return jax.jit(model.init)(KEY, NOTHING[:1], None if model.num_classes is None else jnp.zeros(1, jnp.int32))
+
+
+def of_maps(model, call, *arguments, **options):
+    return call(model, params_of(model), *arguments, **({"key": KEY} | options))
+
+
+def sample(model=MAPS, num=2, **options):
+    return of_maps(model, pixel_cnn.sample, num, **options)
+
+
+def complete(values=NOTHING, known=NOTHING > 0, **options):
+    return of_maps(MAPS, pixel_cnn.complete, values, known, **options)
+
+
+def nll_of_maps(label):
+    return of_maps(CLASSES, jaxvae.pixel_cnn_loss, (), {"code": NOTHING, "label": jnp.array(label)}, step=0)
+
+
+def made(module, shape=(1, *SHAPE)):
+    return module.init(KEY, jnp.zeros(shape))
+
+
+LIBRARY = [
+    # images
+    (
+        lambda: vae_loss({"image": jnp.zeros((B, *SHAPE), bool)}),
+        TypeError,
+        "images must be floating in [0, 1], got bool",
+    ),
+    (lambda: vae_loss({"image": jnp.zeros((0, *SHAPE)), "index": jnp.zeros(0, int)}), ValueError, "got (0, 8, 8, 1)"),
+    (
+        lambda: vq_vae_loss({"image": jnp.zeros(SHAPE), "index": jnp.arange(8)}),
+        ValueError,
+        "images (8, 8, 1) are not [batch",
+    ),
+    (
+        lambda: vq_vae_loss({"image": jnp.zeros((B, 8, 8, 3))}),
+        ValueError,
+        "images (6, 8, 8, 3) are not [batch, ...] as the",
+    ),
+    (
+        lambda: vq_vae_loss({"image": jnp.zeros((B, 7, 7, 1))}),
+        ValueError,
+        "1 halvings need sizes divisible by 2, got (7, 7)",
+    ),
+    (
+        lambda: cvae_loss({"image": jnp.zeros((B, 7, 7, 1))}),
+        ValueError,
+        "expected images (batch, 8, 8, 1), got (6, 7, 7, 1)",
+    ),
+    *(
+        (
+            lambda name=name, more=more: VARIANTS[name].model.apply(
+                init(name)[0], jnp.zeros((B, *SHAPE), jnp.uint8), *more, method="encode"
+            ),
+            TypeError,
+            "images must be floating in [0, 1], got uint8; scale them first (jaxvae.data.make_prepare)",
+        )
+        for name, more in (
+            *(("bernoulli", ()), ("autoencoder", ()), ("vq-vae", ())),
+            ("conditional", (jnp.zeros(B, jnp.int32),)),
+        )
+    ),
+    # what else a batch holds
+    (
+        lambda: vae_loss({"index": None}),
+        ValueError,
+        "batch['index'] must be integers (6,), one for each of images (6, 8",
+    ),
+    (lambda: vae_loss({"index": jnp.arange(5)}), ValueError, "batch['index'] must be integers (6,)"),
+    (lambda: vae_loss({"index": jnp.arange(6.0)}), ValueError, "got float32[6]"),
+    (lambda: cvae_loss({"condition": jnp.zeros(5, int)}), ValueError, "expected 6 conditions (6, ...), got (5,)"),
+    # keys
+    (lambda: vae_loss(key=0), TypeError, "key must come from jax.random.key, got 0"),
+    (lambda: vq_vae_loss(key=0, restart_threshold=0.1), TypeError, "key must come from jax.random.key, got 0"),
+    (
+        lambda: MODEL.apply(init("bernoulli")[0], 2, key=0, method="sample"),
+        TypeError,
+        "key must come from jax.random.key",
+    ),
+    (
+        lambda: jaxvae.init_train_state(VARIANTS["bernoulli"].init, None, key=0),
+        TypeError,
+        "key must come from jax.random",
+    ),
+    (lambda: sample(key=0), TypeError, "key must come from jax.random.key, got 0"),
+    (lambda: codebook.init_codebook(4, 3, key=jax.random.PRNGKey(0)), TypeError, "jax.random.key, got uint32[2]"),
+    # weights and numbers of samples
+    *(
+        (partial(vae_loss, beta=beta), ValueError, "beta must be a finite number, zero or more, got -1.0")
+        for beta in (np.float32(-1), jnp.float32(-1), lambda step: -1.0)
+    ),
+    (lambda: vae_loss(num_samples=0), ValueError, "num_samples must be at least 1, got 0"),
+    (lambda: cvae_loss(beta=NAN), ValueError, "beta must be a finite number, zero or more, got nan"),
+    (lambda: cvae_loss(num_samples=0), ValueError, "num_samples must be at least 1, got 0"),
+    *(
+        (
+            lambda name=name, value=value: tc_vae_loss(**{name: value}),
+            ValueError,
+            f"{name} must be a finite number, zero or more, got {value}",
+        )
+        for name, value in (("beta", -1.0), ("information_weight", NAN), ("dimension_weight", -1.0))
+    ),
+    (
+        lambda: jaxvae.cyclical_schedule(-1.0, period=2, num_cycles=1),
+        ValueError,
+        "peak must be a finite number, zero or",
+    ),
+    (
+        lambda: MODEL.apply(init("bernoulli")[0], 0, key=KEY, method="sample"),
+        ValueError,
+        "num must be at least 1, got 0",
+    ),
+    (
+        lambda: VARIANTS["hierarchical"].model.apply(init("hierarchical")[0], -1, key=KEY, method="sample"),
+        ValueError,
+        "num must be at least 1, got -1",
+    ),
+    # codebooks
+    (lambda: vq_vae_loss(decay=NAN), ValueError, "decay must lie between 0 and 1, got nan"),
+    (
+        lambda: vq_vae_loss(restart_threshold=1.0),
+        ValueError,
+        "threshold must lie in [0, 1), a fraction of the uniform share",
+    ),
+    (lambda: vq_vae_loss(variance=-1.0), ValueError, "variance must be positive, got -1.0"),
+    (
+        lambda: codebook.ema_update(STATE, jnp.ones((2, 3)), jnp.zeros(2, int), decay=np.float32(2)),
+        ValueError,
+        "got 2.0",
+    ),
+    (lambda: codebook.code_costs(STATE, -1.0), ValueError, "weight must be a finite number, zero or more, got -1.0"),
+    (
+        lambda: codebook.nearest(CODES, CODES, jnp.zeros(1)),
+        ValueError,
+        "cost must be (8,), one for each code, got (1,)",
+    ),
+    (
+        lambda: codebook.perplexity(jnp.ones((2, 4))),
+        ValueError,
+        "usage must be [K], got (2, 4); take groups by jax.vmap",
+    ),
+    (lambda: codebook.seed_codebook(CODES[:0], 4, key=KEY), ValueError, "got (0, 4); N must be at least 1"),
+    (
+        lambda: jaxvae.code_vectors({}, ()),
+        ValueError,
+        "there are no codes: pass a CodebookState as model_state, got tuple",
+    ),
+    *(
+        (
+            lambda index=index: VQ_VAE.apply(
+                init("vq-vae")[0], jnp.full((1, 4, 4), index), CODES, method="decode_indices"
+            ),
+            ValueError,
+            f"code {index} at index 0, 0, 0 is outside 0 .. 7",
+        )
+        for index in (8, -1)
+    ),
+    # maps
+    (lambda: sample(temperature=-1.0), ValueError, "temperature must be a finite number, zero or more, got -1.0"),
+    (lambda: sample(temperature=NAN), ValueError, "temperature must be a finite number, zero or more, got nan"),
+    (lambda: sample(num=0), ValueError, "num must be at least 1, got 0"),
+    (lambda: sample(CLASSES, label=jnp.array([0, 7])), ValueError, "label 7 at index 1 is outside 0 .. 2"),
+    (lambda: sample(CLASSES), ValueError, "the model has 3 classes: pass label [B]"),
+    (lambda: nll_of_maps([0, -1]), ValueError, "label -1 at index 1 is outside 0 .. 2"),
+    (lambda: complete(NOTHING.astype(float)), TypeError, "values must be integers, got float32"),
+    (lambda: complete(NOTHING[..., :1]), ValueError, "expected values (batch, 2, 2), got (2, 2, 1)"),
+    (lambda: complete(known=NOTHING[:1] > 0), ValueError, "known must be (2, 2, 2), as the values are, got (1, 2, 2)"),
+    (lambda: complete(NOTHING + 3, NOTHING == 0), ValueError, "value 3 at index 0, 0, 0 is outside 0 .. 2"),
+    *(
+        (lambda change=change: jaxvae.PixelCNN(**{"num_values": 3, "shape": (2, 2)} | change), ValueError, message)
+        for change, message in (
+            ({"num_values": 1}, "num_values must be at least 2, got 1"),
+            ({"channels": 0}, "channels must be at least 1, got 0"),
+            ({"layers": 0}, "layers must be at least 1, got 0"),
+        )
+    ),
+    # networks
+    (lambda: made(jaxvae.MLPEncoder(3, (8, 0))), ValueError, "hidden must be at least 1, got (8, 0)"),
+    (lambda: made(jaxvae.MLPDecoder((8, 0), (8,))), ValueError, "output_shape must be at least 1, got (8, 0)"),
+    (lambda: made(jaxvae.ConvEncoder(3, (-1,))), ValueError, "channels must be at least 1, got (-1,)"),
+    (lambda: made(jaxvae.ConvDecoder(SHAPE, (4,), hidden=0), (1, 3)), ValueError, "hidden must be at least 1, got 0"),
+    (lambda: made(jaxvae.ResidualEncoder(0, (4,))), ValueError, "features must be at least 1, got 0"),
+    (
+        lambda: made(jaxvae.ResidualDecoder(1, (4,), residual=0), (1, 2, 2, 3)),
+        ValueError,
+        "residual must be at least 1",
+    ),
+    (lambda: made(jaxvae.linear_vae(SHAPE, 0)), ValueError, "latent_dim must be at least 1, got 0"),
+    (
+        lambda: jaxvae.LabelEmbedding(3, 0).init(KEY, jnp.zeros(1, int)),
+        ValueError,
+        "features must be at least 1, got 0",
+    ),
+    (
+        lambda: jaxvae.LabelEmbedding(0).init(KEY, jnp.zeros(1, int)),
+        ValueError,
+        "num_classes must be at least 1, got 0",
+    ),
+    # the host's
+    (lambda: jaxvae.fit(None, None, None, evaluate_every=0), ValueError, "evaluate_every must be at least 1, got 0"),
+    (lambda: jaxvae.fit(None, None, None, patience=-1), ValueError, "patience must be at least 1, got -1"),
+    (lambda: data.evaluation_feed(IMAGES, 0), ValueError, "must be examples and a batch, got 6 and batch_size 0"),
+    (lambda: data.evaluation_feed(IMAGES.take(slice(0)), 5), ValueError, "got 0 and batch_size 5"),
+    (lambda: data.make_prepare(1), ValueError, "levels must be at least 2, got 1"),
+    (
+        lambda: jaxvae.log_likelihood(None, {}, (), {}, [], key=KEY, num_samples=1, samples_per_pass=0),
+        ValueError,
+        "samples_per_pass must be at least 1, got 0",
+    ),
+    # records
+    (
+        lambda: Bernoulli(jnp.zeros((4, 3))).log_prob(jnp.zeros((5, 3))),
+        ValueError,
+        "targets must broadcast to logits (4, 3)",
+    ),
+    (
+        lambda: Bernoulli(jnp.zeros((4, 3))).log_prob(jnp.zeros((4, 3), np.uint8)),
+        TypeError,
+        "targets must be floating, got uint8",
+    ),
+    (
+        lambda: Categorical(jnp.zeros((4, 3))).log_prob(jnp.zeros(4, bool)),
+        TypeError,
+        "targets must be integers, got bool",
+    ),
+    (lambda: Categorical(jnp.zeros((4, 3))).log_prob(jnp.zeros((4, 1), int)), ValueError, "got (4, 3) and (4, 1)"),
+    (
+        lambda: jaxvae.logistic_image(CODES, CODES).log_prob(CODES.astype(np.uint8)),
+        TypeError,
+        "targets must be floating",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "said"), LIBRARY, ids=[f"{said[:40]}" for *_, said in LIBRARY])
+def test_the_library_names_what_is_wrong(call, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        call()
+
+
+def test_under_jit_what_cannot_be_an_error_is_not_a_number():
+    log_prob = jax.jit(lambda label: CLASSES.apply(params_of(CLASSES), NOTHING, label, method="log_prob"))
+    np.testing.assert_array_equal(np.isnan(log_prob(jnp.array([0, -1]))), [False, True])
+    indices = jnp.zeros((3, 4, 4), jnp.int32).at[1, 0, 0].set(8).at[2, 3, 3].set(-1)
+    decode = jax.jit(partial(VQ_VAE.apply, method="decode_indices"))
+    mean = decode(init("vq-vae")[0], indices, CODES).mean
+    np.testing.assert_array_equal(np.isnan(mean).any(axis=(1, 2, 3)), [False, True, True])
+    log_prob = Categorical(jnp.zeros((4, 3))).log_prob(jnp.array([0.5, NAN, 2.0, -1.0]))
+    np.testing.assert_array_equal(np.isnan(log_prob), [False, True, True, True])
+
+
+COUNTS = "must be at least 1, got 0"
+FINITE = "must be a finite number, zero or more, got"
+POSITIVE = "must be a positive number, got"
+# Checked against the data, by the parser, or in the experiment's own tests.
+ELSEWHERE = {"validation", "stochastic_layers", "visible", "num_codes", "devices"}
+# experiment: (a good configuration, options that count, numbers of zero or more, positive ones, and others)
+OPTIONS = {
+    "vae": (
+        vae.PRESETS["digits"][1],
+        ("latent_dim", "evaluate_every", "nll_samples", "num_samples"),
+        ("beta",),
+        ("learning_rate", "adam_epsilon"),
+        {
+            "hidden": ((8, 0), "hidden must be at least 1, got (8, 0)"),
+            "beta_warmup": (-1, "beta_warmup must be zero or more, got -1"),
+            "patience": (0, "patience must be at least 1, got 0"),
+        },
+    ),
+    "beta_vae": (
+        beta_vae.PRESETS["mnist"][1],
+        ("latent_dim", "schedule_steps", "evaluate_every", "nll_samples", "score_points"),
+        ("beta", "normalized_beta", "beta_start", "free_bits", "gamma", "capacity"),
+        ("learning_rate",),
+        {"channels": ((-1,), "channels must be at least 1, got (-1,)")},
+    ),
+    "rate_distortion": (
+        rate_distortion.PRESETS["digits"][1],
+        ("latent_dim", "num_seeds", "evaluate_every", "score_points"),
+        (),
+        ("learning_rate",),
+        {
+            "hidden": ((0,), "hidden must be at least 1, got (0,)"),
+            "betas": ((1.0, NAN), "betas must be positive numbers, got (1.0, nan)"),
+            "seed": (2**32 - 1, "seed must lie in 0 .. 2**32 - 1, got 4294967297"),  # of the last of three models
+        },
+    ),
+    "vq_vae": (
+        vq_vae.PRESETS["digits"][1],
+        ("code_dim", "groups", "window", "residual", "evaluate_every"),
+        ("commitment", "entropy_weight"),
+        ("learning_rate",),
+        {
+            "channels": ((0,), "channels must be at least 1, got (0,)"),
+            "blocks": (-1, "blocks must be zero or more, got -1"),
+            "decay": (NAN, "decay must lie in (0, 1), got nan"),
+            "restart_threshold": (1.0, "restart_threshold must lie in [0, 1), got 1.0"),
+        },
+    ),
+    "pixelcnn": (
+        pixelcnn.PRESETS["digits"][1],
+        ("channels", "layers"),
+        ("weight_decay",),
+        ("learning_rate", "temperature"),
+        {"kernel": (4, "kernel must be odd and at least 3, got 4")},
+    ),
+    "cvae": (
+        cvae.PRESETS["digits"][1],
+        ("latent_dim", "label_features", "num_samples", "evaluate_every", "nll_samples"),
+        ("beta",),
+        ("learning_rate",),
+        {"hidden": ((0,), "hidden must be at least 1, got (0,)")},
+    ),
+    "quadrants": (
+        cvae.PRESETS["quadrants"][1],
+        ("latent_dim", "baseline_epochs", "evaluate_every", "validation", "patience", "nll_samples"),
+        (),
+        ("learning_rate",),
+        {"hidden": ((500, 0), "hidden must be at least 1, got (500, 0)")},
+    ),
+    "semi_supervised": (
+        semi_supervised.PRESETS["digits"][1],
+        (
+            *("labels_per_class", "feature_epochs", "hidden", "latent_dim", "label_features"),
+            *("labelled_batch_size", "evaluate_every"),
+        ),
+        ("classification_weight", "labelled_weight"),
+        ("learning_rate",),
+        {
+            "feature_dim": (-1, "feature_dim must be zero or more, got -1"),
+            "label_seed": (2**32, f"seed must lie in 0 .. 2**32 - 1, got {2**32}"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_numeric_option_is_checked(name):
+    good, counts, finite, positive, others = OPTIONS[name]
+    wrong = [(option, 0, COUNTS) for option in ("epochs", "batch_size", *counts)]
+    wrong += [(option, value, f"{FINITE} {value}") for option in finite for value in (-1.0, NAN, float("inf"))]
+    wrong += [(option, value, f"{POSITIVE} {value}") for option in positive for value in (0.0, NAN, float("inf"))]
+    wrong = [(option, value, f"{option} {said}") for option, value, said in wrong]
+    wrong += [("seed", value, f"seed must lie in 0 .. 2**32 - 1, got {value}") for value in (-1, 2**32)]
+    wrong += [(option, *rest) for option, rest in others.items()]
+    for option, value, said in wrong:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            dataclasses.replace(good, **{option: value})
+    numeric = {name for name, value in vars(good).items() if isinstance(value, int | float) and type(value) is not bool}
+    assert numeric - {option for option, *_ in wrong} <= ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (vae.main, ("digits", "--hidden", 8, 8, 8, 8), "4 halvings need a height and width divisible by 16, got 8×8"),
+        (beta_vae.main, ("mnist", "--data", "digits", "--channels", 8, 8, 8, 8), "4 halvings need a height and width"),
+        (
+            beta_vae.main,
+            ("mnist", "--data", "digits", "--objective", "total-correlation", "--batch-size", 1),
+            "the total correlation needs a batch of at least 2 examples, got 1",
+        ),
+        (vq_vae.main, ("digits", "--channels", 8, 8, 8, 8), "4 halvings need a height and width divisible by 16"),
+        (cvae.main, ("digits", "--hidden", 8, 8, 8, 8), "4 halvings need a height and width divisible by 16"),
+        (rate_distortion.main, ("digits", "--network", "conv", "--hidden", 8, 8, 8, 8), "4 halvings need a height and"),
+        *(
+            (main, (*preset, "--batch-size", 5000), "a batch of 5000 is larger than the split of")
+            for main, preset in (
+                (beta_vae.main, ("mnist", "--data", "digits")),
+                (rate_distortion.main, ("digits",)),
+                (vq_vae.main, ("digits",)),
+                (pixelcnn.main, ("digits",)),
+                (cvae.main, ("digits",)),
+                (cvae.main, ("quadrants", "--data", "digits", "--validation", 200)),
+            )
+        ),
+        *(
+            (main, (preset, "--data", "digitz"), "did you mean 'digits'?")
+            for main, preset in (
+                *((beta_vae.main, "mnist"), (rate_distortion.main, "digits"), (vq_vae.main, "digits")),
+                *((pixelcnn.main, "digits"), (cvae.main, "quadrants"), (semi_supervised.main, "digits")),
+            )
+        ),
+        (cvae.main, ("digits", "--validation", 1437), "count must lie in 1 .. 1436 for 1437 examples, got 1437"),
+        (cvae.main, ("quadrants", "--data", "digits"), "count must lie in 1 .. 1436 for 1437 examples, got 5000"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_leaves_nothing_behind(main, arguments, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    done = run(main, *arguments, "--out", tmp_path / "run")
+    assert done.code == 2
+    assert said in done.said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "presets"),
+    [
+        (vae.main, "digits, mnist, burda, linear, cifar10, illustration"),
+        (beta_vae.main, "sprites, dsprites, mnist"),
+        (rate_distortion.main, "mnist, digits, sprites"),
+        (vq_vae.main, "digits, mnist, cifar10"),
+        (pixelcnn.main, "codes, digits, mnist"),
+        (cvae.main, "digits, mnist, quadrants"),
+        (semi_supervised.main, "digits, mnist"),
+    ],
+)
+def test_an_unknown_preset_is_answered_by_the_known_ones(main, presets):
+    done = run(main, "digitz")
+    assert done.code == 2
+    assert "Unrecognized options: digitz" in done.said
+    assert f"Available subcommands: {presets}" in done.said
+
+
+@pytest.mark.parametrize(
+    ("main", "preset"),
+    [
+        (beta_vae.main, ("mnist", "--data", "digits")),
+        *((main, ("digits",)) for main in (vae.main, rate_distortion.main, vq_vae.main, pixelcnn.main, cvae.main)),
+        (cvae.main, ("quadrants", "--data", "digits", "--validation", 200)),
+        (semi_supervised.main, ("digits",)),
+    ],
+)
+def test_an_output_directory_that_is_a_file_is_refused_before_training(main, preset, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(main, *preset, "--out", tmp_path / "file")
+    assert done.code == 2
+    assert f"--out {tmp_path / 'file'} is a file; choose a directory" in done.said
