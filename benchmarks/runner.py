@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 DISTURBED = 0.05  # of the cores' time, used by others
 ATTEMPTS = 5  # at an undisturbed turn
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 110
 
 
 @dataclass(frozen=True)
