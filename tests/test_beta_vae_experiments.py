@@ -10,8 +10,8 @@ from commands import result_of, run
 from experiments import beta_vae, rate_distortion
 from jaxvae import checkpoint
 
-SPRITES = ("sprites", "--smoke", "--channels", 4, 4, 4, 4, "--latent-dim", 6, "--batch-size", 32, "--objective", "beta")
-DIGITS = ("mnist", "--data", "digits", "--smoke", "--channels", 4, 8, "--batch-size", 32)
+SPRITES = ("sprites", "--smoke", "--channels", 4, 4, "--latent-dim", 6, "--batch-size", 32, "--objective", "beta")
+DIGITS = ("mnist", "--data", "digits", "--smoke", "--channels", 4, "--batch-size", 32)
 
 
 def test_a_run_on_sprites_is_scored_beside_the_fixed_points(tmp_path):
