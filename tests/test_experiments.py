@@ -140,7 +140,7 @@ def kill_and_resume(arguments, out, kills, seconds, seed):
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    arguments = ("digits", "--epochs", 100, *SMALL)
+    arguments = ("digits", "--epochs", 50, *SMALL)
     whole = start(*arguments, "--out", tmp_path / "whole")
     said, _ = whole.communicate()
     assert whole.returncode == 0, said

@@ -20,6 +20,7 @@ from jaxvae.models.vae import (
     decoded_log_prob,
     draws,
     weight_at,
+    weighted_elbo_metrics,
 )
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
@@ -176,13 +177,7 @@ def cvae_loss(
     distortion = -model.apply(params, image, condition, latent, method="log_joint")[0].mean(axis=0)
     prior = model.apply(params, condition, method="latent_prior")
     rate = losses.gaussian_kl_between(posterior.mean, posterior.log_var, prior.mean, prior.log_var)
-    metrics = {
-        "loss": distortion + weight * rate,
-        "rate": rate,
-        "distortion": distortion,
-        "negative_elbo": distortion + rate,
-    }
-    metrics = {name: values.mean() for name, values in metrics.items()}
+    metrics = weighted_elbo_metrics(distortion, rate, weight)
     return metrics["loss"], (model_state, metrics)
 
 

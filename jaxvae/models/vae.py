@@ -149,13 +149,7 @@ def vae_loss(
     decode = partial(model.apply, params, method="decode")
     distortion = -decoded_log_prob(decode, image, latent).mean(axis=0)
     rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
-    metrics = {
-        "loss": distortion + weight * rate,
-        "rate": rate,
-        "distortion": distortion,
-        "negative_elbo": distortion + rate,
-    }
-    metrics = {name: values.mean() for name, values in metrics.items()}
+    metrics = weighted_elbo_metrics(distortion, rate, weight)
     return metrics["loss"], (model_state, metrics)
 
 
@@ -219,6 +213,17 @@ def log_weight_terms(
     )
     log_likelihood, log_prior = model.apply(params, *inputs(batch), latent, method="log_joint")
     return log_likelihood, log_prior - log_posterior
+
+
+def weighted_elbo_metrics(distortion: Array, rate: Array, weight: float | Array) -> Metrics:
+    """The means of distortion + weight · rate, its parts [B], and the negative ELBO."""
+    metrics = {
+        "loss": distortion + weight * rate,
+        "rate": rate,
+        "distortion": distortion,
+        "negative_elbo": distortion + rate,
+    }
+    return {name: values.mean() for name, values in metrics.items()}
 
 
 def elbo_metrics(log_likelihood: Array, log_ratio: Array) -> Metrics:
