@@ -139,12 +139,13 @@ def kill_and_resume(arguments, out, kills, seconds, seed):
     return reached
 
 
+@pytest.mark.slow  # test_faults.py kills a real fit twenty times by default; this one kills the whole program
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     arguments = ("digits", "--epochs", 50, *SMALL)
     whole = start(*arguments, "--out", tmp_path / "whole")
     said, _ = whole.communicate()
     assert whole.returncode == 0, said
-    reached = kill_and_resume(arguments, tmp_path / "killed", kills=1, seconds=(4, 7), seed=0)
+    reached = kill_and_resume(arguments, tmp_path / "killed", kills=2, seconds=(4, 7), seed=0)
     assert same(arrays(tmp_path / "killed"), arrays(tmp_path / "whole")), reached
 
 
