@@ -12,7 +12,9 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.nn.initializers import Initializer, lecun_normal
@@ -20,8 +22,10 @@ from jax.typing import DTypeLike
 
 from jaxvae.types import Array
 
-Pads = list[tuple[int, int]]  # low and high for each spatial axis; a negative one crops
+Pads = Sequence[tuple[int, int]]  # low and high for each spatial axis; a negative one crops
 
+# From so many channels on, windows are one gather: as fast as a slice for each position in them, and compiled sooner.
+GATHERED = 16
 # Channels last, by the rank of the input.
 LAYOUTS = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -182,27 +186,83 @@ def _conv_transpose_products(x: Array, kernel: Array, strides: tuple[int, ...], 
 
 
 def _gather(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
-    """Slices of the input side by side, then one product over window and channels (im2col)."""
+    """The windows of the input side by side, then one product over window and channels (im2col)."""
     x = _pad(x, pads)
-    window = kernel.shape[:-2]
+    windows = _gathered_windows if x.shape[-1] >= GATHERED else _sliced_windows
+    return _matmul(windows(x, kernel.shape[:-2], strides), kernel)
+
+
+def _sliced_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """[B, *spatial, C] -> [B, *output, w·w·C], what each window covers; a slice for each position in it."""
     slices = []
     for offset in itertools.product(*map(range, window)):
         stop = [n - w + 1 + o for n, w, o in zip(x.shape[1:-1], window, offset, strict=True)]
         start, limit = (0, *offset, 0), (x.shape[0], *stop, x.shape[-1])
         slices.append(lax.slice(x, start, limit, (1, *strides, 1)))
-    return _matmul(lax.concatenate(slices, x.ndim - 1), kernel)
+    return lax.concatenate(slices, x.ndim - 1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _gathered_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """The same by one gather."""
+    return _take_windows(x, window, strides)
+
+
+@_gathered_windows.defjvp
+def _gathered_windows_jvp(
+    window: tuple[int, ...], strides: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    # A gather's transpose is a scatter, which is slow; that of slices is a sum of padded maps.
+    return _gathered_windows(*primals, window, strides), _sliced_windows(*tangents, window, strides)
+
+
+def _take_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...], reverse: bool = False) -> Array:
+    """Gather them; `reverse` puts the last position of a window first."""
+    rank, index = len(window), []
+    for axis, (n, w, s) in enumerate(zip(x.shape[1:-1], window, strides, strict=True)):
+        positions = s * np.arange((n - w) // s + 1)[:, None] + (np.arange(w)[::-1] if reverse else np.arange(w))
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = positions.shape
+        index.append(positions.reshape(shape))
+    windows = x.at[(slice(None), *np.broadcast_arrays(*index))].get(mode="promise_in_bounds")
+    return windows.reshape(*windows.shape[: rank + 1], -1)
 
 
 def _shift_and_add(x: Array, kernel: Array, pads: Pads) -> Array:
     """One product to a map for each position in the window, then the sum of the maps, shifted; stride 1."""
-    window, features = kernel.shape[:-2], kernel.shape[-1]
     maps = _matmul(x, jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1))
-    parts = lax.split(maps, [features] * math.prod(window), axis=x.ndim - 1)
+    add = _add_shifted_and_gather_back if kernel.shape[-1] >= GATHERED else _add_shifted
+    return add(maps, kernel.shape[:-2], tuple(pads))
+
+
+def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
+    """[B, *spatial, w·w·O] -> [B, *output, O]."""
+    features = maps.shape[-1] // math.prod(window)
+    parts = lax.split(maps, [features] * math.prod(window), axis=maps.ndim - 1)
     shifted = []
     for part, offset in zip(parts, itertools.product(*map(range, window)), strict=True):
         ends = zip(pads, offset, window, strict=True)
         shifted.append(_pad(part, [(low - o, high + o - w + 1) for (low, high), o, w in ends]))
     return functools.reduce(jnp.add, shifted)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _add_shifted_and_gather_back(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
+    """The same; its transpose is one gather."""
+    return _add_shifted(maps, window, pads)
+
+
+@_add_shifted_and_gather_back.defjvp
+def _add_shifted_jvp(
+    window: tuple[int, ...], pads: Pads, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    def back(y: Array) -> Array:
+        y = _pad(y, [(w - 1 - low, w - 1 - high) for (low, high), w in zip(pads, window, strict=True)])
+        return _take_windows(y, window, (1,) * len(window), reverse=True)
+
+    y = _add_shifted_and_gather_back(*primals, window, pads)
+    (tangent,) = jax.linear_transpose(back, y)(*tangents)
+    return y, tangent
 
 
 def _split_phases(x: Array, strides: tuple[int, ...], first_axis: int) -> Array:

@@ -71,9 +71,10 @@ def assert_close(ours, stock, tolerance):
 
 
 @both
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("padding", "gathered"), [("SAME", 1), ("VALID", 1), ("SAME", 16)])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values_and_gradients_equal_the_stock_operation(ours, stock, case, padding):
+def test_values_and_gradients_equal_the_stock_operation(ours, stock, case, padding, gathered, monkeypatch):
+    monkeypatch.setattr(convolution, "GATHERED", gathered)
     x, kernel = arguments(case)
     strides = case[2]
     if padding == "VALID" and ours is conv and any(n < w for n, w in zip(case[0], case[1], strict=True)):
@@ -123,7 +124,9 @@ def test_cpu_program_holds_no_convolution(ours, stock, case):
 
 
 @both
-def test_transformations_change_nothing(ours, stock):
+@pytest.mark.parametrize("gathered", [1, 16])
+def test_transformations_change_nothing(ours, stock, gathered, monkeypatch):
+    monkeypatch.setattr(convolution, "GATHERED", gathered)
     case = CASES[1]
     _, kernel = arguments(case)
     (xs,) = draw((3, 2, *case[0], case[3]))
@@ -140,6 +143,12 @@ def test_transformations_change_nothing(ours, stock):
     np.testing.assert_allclose(jax.vmap(one, in_axes=(0, None))(xs, kernel)[1], one(xs[1], kernel), atol=1e-5)
     # The operation is linear in x, so its derivative along x is itself.
     np.testing.assert_allclose(jax.jvp(lambda x: one(x, kernel), (xs[0],), (xs[1],))[1], one(xs[1], kernel), atol=1e-5)
+
+    def curvature(operation):  # a derivative of a gradient
+        gradient = jax.grad(lambda k: jnp.sin(operation(xs[0], k, strides=case[2], padding="SAME")).sum())
+        return jax.jit(lambda k: jax.jvp(gradient, (k,), (kernels[2],))[1])(kernel)
+
+    np.testing.assert_allclose(curvature(ours), curvature(stock), rtol=1e-4, atol=1e-3)
 
 
 @both

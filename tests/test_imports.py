@@ -22,7 +22,7 @@ STREETS = {
     "jaxvae.distributions": {"jax", "jaxvae.types", "jaxvae.keys", "jaxvae.losses"},
     "jaxvae.codebook": {"jax", "jaxvae.types", "jaxvae.keys"},
     "jaxvae.classical": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae.losses"},
-    "jaxvae.convolution": {"jax", "flax", "jaxvae.types"},
+    "jaxvae.convolution": {"jax", "flax", "numpy", "jaxvae.types"},
     "jaxvae.networks": {"jax", "flax", "numpy", "jaxvae.types", "jaxvae.convolution"},
     "jaxvae.likelihoods": {"jax", "flax", "jaxvae.networks", *ARITHMETIC},
     "jaxvae.models": {
