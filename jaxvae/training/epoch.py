@@ -32,6 +32,7 @@ def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> Trai
     whole of it (`Resident(..., device=replicated(mesh))`), or its part (`Streamed(..., device=split(mesh))`), in which
     the indices then count. The noise and, to rounding, the parameters are those of one device.
     """
+    train_step = jax.jit(train_step)  # traced once for the metrics' shapes and the loop; the compiler sees through it
 
     def take(source: Batch, rows: Array) -> Batch:
         return {name: values[rows] for name, values in source.items()}

@@ -1,6 +1,7 @@
 """Everything a run needs to go on: one pytree."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,11 @@ def init_train_state(
             first_bad=jnp.full((), -1, jnp.int32),
         )
 
-    return jax.jit(init, out_shardings=None if mesh is None else replicated(mesh))(key)
+    options: dict[str, Any] = {}
+    inside_another_program = isinstance(jnp.zeros(()), jax.core.Tracer)
+    if jax.default_backend() == "cpu" and not inside_another_program:
+        options["compiler_options"] = {"xla_backend_optimization_level": 0}  # it runs once: optimising takes longer
+    return jax.jit(init, out_shardings=None if mesh is None else replicated(mesh), **options)(key)
 
 
 def _strong(leaf: Array) -> Array:
