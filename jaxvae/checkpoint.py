@@ -162,7 +162,7 @@ class Checkpointer:
         Warns where the environment has changed since the save: results may then differ in the last bits.
 
         Args:
-          target: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+          target: a pytree of arrays, JAX's or NumPy's, or of `jax.ShapeDtypeStruct`.
           step: the checkpoint; None takes the newest sound one, and warns if there are damaged ones after it.
 
         Raises:
@@ -375,6 +375,8 @@ def _place(values: Any, like: Any) -> Any:
     """Put restored values where `like` is, copied, so that the result may be donated."""
     if isinstance(like, np.ndarray):
         return values
+    if isinstance(like, np.generic):
+        return values[()]
     sharding = like.sharding if getattr(like, "committed", True) else None
     return jax.device_put(values, sharding, may_alias=False)
 

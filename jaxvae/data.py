@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxvae import sprites
-from jaxvae.keys import draw, example_keys
+from jaxvae.keys import check_seed, draw, example_keys
 from jaxvae.prepared import load_prepared
 from jaxvae.types import Array, Batch, Prepare, PRNGKey
 
@@ -150,8 +150,9 @@ def split_validation(images: ImageSet, count: int, *, seed: int) -> tuple[ImageS
     """Hold out `count` random examples: (training, validation), each in the set's order. Copies the images.
 
     Raises:
-      ValueError: `count` leaves one of the two parts empty.
+      ValueError: `count` leaves one of the two parts empty, or a seed outside 0 .. 2**32 - 1.
     """
+    check_seed(seed)
     total = len(images.image)
     if not 0 < count < total:
         raise ValueError(f"count must lie in 1 .. {total - 1} for {total} examples, got {count}")
@@ -194,6 +195,7 @@ class Order:
     The permutation depends on (seed, epoch) only, so a run resumes at any step.
 
     Raises:
+      TypeError: a batch or epochs that are not an integer.
       ValueError: a batch larger than the split, a batch or epochs below 1, a seed outside 0 .. 2**32 - 1.
     """
 
@@ -203,14 +205,11 @@ class Order:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        _check_count("batch_size", self.batch_size)
         if self.batch_size > self.num_examples:
             raise ValueError(f"a batch of {self.batch_size} is larger than the split of {self.num_examples} examples")
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {self.seed}")
+        _check_count("epochs", self.epochs)
+        check_seed(self.seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -249,7 +248,8 @@ class Resident:
         _check_order(images, order)
         self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
         self.batch_size = order.batch_size
-        self.chunk = chunk or min(order.total_steps, RESIDENT_STEPS)
+        self.chunk = min(order.total_steps, RESIDENT_STEPS) if chunk is None else chunk
+        _check_count("chunk", self.chunk)
         self._order, self._device = order, device
         self._source: Batch = _put(_examples(images), device)
 
@@ -282,7 +282,8 @@ class Streamed:
         self.steps_per_epoch, self.total_steps = order.steps_per_epoch, order.total_steps
         self.batch_size = order.batch_size
         steps = STREAMED_BYTES // (order.batch_size * images.image[0].nbytes)
-        self.chunk = chunk or min(order.total_steps, max(1, steps))
+        self.chunk = min(order.total_steps, max(1, steps)) if chunk is None else chunk
+        _check_count("chunk", self.chunk)
         self._images, self._order, self._device = images, order, device
         self._share = order.batch_size
         if isinstance(device, NamedSharding):
@@ -345,6 +346,13 @@ def _put(tree: Any, device: jax.Device | NamedSharding | None) -> Any:
         return jax.device_put(tree, device)
     everywhere = NamedSharding(device.mesh, PartitionSpec())
     return jax.tree.map(lambda values: jax.make_array_from_process_local_data(everywhere, values), tree)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _check_order(images: ImageSet, order: Order) -> None:

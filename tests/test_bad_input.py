@@ -265,6 +265,27 @@ LIBRARY = [
     (lambda: data.evaluation_feed(IMAGES, 0), ValueError, "must be examples and a batch, got 6 and batch_size 0"),
     (lambda: data.evaluation_feed(IMAGES.take(slice(0)), 5), ValueError, "got 0 and batch_size 5"),
     (lambda: data.make_prepare(1), ValueError, "levels must be at least 2, got 1"),
+    (lambda: data.Order(B, 2.5, 1, 0), TypeError, "batch_size must be an integer, got 2.5"),
+    (lambda: data.Order(B, 2, 1.5, 0), TypeError, "epochs must be an integer, got 1.5"),
+    *(
+        (
+            lambda feed=feed, chunk=chunk: feed(IMAGES, data.Order(B, 2, 1, 0), chunk=chunk),
+            error,
+            f"chunk must be {said}",
+        )
+        for feed in (data.Resident, data.Streamed)
+        for chunk, error, said in (
+            (0, ValueError, "at least 1, got 0"),
+            (-1, ValueError, "at least 1, got -1"),
+            (2.5, TypeError, "an integer, got 2.5"),
+        )
+    ),
+    (lambda: data.split_validation(IMAGES, 2, seed=-1), ValueError, "seed must lie in 0 .. 2**32 - 1, got -1"),
+    (
+        lambda: jaxvae.active_units([[0.0, 1.0], [NAN, 1.0]]),
+        ValueError,
+        "codes must be finite: example 1 has nan",
+    ),
     (
         lambda: jaxvae.log_likelihood(None, {}, (), {}, [], key=KEY, num_samples=1, samples_per_pass=0),
         ValueError,
@@ -465,14 +486,15 @@ def test_a_wrong_option_is_one_line_and_leaves_nothing_behind(main, arguments, s
         (vq_vae.main, "digits, mnist, cifar10"),
         (pixelcnn.main, "codes, digits, mnist"),
         (cvae.main, "digits, mnist, quadrants"),
-        (semi_supervised.main, "digits, mnist"),
+        (semi_supervised.main, "digits, mnist, mnist-pixels"),
     ],
 )
 def test_an_unknown_preset_is_answered_by_the_known_ones(main, presets):
-    done = run(main, "digitz")
-    assert done.code == 2
-    assert "Unrecognized options: digitz" in done.said
-    assert f"Available subcommands: {presets}" in done.said
+    first = presets.split(",")[0]
+    for name, hint in (("nothing-like-it", ""), (first[1:], f"; did you mean {first!r}?")):
+        done = run(main, name)
+        assert done.code == 2
+        assert done.said.strip() == f"error: there is no preset {name!r} among {presets}{hint}"
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, model_state):
         assert_same(checkpointer.restore(shapes), state)
 
 
+def test_numpys_arrays_and_scalars_come_back_as_such(tmp_path):
+    state = make_state(1, model_state={"mean": np.arange(3.0), "count": np.int32(7), "sum": np.array(0.5, np.float32)})
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        checkpointer.save(state)
+        restored = checkpointer.restore(state)
+    assert_same(restored, state)
+
+
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
     def forward(state):
         return state.replace(params=jax.tree.map(lambda leaf: leaf * 2, state.params), step=state.step + 1)

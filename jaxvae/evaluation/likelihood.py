@@ -129,10 +129,18 @@ class _Estimate:
 def active_units(codes: np.ndarray, *, threshold: float = 0.01) -> int:
     """How many latents the posterior means [N, D] use: those whose variance over the data exceeds `threshold`.
 
+    Raises:
+      ValueError: a code is not finite.
+
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, section 2.
     """
-    return int((np.asarray(codes, np.float64).var(axis=0) > threshold).sum())
+    codes = np.asarray(codes, np.float64)
+    finite = np.isfinite(codes).all(axis=1)
+    if not finite.all():
+        row = int(finite.argmin())
+        raise ValueError(f"codes must be finite: example {row} has {codes[row][~np.isfinite(codes[row])][0]}")
+    return int((codes.var(axis=0) > threshold).sum())
 
 
 def map_batches(
