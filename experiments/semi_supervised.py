@@ -1,12 +1,13 @@
 """Semi-supervised learning as Kingma, Mohamed, Rezende and Welling (2014): few images have labels, all of them teach.
 
-  python -m experiments.semi_supervised digits   scikit-learn's 8×8 digits, 5 labels for each class
-  python -m experiments.semi_supervised mnist    binarised MNIST, 10 labels for each class (needs TFDS_DATA_DIR)
+  python -m experiments.semi_supervised digits         scikit-learn's 8×8 digits, 5 labels for each class
+  python -m experiments.semi_supervised mnist          binarised MNIST, 10 labels for each class (needs TFDS_DATA_DIR)
+  python -m experiments.semi_supervised mnist-pixels   the same, M2 alone
 
 A VAE learns codes without labels (the paper's M1), and the semi-supervised VAE (M2) models codes and classes: together
-the paper's M1+M2. With `--feature-dim 0`, M2 models the images themselves. The report holds the test accuracy of
-q(y|x), beside that of the same network trained on the labelled examples alone, and the bound on -log p(x). What each
-costs and which numbers to expect: experiments/README.md.
+the paper's M1+M2. With `--feature-dim 0`, M2 models the images themselves, and q(y|x) takes its first steps on the
+labelled images alone. The report holds the test accuracy of q(y|x), beside that of the same network trained on those
+alone to the end, and the bound on -log p(x). What each costs and which numbers to expect: experiments/README.md.
 """
 
 import dataclasses
@@ -24,13 +25,16 @@ import optax
 from flax import linen as nn
 
 import jaxvae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, encode_images, shown
-from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, encode_images, label_pictures, shown
+from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
 from jaxvae import data, figures
+from jaxvae.convolution import Conv
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
+from jaxvae.networks import GaussianHead
 from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PRNGKey, PyTree
 
 ALONE_STEPS, ALONE_LEARNING_RATE = 1_000, 1e-3  # of the classifier that sees the labelled examples alone
+BEGINNING = 0.1  # share of those steps, after which q(y|x) begins: surer of itself, it learns less from other images
 FEATURE_HIDDEN, FEATURE_LEARNING_RATE = 500, 1e-3  # of M1
 COLUMNS = 10  # latents in samples.png, and images in analogies.png
 
@@ -66,7 +70,10 @@ class Config(RunConfig):
     learning_rate: float = 3e-3
     """Of Adam; it falls to 0 by a cosine over all epochs."""
     evaluate_every: int = 5
-    """Epochs between evaluations on the test images, which choose nothing; each with a checkpoint."""
+    """Epochs between evaluations, each with a checkpoint; they choose nothing."""
+    validation: int = 0
+    """Training images to hold out, without which M1 and M2 train. The evaluations then look at them in place of the
+    test images: choose settings by these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,8 +86,9 @@ class Config(RunConfig):
                 raise ValueError(f"{name} must be a finite number, zero or more, got {getattr(self, name)}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if self.feature_dim < 0:
-            raise ValueError(f"feature_dim must be zero or more, got {self.feature_dim}")
+        for name in ("feature_dim", "validation"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be zero or more, got {getattr(self, name)}")
         jaxvae.keys.check_seed(self.label_seed)
 
 
@@ -103,6 +111,19 @@ PRESETS = {
         "MNIST, dynamically binarised, 100 labels.",
         Config(preset="mnist", data="mnist", binarize=True, batch_size=200, epochs=30),
     ),
+    "mnist-pixels": (
+        "The same, M2 alone.",
+        Config(
+            preset="mnist-pixels",
+            data="mnist",
+            binarize=True,
+            feature_dim=0,
+            latent_dim=8,
+            labelled_batch_size=50,
+            batch_size=200,
+            epochs=20,
+        ),
+    ),
 }
 
 
@@ -119,12 +140,14 @@ def make_features(config: Any) -> jaxvae.VAE:
 def make_model(config: Any) -> jaxvae.SemiSupervisedVAE:
     """M2, from its config.json."""
     if config.feature_dim:
+        encoder = jaxvae.Conditioned(jaxvae.MLPEncoder(config.latent_dim, (config.hidden,)))
         shape, likelihood = (config.feature_dim, 2), jaxvae.PixelScale(lowest=-4.0)
     else:
+        encoder = ImageLabelEncoder(config.latent_dim, config.hidden)
         shape = (*config.image_shape, *(() if config.binarize else (config.levels,)))
         likelihood = Bernoulli if config.binarize else Categorical
     cvae = jaxvae.CVAE(
-        jaxvae.Conditioned(jaxvae.MLPEncoder(config.latent_dim, (config.hidden,))),
+        encoder,
         jaxvae.Conditioned(jaxvae.MLPDecoder(shape, (config.hidden,))),
         likelihood,
         embed=jaxvae.LabelEmbedding(config.num_classes, config.label_features),
@@ -134,7 +157,46 @@ def make_model(config: Any) -> jaxvae.SemiSupervisedVAE:
 
 def make_classifier(config: Any) -> nn.Module:
     """The network of q(y|x)."""
-    return jaxvae.MLPDecoder((config.num_classes,), (config.hidden,))
+    if config.feature_dim:
+        return jaxvae.MLPDecoder((config.num_classes,), (config.hidden,))
+    return PatternClassifier(config.num_classes)
+
+
+class ImageLabelEncoder(nn.Module):
+    """Images [B, ...] and label embeddings [B, E] -> (mean, log_var), each [B, D], through one dense layer.
+
+    As `Conditioned(MLPEncoder(...))`, but the image's part of the layer is apart: M2 needs it once for all classes.
+    """
+
+    latent_dim: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, image: Array, label: Array) -> tuple[Array, Array]:
+        """Encode a batch."""
+        features = nn.Dense(self.hidden)(image.reshape(len(image), -1))
+        features = features + nn.Dense(self.hidden, use_bias=False)(label)
+        return GaussianHead(self.latent_dim, name="head")(nn.relu(features))
+
+
+class PatternClassifier(nn.Module):
+    """Images [B, H, W, C] -> logits [B, K], from how well each of 64 patterns fits in each quarter of the image.
+
+    Where exactly in the quarter does not matter: that is what few labels cannot teach. A pattern has at most 10×10
+    pixels and moves in steps of two.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        """Classify a batch."""
+        window = [min(10, side // 2) for side in image.shape[1:3]]
+        features = nn.relu(Conv(64, window, strides=2, padding="VALID")(image))
+        halves = jnp.array_split(features, 2, axis=1)
+        quarters = [quarter for half in halves for quarter in jnp.array_split(half, 2, axis=2)]
+        best = [quarter.max(axis=(1, 2)) for quarter in quarters]
+        return nn.Dense(self.num_classes)(jnp.concatenate(best, axis=1))
 
 
 def choose_labelled(label: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
@@ -150,12 +212,11 @@ def choose_labelled(label: np.ndarray, per_class: int, *, seed: int) -> np.ndarr
 def make_prepare(plain: Prepare, train: data.ImageSet, rows: np.ndarray, batch_size: int) -> Prepare:
     """Prepare a batch, and beside it `batch_size` of the labelled examples, those at `rows`."""
     labelled = {"image": train.image[rows], "label": train.label[rows], "index": rows.astype(np.int32)}
-    labelled = jax.device_put(labelled)
 
     def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
         choice_key, image_key = jax.random.split(key)
         chosen = jax.random.permutation(choice_key, len(rows))[:batch_size]
-        few = {name: values[chosen] for name, values in labelled.items()}
+        few = {name: jnp.asarray(values)[chosen] for name, values in labelled.items()}  # constants, in every process
         return plain(batch, key=image_key) | {"labelled": plain(few, key=image_key)}
 
     return prepare
@@ -178,19 +239,37 @@ class Inputs(NamedTuple):
 
     Attributes:
       train: the training examples, unprepared.
+      held_out: those that a run is evaluated on while it trains.
       test: the test examples.
       prepare: what M2 is trained and measured on.
-      read: what the classifier reads in the end: where codes are drawn, their means.
+      read: what the classifier reads in the end: where images or codes are drawn, their means.
       decode: what M2 sees -> pictures.
       cost: nats by which a bound on -log p(image) exceeds one on -log p(input), the mean over the test set.
     """
 
     train: data.ImageSet
+    held_out: data.ImageSet
     test: data.ImageSet
     prepare: Prepare
     read: Prepare
     decode: Callable[[Array], Array]
     cost: float
+
+
+def load_splits(config: Config) -> tuple[data.ImageSet, data.ImageSet, data.ImageSet]:
+    """The images to train on, those to evaluate on while training, and the test images.
+
+    Raises:
+      ValueError: the training images have no labels, or there are not more of them than `config.validation`.
+    """
+    train, test = (data.load(config.data, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
+    if train.label is None:
+        raise ValueError(f"{train.name!r} has no labels")
+    if config.smoke:
+        train, test = train.take(slice(256)), test.take(slice(256))
+    if not config.validation:
+        return train, test, test
+    return *data.split_validation(train, config.validation, seed=config.seed), test
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -200,11 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=2, feature_epochs=2, evaluate_every=1, labels_per_class=2)
 
     with user_errors():
-        train, test = (data.load(config.data, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
-        if train.label is None:
-            raise ValueError(f"{train.name!r} has no labels")
-        if config.smoke:
-            train, test = train.take(slice(256)), test.take(slice(256))
+        train, held_out, test = load_splits(config)
         rows = choose_labelled(train.label, config.labels_per_class, seed=config.label_seed)
         order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
         derived = {"image_shape": train.image.shape[1:], "levels": train.levels}
@@ -215,9 +290,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             features_run = Run("semi_supervised", inside, **derived, decay_epochs=config.feature_epochs)
 
     plain = data.make_prepare(train.levels, binarize=config.binarize)
-    inputs = Inputs(train, test, plain, plain, decode=lambda image: image, cost=0.0)
+    grey = data.make_prepare(train.levels)
+    inputs = Inputs(train, held_out, test, plain, grey, decode=lambda image: image, cost=0.0)
     if config.feature_dim:
-        inputs = learn_codes(features_run, inside, train, test, plain)
+        inputs = learn_codes(features_run, inside, inputs)
     settings = SimpleNamespace(**run.settings)
     model = make_model(settings)
     loss_fn = partial(
@@ -226,11 +302,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         classification_weight=config.classification_weight,
         labelled_weight=config.labelled_weight,
     )
-    test_feed = data.evaluation_feed(inputs.test, EVALUATION_BATCH)
-    evaluate = make_evaluate(loss_fn, inputs.prepare, test_feed)
+    read_loss_fn = partial(classification_loss, partial(model.apply, method="classify"))
+
+    bounds, reading = make_evaluate(loss_fn, inputs.prepare), make_evaluate(read_loss_fn, inputs.read)
+    feeds = {name: data.evaluation_feed(getattr(inputs, name), EVALUATION_BATCH) for name in ("held_out", "test")}
+
+    def measure(state: jaxvae.TrainState, name: str) -> Metrics:
+        return bounds(state, *feeds[name]) | reading(state, *feeds[name])
+
+    network = make_classifier(settings)
+
+    beginning, alone = learn_alone(config, network, inputs, rows)
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return model.init(key, first(inputs.train, 1, inputs.prepare)), ()
+        params = model.init(key, first(inputs.train, 1, inputs.prepare))["params"]
+        if not config.feature_dim:
+            params = params | {"classifier": beginning["params"]}
+        return {"params": params}, ()
 
     state = run.train(
         init,
@@ -238,19 +326,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, order.total_steps)),
         *(inputs.train._replace(label=None), order),
         prepare=make_prepare(inputs.prepare, inputs.train, rows, config.labelled_batch_size),
-        evaluate=evaluate,
+        evaluate=partial(measure, name="held_out"),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out="test",
+        held_out=held_out_name(config),
     )
-    metrics = evaluate(state)
-    bounds = ("negative_elbo", "rate", "distortion", "labelled_negative_elbo")
-    measured = {name: float(metrics[name]) for name in bounds}
+    measured = {name: float(value) for name, value in measure(state, "test").items() if name != "loss"}
     if config.feature_dim:
         measured["negative_elbo_of_images"] = measured["negative_elbo"] + inputs.cost
-    read = partial(classification_loss, partial(model.apply, method="classify"))
-    metrics = make_evaluate(read, inputs.read, test_feed)(state)
-    measured |= {"classification": float(metrics["loss"]), "accuracy": float(metrics["accuracy"])}
-    measured["accuracy_alone"] = accuracy_alone(config, make_classifier(settings), inputs, rows)
+    read_alone = make_evaluate(partial(classification_loss, network.apply), inputs.read)
+    measured["accuracy_alone"] = float(read_alone(alone, *feeds["test"])["accuracy"])
 
     result = {"test": measured, "step": int(state.step), "device": jax.devices()[0].device_kind}
     images = test.image[:COLUMNS] / np.float32(test.levels - 1)
@@ -262,12 +346,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def learn_codes(run: Run, config: Config, train: data.ImageSet, test: data.ImageSet, plain: Prepare) -> Inputs:
+def held_out_name(config: Config) -> str:
+    """Of the images that a run is evaluated on while it trains."""
+    return "validation" if config.validation else "test"
+
+
+def learn_codes(run: Run, config: Config, images: Inputs) -> Inputs:
     """Train M1, a VAE of the images without labels, and put its posteriors in their place."""
     console.print("M1, the codes:", highlight=False)
     model = make_features(SimpleNamespace(**run.settings))
+    train, held_out, test, plain, grey, *_ = images
     order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
     loss_fn = partial(jaxvae.vae_loss, model)
+    evaluate = make_evaluate(loss_fn, plain)
+    held_out_feed = data.evaluation_feed(held_out, EVALUATION_BATCH)
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
         return model.init(key, jnp.zeros((1, *train.image.shape[1:]))), ()
@@ -278,15 +370,15 @@ def learn_codes(run: Run, config: Config, train: data.ImageSet, test: data.Image
         optax.adam(optax.cosine_decay_schedule(FEATURE_LEARNING_RATE, order.total_steps)),
         *(train._replace(label=None), order),
         prepare=plain,
-        evaluate=make_evaluate(loss_fn, plain, data.evaluation_feed(test, EVALUATION_BATCH)),
+        evaluate=lambda state: evaluate(state, *held_out_feed),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out="test",
+        held_out=held_out_name(config),
     )
     run.checkpointer.close()
 
     def encode(images: data.ImageSet) -> data.ImageSet:
         feed = data.evaluation_feed(images, EVALUATION_BATCH)
-        posterior = encode_images(model, state, data.make_prepare(images.levels), feed)
+        posterior = encode_images(model, state, grey, feed)
         return images._replace(image=np.stack(posterior, axis=1))
 
     def decode(code: Array) -> Array:
@@ -294,7 +386,7 @@ def learn_codes(run: Run, config: Config, train: data.ImageSet, test: data.Image
 
     codes = encode(test)
     cost = decoding_cost(model, state, plain, test, codes)
-    return Inputs(encode(train), codes, draw_code, mean_code, decode, cost)
+    return Inputs(encode(train), encode(held_out), codes, draw_code, mean_code, decode, cost)
 
 
 def decoding_cost(
@@ -320,12 +412,10 @@ def first(examples: data.ImageSet, count: int, prepare: Prepare) -> Array:
     return prepare(batch, key=jax.random.key(EVALUATION_SEED))["image"]
 
 
-def make_evaluate(
-    loss_fn: LossFn, prepare: Prepare, feed: tuple[Batch, Array]
-) -> Callable[[jaxvae.TrainState], Metrics]:
-    """State -> the metrics of a loss over a whole feed."""
+def make_evaluate(loss_fn: LossFn, prepare: Prepare) -> Callable[[jaxvae.TrainState, Batch, Array], Metrics]:
+    """A state and a feed -> the metrics of a loss over the whole feed."""
     evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=prepare))
-    return lambda state: jax.device_get(evaluate(state, *feed, key=jax.random.key(EVALUATION_SEED)))
+    return lambda state, *feed: jax.device_get(evaluate(state, *feed, key=jax.random.key(EVALUATION_SEED)))
 
 
 def classification_loss(
@@ -341,15 +431,18 @@ def classification_loss(
     del key, step
     logits = classify(params, batch["image"])
     loss = jaxvae.categorical_nll(logits, batch["label"]).mean()
-    return loss, (model_state, {"loss": loss, "accuracy": (logits.argmax(axis=1) == batch["label"]).mean()})
+    return loss, (model_state, {"classification": loss, "accuracy": (logits.argmax(axis=1) == batch["label"]).mean()})
 
 
-def accuracy_alone(config: Config, network: nn.Module, inputs: Inputs, rows: np.ndarray) -> float:
-    """The test accuracy of the classifier's network where the labelled examples, those at `rows`, are all it sees."""
+def learn_alone(
+    config: Config, network: nn.Module, inputs: Inputs, rows: np.ndarray
+) -> tuple[PyTree, jaxvae.TrainState]:
+    """Train the classifier's network on the labelled examples alone, those at `rows`: early parameters, last state."""
     labelled = inputs.train.take(rows)
     batch_size = min(config.labelled_batch_size, len(rows))
     epochs = math.ceil((20 if config.smoke else ALONE_STEPS) / (len(rows) // batch_size))
-    feed = data.Resident(labelled, data.Order(len(rows), batch_size, epochs, config.seed))
+    order = data.Order(len(rows), batch_size, epochs, config.seed)
+    feed = data.Resident(labelled, order, chunk=order.total_steps)
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
         return network.init(key, first(labelled, 1, inputs.prepare)), ()
@@ -358,13 +451,14 @@ def accuracy_alone(config: Config, network: nn.Module, inputs: Inputs, rows: np.
     optimizer = optax.adam(ALONE_LEARNING_RATE)
     state = jaxvae.init_train_state(init, optimizer, key=jaxvae.seed_key(config.seed))
     train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=inputs.prepare))
-    for start in range(0, feed.total_steps, feed.chunk):
-        state, _ = train_epoch(state, *feed(start, min(feed.chunk, feed.total_steps - start)))
-    return float(
-        make_evaluate(loss_fn, inputs.read, data.evaluation_feed(inputs.test, EVALUATION_BATCH))(state)["accuracy"]
-    )
+    early = int(BEGINNING * order.total_steps)
+    state, _ = train_epoch(state, *feed(0, early))
+    beginning = jax.device_get(state.params)
+    state, _ = train_epoch(state, *feed(early, order.total_steps - early))
+    return beginning, jax.block_until_ready(state)
 
 
+@file_errors()
 def draw(run: Run, model: jaxvae.SemiSupervisedVAE, params: PyTree, inputs: Inputs, images: np.ndarray) -> list[Path]:
     """Draw the pictures of a run and return their paths; `images` are the first of the test set."""
     cvae, inside = model.cvae, {"params": params["params"]["cvae"]}
@@ -376,18 +470,9 @@ def draw(run: Run, model: jaxvae.SemiSupervisedVAE, params: PyTree, inputs: Inpu
     label = model.apply(params, seen, method="classify").argmax(axis=-1)
     others = (seen.repeat(len(classes), axis=0), label.repeat(len(classes)), jnp.tile(classes, len(images)))
     analogies = shown(inputs.decode(cvae.apply(inside, *others, method="transfer").mean))
-    rows = np.concatenate([images[:, None], analogies.reshape(-1, len(classes), *images.shape[1:])], axis=1)
     out = run.directory
     return [
-        figures.image_grid(
-            out / "samples.png", shown(samples), columns=COLUMNS, title="a class in each row, a latent in each column"
-        ),
-        figures.image_grid(
-            out / "analogies.png",
-            rows.reshape(-1, *images.shape[1:]),
-            columns=len(classes) + 1,
-            title="test images (left), and every class in their style",
-        ),
+        *label_pictures(out, shown(samples), images, analogies),
         figures.learning_curves(out / "learning_curves.png", run.records()),
     ]
 

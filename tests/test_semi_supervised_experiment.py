@@ -1,5 +1,6 @@
 """experiments.semi_supervised, from the command line, on scikit-learn's digits."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 from commands import result_of, run
 
-from experiments.semi_supervised import choose_labelled, main, make_features, make_model, make_prepare
+from experiments.semi_supervised import (
+    PRESETS,
+    choose_labelled,
+    load_splits,
+    main,
+    make_features,
+    make_model,
+    make_prepare,
+)
 from jaxvae import checkpoint, data
 
 SMALL = (
@@ -64,12 +73,38 @@ def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
     assert [record["test"] for record in records(out)] == [record["test"] for record in records(whole)]
 
 
-def test_images_themselves_are_modelled_too(tmp_path):
-    options = ("--feature-dim", 0, "--hidden", 16, "--batch-size", 64)
-    result, _ = result_of(main, tmp_path / "run", "digits", *options, "--smoke")
+def test_images_themselves_are_modelled_too_and_read_right_or_wrong_where_they_are_held_out(tmp_path):
+    out = tmp_path / "run"
+    options = ("--feature-dim", 0, "--hidden", 16, "--batch-size", 64, "--validation", 100)
+    result, _ = result_of(main, out, "digits", *options, "--smoke")
     assert "negative_elbo_of_images" not in result["test"]
-    guessing = 64 * np.log(17)  # nats of 64 pixels with 17 values; eight steps learn little
+    guessing = 64 * np.log(17)  # nats of 64 pixels with 17 values; four steps learn little
     assert result["test"]["negative_elbo"] == pytest.approx(guessing, rel=0.1)
+
+    model, params, _, _ = checkpoint.load(out, make_model)
+    held_out = data.split_validation(data.load("digits", "train").take(slice(256)), 100, seed=0)[1]
+    logits = model.apply(params, held_out.image / np.float32(16), method="classify")
+    record = records(out)[-1]
+    assert record["validation"]["accuracy"] == pytest.approx((logits.argmax(axis=1) == held_out.label).mean())
+    assert "test" not in record
+
+
+def test_images_that_are_held_out_teach_nothing():
+    whole = data.load("digits", "train")
+    config = dataclasses.replace(PRESETS["digits"][1], validation=200)
+    train, held_out, test = load_splits(config)
+    rows = choose_labelled(train.label, config.labels_per_class, seed=0)
+
+    def pixels(image):
+        return {each.tobytes() for each in np.asarray(image)}
+
+    assert (len(train.image), len(held_out.image), len(test.image)) == (1237, 200, 360)
+    assert pixels(train.image) | pixels(held_out.image) == pixels(whole.image)
+    assert not pixels(train.image) & pixels(held_out.image)  # the unlabelled ones
+    prepare = make_prepare(lambda batch, *, key: batch, train, rows, 50)
+    labelled = prepare({"image": train.image[:1], "index": np.arange(1)}, key=jax.random.key(0))["labelled"]
+    assert len(pixels(labelled["image"])) == 50
+    assert not pixels(labelled["image"]) & pixels(held_out.image)
 
 
 def test_the_labels_are_drawn_by_their_seed_the_same_number_for_each_class():
@@ -102,6 +137,8 @@ def test_labelled_images_keep_their_place_and_their_pixels():
         (("--labels-per-class", 0), "labels_per_class must be at least 1, got 0"),
         (("--labels-per-class", 500), "labels_per_class is 500, but class 2 has only 130 images"),
         (("--classification-weight", -1), "classification_weight must be a finite number, zero or more, got -1.0"),
+        (("--validation", -1), "validation must be zero or more, got -1"),
+        (("--validation", 1437), "count must lie in 1 .. 1436 for 1437 examples, got 1437"),
         (("--label-seed", -1), "seed must lie in 0 .. 2**32 - 1, got -1"),
         (("--batch-size", 5000), "a batch of 5000 is larger than the split of 1437 examples"),
     ],
