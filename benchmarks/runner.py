@@ -4,7 +4,7 @@ A workload such as `benchmarks.vq_vae` lists them. Each prepares, warms up and t
 (`benchmarks.contestants.serve`): first its losses, then the seconds of a turn for each "go". Before any turn the losses
 must agree, a turn during which other processes used the cores is taken again, and the order is shuffled every round.
 
-    python -m benchmarks.runner compare BASELINE NEW   fails on another number of compilations, or a ratio that fell
+    python -m benchmarks.runner compare BASELINE NEW   fails on other counts (compilations), or a ratio that fell
 """
 
 import argparse
@@ -23,12 +23,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import ATTEMPTS, DISTURBED, busy_seconds, spent_seconds
+
 ROOT = Path(__file__).parents[1]
-DISTURBED = 0.05  # of the cores' time, used by others
-ATTEMPTS = 5  # at an undisturbed turn
 console = Console(highlight=False)
 if not console.is_terminal:
-    console.width = 110
+    console.width = 120
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,7 @@ class Process:
 
 def foreign_seconds(session, cores):
     """CPU seconds spent on these cores since the machine started by everything but the processes of one session."""
-    used = 0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *times = line.split()
-        if name in {f"cpu{core}" for core in cores}:
-            user, nice, system, _, _, interrupts, soft_interrupts, stolen = map(int, times[:8])
-            used += user + nice + system + interrupts + soft_interrupts + stolen
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        if int(fields[3]) == session:
-            used -= sum(map(int, fields[11:15]))  # its own and its ended children's, user and system
-    return used / os.sysconf("SC_CLK_TCK")
+    return busy_seconds(cores) - spent_seconds(lambda pid, parent, its_session: int(its_session) == session)
 
 
 def take_turn(process, cores, foreign):
@@ -116,6 +103,13 @@ def take_turn(process, cores, foreign):
         attempts.append({**answer, "disturbance": others / (answer["seconds"] * len(cores))})
     best = min(attempts, key=lambda turn: turn["disturbance"])
     return {"name": process.name, **best, "attempts": len(attempts)}
+
+
+def check_devices(ready):
+    """An error unless all run on one kind of device: PyTorch's CPU build beside JAX on a GPU would be no contest."""
+    devices = {name: answer["device"] for name, answer in ready.items()}
+    if len(set(devices.values())) > 1:
+        raise ContestantError(f"the contestants are not on the same device: {devices}")
 
 
 def check_losses(ready, tolerance):
@@ -134,11 +128,12 @@ def check_losses(ready, tolerance):
     return worst
 
 
-def compete(contestants, *, cores, rounds=7, tolerance=1e-3, seed=0, foreign=foreign_seconds):
-    """Run the contestants against each other; ratios are to the first of them.
+def compete(contestants, *, ours, cores, rounds=7, tolerance=1e-3, seed=0, foreign=foreign_seconds):
+    """Run the contestants against each other; a row's ratio says how many times as fast `ours` is.
 
     Args:
       contestants: they start from the same parameters and see the same batches.
+      ours: the name of one of them.
       cores: a set of core numbers, for all of them.
       rounds: in each everyone takes a turn.
       tolerance: of the losses, relative to the first contestant's.
@@ -149,7 +144,7 @@ def compete(contestants, *, cores, rounds=7, tolerance=1e-3, seed=0, foreign=for
       "rows" by name, all "rounds" in the order they ran, and what they were run on, for JSON.
 
     Raises:
-      ContestantError: a contestant died, or its losses differ.
+      ContestantError: a contestant died, or its losses or its device differ.
     """
     rng, processes, ready, skipped, turns = random.Random(seed), [], {}, {}, []
     try:
@@ -162,6 +157,7 @@ def compete(contestants, *, cores, rounds=7, tolerance=1e-3, seed=0, foreign=for
             else:
                 ready[contestant.name] = answer
             console.print(f"{contestant.name}: {'left out' if 'skip' in answer else 'ready'}")
+        check_devices(ready)
         difference = check_losses(ready, tolerance)
         for number in range(rounds):
             console.print(f"round {number + 1} of {rounds}")
@@ -177,10 +173,10 @@ def compete(contestants, *, cores, rounds=7, tolerance=1e-3, seed=0, foreign=for
         speeds = [answer["examples"] / turn["seconds"] for turn in taken]
         rows[name] = {"median": statistics.median(speeds), "min": min(speeds), "max": max(speeds)}
         rows[name] |= {**answer, "counts": taken[-1]["counts"]}
-    reference = next(iter(rows.values()))["median"]
     for row in rows.values():
-        row["ratio"] = row["median"] / reference
+        row["ratio"] = rows[ours]["median"] / row["median"]
     return {
+        "ours": ours,
         "device": next(iter(rows.values()))["device"],
         "processor": processor(),
         "cores": len(cores),
@@ -199,10 +195,9 @@ def processor():
 
 def report(title, result, out=None):
     """Print the table; with `out`, also put the result into that JSON file beside its other tables."""
-    first = next(iter(result["rows"]))
     table = Table(title=f"{title}: {result['device']}, {result['processor']}, {result['cores']} cores")
     table.add_column(no_wrap=True)
-    for column in ("examples/s", "min – max", "ratio", "compile s", "compilations"):
+    for column in ("examples/s", "min – max", "ours is × faster", "compile s", "compilations"):
         table.add_column(column, justify="right")
     for name, row in result["rows"].items():
         spread = f"{row['min']:,.0f} – {row['max']:,.0f}"
@@ -215,7 +210,8 @@ def report(title, result, out=None):
     console.print(f"First losses agree to {losses['difference']:.1e} (allowed {losses['tolerance']:g}).")
     repeated = sum(turn["attempts"] - 1 for turn in turns)
     console.print(
-        f"Ratios to {first}. Medians of {len(result['rounds'])} rounds; {repeated} disturbed turns were taken again."
+        f"Ours: {result['ours']}. Medians of {len(result['rounds'])} rounds; "
+        f"{repeated} disturbed turns were taken again."
     )
     if result["disturbed"]:
         worst = max(turn["disturbance"] for turn in turns)
@@ -229,12 +225,18 @@ def report(title, result, out=None):
         out.write_text(json.dumps(tables | {title: result}, indent=1) + "\n")
 
 
+def run(title, contestants, args, *, ours):
+    """What a workload does with its contestants and its options: a contest and its table."""
+    options = {"cores": args.cores, "rounds": args.rounds, "tolerance": args.tolerance}
+    report(title, compete(contestants, ours=ours, **options), args.out)
+
+
 def compare(baseline, new, tolerance=0.15):
     """What got worse between two files of tables, one sentence each: counts exactly, ratios beyond the tolerance."""
     worse = []
     for title in baseline.keys() & new.keys():
         old_table, new_table = baseline[title], new[title]
-        settings = [(name, old_table[name], new_table[name]) for name in ("device", "processor", "cores")]
+        settings = [(name, old_table[name], new_table[name]) for name in ("ours", "device", "processor", "cores")]
         worse += [f"{title}: not comparable, {name} {old} and {new}" for name, old, new in settings if old != new]
         for name in old_table["rows"].keys() & new_table["rows"].keys():
             old, row = old_table["rows"][name], new_table["rows"][name]
@@ -247,8 +249,8 @@ def compare(baseline, new, tolerance=0.15):
     return sorted(worse)
 
 
-def make_parser(description):
-    """The options that every workload has."""
+def make_parser(description, *, tolerance):
+    """The options that every workload has, with its own tolerance of the losses."""
 
     def cores(text):
         return {int(core) for core in text.split(",")}
@@ -257,6 +259,7 @@ def make_parser(description):
     parser.add_argument("--cores", type=cores, default=os.sched_getaffinity(0), help="for example 0,1; default: all")
     parser.add_argument("--peers", help="the Python with benchmarks/requirements.txt installed")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tolerance", type=float, default=tolerance, help="of the losses, relative")
     parser.add_argument("--out", type=Path, help="a JSON file; other tables in it are kept")
     return parser
 

@@ -1,24 +1,24 @@
 """The VQ-VAE's training step beside XLA's own convolutions and beside PyTorch, in examples per second.
 
-    python -m benchmarks.vq_vae [--cores 0,1] [--peers PYTHON] [--rounds N] [--out FILE]
+    python -m benchmarks.vq_vae [--cores 0,1] [--peers PYTHON] [--rounds N] [--bfloat16] [--out FILE]
 
-32×32×3 images, 128 channels, two residual blocks, 512 codes of 64 dimensions, batch 128, Adam, float32. PYTHON belongs
-to an environment with benchmarks/requirements.txt; without it PyTorch is left out. All start from the same
-parameters and codes and see the same batches. The EMA codebook of vector-quantize-pytorch also smooths its counts
-(Laplace, 1e-5), which together with the order of sums makes losses differ in about the fifth digit.
+32×32×3 images, 128 channels, two residual blocks, 512 codes of 64 dimensions, batch 128, Adam, float32 (on a GPU all
+may use TF32) or, with --bfloat16, networks in bfloat16. PYTHON belongs to an environment with
+benchmarks/requirements.txt; without it PyTorch is left out. All start from the same parameters and codes and see the
+same batches. The EMA codebook of vector-quantize-pytorch also smooths its counts (Laplace, 1e-5), which together with
+the order of sums makes losses differ in about the fifth digit. PyTorch has the images in memory as floats and a fused
+Adam; its bfloat16 is autocast's.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from benchmarks import runner
-from benchmarks.contestants.vq_vae_jax import make_model
+from benchmarks import runner, workload
+from benchmarks.contestants.vq_vae_jaxvae import make_model
 from jaxvae import codebook, data
 
 BATCH = 128
@@ -26,53 +26,43 @@ TOLERANCE = 1e-3  # of the losses, relative
 
 
 def write_problem(path, name, steps):
-    """Images, the rows of a turn, initial parameters and codes, as one npz that needs neither jax nor torch."""
-    rng = np.random.default_rng(0)
+    """Images, initial parameters and codes."""
     if name == "random":
-        coarse = rng.integers(0, 256, (steps * BATCH, 4, 4, 3), np.uint8)  # of noise alone no loss would tell much
-        image = coarse.repeat(8, axis=1).repeat(8, axis=2)
+        coarse = np.random.default_rng(0).integers(0, 256, (steps * BATCH, 4, 4, 3), np.uint8)
+        image = workload.enlarge(coarse, 32)
     else:
         image = np.asarray(data.load(name, "train").image[: steps * BATCH])
     scaled = image / np.float32(255)
-    rows = rng.permutation(len(image)).astype(np.int32).reshape(steps, BATCH)
+    params = workload.init_params(make_model(), image)
 
     @jax.jit
-    def init(key, first):
-        params = make_model().init(key, first[:1])
+    def seed(params, first):
         encoded = make_model().apply(params, first, method="encode").reshape(-1, 64)
-        return params, codebook.seed_codebook(encoded, 512, key=key)
+        return codebook.seed_codebook(encoded, 512, key=jax.random.key(0))
 
-    params, codes = jax.device_get(init(jax.random.key(0), jnp.asarray(scaled[rows[0]])))
-    arrays = flatten_dict(params["params"], sep="/")
-    arrays |= {f"codebook/{name}": values for name, values in codes._asdict().items()}
-    np.savez(path, image=image, rows=rows, variance=scaled.var(dtype=np.float64), **arrays)
+    codes = jax.device_get(seed(params, jnp.asarray(scaled[workload.shuffled(len(image), BATCH)[0]])))
+    arrays = {f"codebook/{name}": values for name, values in codes._asdict().items()}
+    workload.write_problem(path, image, BATCH, params, variance=scaled.var(dtype=np.float64), **arrays)
 
 
 def main():
-    parser = runner.make_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=10, help="in a turn, 10 or more")
+    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=10)
     parser.add_argument("--data", choices=("random", "cifar10"), default="random")
+    parser.add_argument("--bfloat16", action="store_true", help="everyone's networks; for GPUs, with --tolerance 0.02")
     args = parser.parse_args()
 
     jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
     with tempfile.TemporaryDirectory() as scratch:
         problem = str(Path(scratch) / "problem.npz")
         write_problem(problem, args.data, args.steps)
-        ours = [sys.executable, "-m", "benchmarks.contestants.vq_vae_jax", problem]
-        contestants = [
-            runner.Contestant("stock convolutions, jit", [*ours, "--per-step", "--stock"]),
-            runner.Contestant("jaxvae, jit", [*ours, "--per-step"]),
-            runner.Contestant("jaxvae, epoch program", ours),
-        ]
-        if args.peers:
-            theirs = [args.peers, "-m", "benchmarks.contestants.vq_vae_torch", problem]
-            contestants += [
-                runner.Contestant("PyTorch", theirs),
-                runner.Contestant("PyTorch, channels last", [*theirs, "--channels-last"]),
-                runner.Contestant("torch.compile", [*theirs, "--compile"]),
-            ]
-        table = runner.compete(contestants, cores=args.cores, rounds=args.rounds, tolerance=TOLERANCE)
-    runner.report(f"VQ-VAE, {args.data}", table, args.out)
+        options = ["--bfloat16"] if args.bfloat16 else []
+        contestants = workload.jaxvae_rows("vq_vae_jaxvae", problem, args, *options)
+        stock = workload.row(
+            "stock convolutions, jit", None, "vq_vae_jaxvae", problem, *options, "--per-step", "--stock"
+        )
+        contestants += [stock, *workload.torch_rows("vq_vae_torch", problem, args, *options, convolutions=True)]
+        title = f"VQ-VAE, {args.data}" + (", bfloat16" if args.bfloat16 else "")
+        runner.run(title, contestants, args, ours=workload.OURS)
 
 
 if __name__ == "__main__":

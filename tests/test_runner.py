@@ -7,16 +7,22 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 
+import jax
+import optax
 import pytest
 
-from benchmarks import runner
+import jaxvae
+from benchmarks import runner, vae, workload
+from benchmarks.contestants.vae_jaxvae import make_model
 from benchmarks.runner import Contestant, ContestantError, compare, compete, foreign_seconds
+from jaxvae.data import make_prepare
 
 FAKE = """
 import json, os, sys
-losses, seconds, turns = json.loads(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-ready = {"examples": 100, "losses": losses, "compile_s": 0.5, "device": "none", "versions": {}, "counts": {}}
+losses, seconds, turns, device = json.loads(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+ready = {"examples": 100, "losses": losses, "compile_s": 0.5, "device": device, "versions": {}, "counts": {}}
 print(json.dumps(ready | {"cores": sorted(os.sched_getaffinity(0))}), flush=True)
 for turn, _ in enumerate(sys.stdin):
     if turn == turns:
@@ -41,35 +47,36 @@ def fake(tmp_path):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
 
-    def contestant(name, losses=(3.0, 2.0), seconds=1.0, turns=99):
-        return Contestant(name, [sys.executable, "-S", str(script), json.dumps(losses), str(seconds), str(turns)])
+    def contestant(name, losses=(3.0, 2.0), seconds=1.0, turns=99, device="none"):
+        command = [sys.executable, "-S", str(script), json.dumps(losses), str(seconds), str(turns), device]
+        return Contestant(name, command)
 
     return contestant
 
 
 def test_everyone_takes_a_turn_in_each_round_in_a_changing_order(fake):
     contestants = [fake("slow", seconds=2.0), fake("fast", seconds=0.5), fake("middling")]
-    result = compete(contestants, cores=CORES, foreign=quiet)
+    result = compete(contestants, ours="fast", cores=CORES, foreign=quiet)
     orders = [tuple(turn["name"] for turn in turns) for turns in result["rounds"]]
     assert len(orders) == 7
     assert all(sorted(order) == ["fast", "middling", "slow"] for order in orders)
     assert len(set(orders)) > 1
     rows = result["rows"]
     assert {name: row["median"] for name, row in rows.items()} == {"slow": 50, "fast": 200, "middling": 100}
-    assert {name: row["ratio"] for name, row in rows.items()} == {"slow": 1, "fast": 4, "middling": 2}
+    assert {name: row["ratio"] for name, row in rows.items()} == {"slow": 4, "fast": 1, "middling": 2}
     assert rows["slow"]["counts"] == {"compilations": 3}
     assert result["disturbed"] == 0
 
 
 def test_contestants_have_the_given_cores_and_the_runner_keeps_its_own(fake):
     core = max(CORES)
-    result = compete([fake("a"), fake("b")], cores={core}, rounds=1, foreign=quiet)
+    result = compete([fake("a"), fake("b")], ours="a", cores={core}, rounds=1, foreign=quiet)
     assert result["rows"]["a"]["cores"] == result["rows"]["b"]["cores"] == [core]
     assert os.sched_getaffinity(0) == CORES
 
 
 def test_a_disturbed_turn_is_taken_again(fake):
-    result = compete([fake("a")], cores=CORES, rounds=2, foreign=others(0.5, 0.06, 0.01, 0.04))
+    result = compete([fake("a")], ours="a", cores=CORES, rounds=2, foreign=others(0.5, 0.06, 0.01, 0.04))
     turns = [turn for (turn,) in result["rounds"]]
     assert [turn["attempts"] for turn in turns] == [3, 1]
     assert [turn["disturbance"] for turn in turns] == pytest.approx([0.01, 0.04])
@@ -77,7 +84,7 @@ def test_a_disturbed_turn_is_taken_again(fake):
 
 
 def test_the_table_says_which_turns_stayed_disturbed(fake, capsys):
-    result = compete([fake("a")], cores=CORES, rounds=2, foreign=others(0.5, 0.4, 0.3, 0.4, 0.6, 0.0))
+    result = compete([fake("a")], ours="a", cores=CORES, rounds=2, foreign=others(0.5, 0.4, 0.3, 0.4, 0.6, 0.0))
     assert [turn["attempts"] for (turn,) in result["rounds"]] == [runner.ATTEMPTS, 1]
     assert result["disturbed"] == 1
     runner.report("fakes", result)
@@ -87,21 +94,48 @@ def test_the_table_says_which_turns_stayed_disturbed(fake, capsys):
 
 
 def test_unequal_losses_are_refused(fake):
-    agreeing = compete([fake("a"), fake("b", losses=(3.0, 2.001))], cores=CORES, rounds=1, foreign=quiet)
+    agreeing = compete([fake("a"), fake("b", losses=(3.0, 2.001))], ours="a", cores=CORES, rounds=1, foreign=quiet)
     assert agreeing["losses"]["difference"] == pytest.approx(5e-4)
     for losses in ((3.0, 2.003), (3.0, float("nan"))):
         with pytest.raises(ContestantError, match="b trains something else than a"):
-            compete([fake("a"), fake("b", losses=losses)], cores=CORES, foreign=quiet)
+            compete([fake("a"), fake("b", losses=losses)], ours="a", cores=CORES, foreign=quiet)
+
+
+def test_unequal_devices_are_refused(fake):
+    with pytest.raises(ContestantError, match=r"not on the same device: .*'b': 'cpu'"):
+        compete([fake("a"), fake("b", device="cpu")], ours="a", cores=CORES, foreign=quiet)
+
+
+def test_the_tolerance_of_the_vae_allows_other_noise_but_no_missing_rate():
+    image, model, optimizer = workload.digits("random", 10 * vae.BATCH), make_model(), optax.adam(1e-3)
+    params = workload.narrow(workload.init_params(model, image))
+
+    def step_of(beta):
+        return jaxvae.jit_train_step(partial(jaxvae.vae_loss, model, beta=beta), optimizer, prepare=make_prepare(256))
+
+    def train(step, seed):
+        state = jaxvae.init_train_state(lambda *, key: (params, ()), optimizer, key=jax.random.key(seed))
+        taken = []
+        for rows in workload.shuffled(len(image), vae.BATCH):
+            state, metrics = step(state, {"image": image[rows], "index": rows})
+            taken.append(float(metrics["loss"]))
+        return {"losses": taken}
+
+    step = step_of(beta=1.0)
+    ours = train(step, seed=0)
+    runner.check_losses({"a": ours, "b": train(step, seed=1)}, vae.TOLERANCE)
+    with pytest.raises(ContestantError, match="b trains something else than a"):
+        runner.check_losses({"a": ours, "b": train(step_of(beta=0.0), seed=0)}, vae.TOLERANCE)
 
 
 def test_a_dying_contestant_is_quoted(fake):
     with pytest.raises(ContestantError, match=re.compile("b died with exit code 1.*the dog ate the gradients", re.S)):
-        compete([fake("a"), fake("b", turns=2)], cores=CORES, foreign=quiet)
+        compete([fake("a"), fake("b", turns=2)], ours="a", cores=CORES, foreign=quiet)
 
 
 def test_a_contestant_that_cannot_run_here_is_left_out(fake, capsys):
     skipping = Contestant("b", [sys.executable, "-c", """print('{"skip": "no compiler"}')"""])
-    result = compete([fake("a"), skipping], cores=CORES, rounds=1, foreign=quiet)
+    result = compete([fake("a"), skipping], ours="a", cores=CORES, rounds=1, foreign=quiet)
     assert list(result["rows"]) == ["a"]
     runner.report("fakes", result)
     assert "b was left out: no compiler" in capsys.readouterr().out
@@ -126,8 +160,11 @@ def test_foreign_seconds_are_everyone_elses():
 
 
 def table(ratio=2.0, compilations=1, device="cpu"):
-    row = {"ratio": ratio, "counts": {"compilations": compilations}}
-    return {"VQ-VAE": {"device": device, "processor": "p", "cores": 2, "rows": {"epoch program": row}}}
+    rows = {
+        "epoch program": {"ratio": 1.0, "counts": {"compilations": compilations}},
+        "PyTorch": {"ratio": ratio, "counts": {}},
+    }
+    return {"VQ-VAE": {"ours": "epoch program", "device": device, "processor": "p", "cores": 2, "rows": rows}}
 
 
 @pytest.mark.parametrize(
@@ -136,8 +173,8 @@ def table(ratio=2.0, compilations=1, device="cpu"):
         (table(), None),
         (table(ratio=1.75), None),
         (table(ratio=9.0), None),
-        (table(ratio=1.65), "VQ-VAE, epoch program: the ratio was 2.00, now 1.65"),
-        (table(compilations=2), "counts were {'compilations': 1}, now {'compilations': 2}"),
+        (table(ratio=1.65), "VQ-VAE, PyTorch: the ratio was 2.00, now 1.65"),
+        (table(compilations=2), "VQ-VAE, epoch program: counts were {'compilations': 1}, now {'compilations': 2}"),
         (table(compilations=0), "counts were {'compilations': 1}, now {'compilations': 0}"),
         (table(device="gpu"), "VQ-VAE: not comparable, device cpu and gpu"),
         ({}, "no table is in both files"),
@@ -157,5 +194,5 @@ def test_compare_fails_on_what_got_worse(tmp_path, capsys, new, sentence):
 def test_tables_are_added_to_a_file(fake, tmp_path):
     out = tmp_path / "tables.json"
     for title in ("one", "two"):
-        runner.report(title, compete([fake("a")], cores=CORES, rounds=1, foreign=quiet), out)
+        runner.report(title, compete([fake("a")], ours="a", cores=CORES, rounds=1, foreign=quiet), out)
     assert list(json.loads(out.read_text())) == ["one", "two"]

@@ -1,0 +1,42 @@
+"""The convolutional β-VAE's training step beside XLA's own convolutions and beside PyTorch, in examples per second.
+
+    python -m benchmarks.beta_vae [--cores 0,1] [--peers PYTHON] [--rounds N] [--out FILE]
+
+64×64×1 images, the network of Burgess et al. (2018), 10 latents, β = 4, batch 64, Adam, float32 (on a GPU all may use
+TF32). PYTHON belongs to an environment with benchmarks/requirements.txt; without it PyTorch is left out. All start
+from the same parameters and see the same batches. Each draws its own noise, so the first losses agree to a thousandth
+or so; a β of 1 would make 1.5 %. PyTorch has the images in memory, a fused Adam and one layer for mean and
+log-variance; it does not bound log σ², as jaxvae does.
+"""
+
+import tempfile
+from pathlib import Path
+
+import jax
+
+from benchmarks import runner, workload
+from benchmarks.contestants.beta_vae_jaxvae import make_model
+
+BATCH = 64
+TOLERANCE = 2e-3  # of the losses, relative
+
+
+def main():
+    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=20)
+    args = parser.parse_args()
+
+    jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
+    with tempfile.TemporaryDirectory() as scratch:
+        problem = str(Path(scratch) / "problem.npz")
+        image = workload.enlarge(workload.patterns(args.steps * BATCH, 8, brightness=0.05), 64)
+        workload.write_problem(problem, image, BATCH, workload.narrow(workload.init_params(make_model(), image)))
+        contestants = workload.jaxvae_rows("beta_vae_jaxvae", problem, args)
+        contestants.append(
+            workload.row("stock convolutions, jit", None, "beta_vae_jaxvae", problem, "--per-step", "--stock")
+        )
+        contestants += workload.torch_rows("beta_vae_torch", problem, args, convolutions=True)
+        runner.run("β-VAE", contestants, args, ours=workload.OURS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""How does the cost of a training step grow? Milliseconds at doubling sizes, and the exponent that fits them.
+
+    python -m benchmarks.scaling [--only width,depth] [--rounds N] [--png FILE] [--json FILE]
+
+- batch, width (of the hidden layer), depth (hidden layers on each side), latent, images (in the set, on the device):
+  of a dense VAE, 784-400-20, batch 128, of which one number at a time is varied.
+- codes: in the codebook of the convolutional VQ-VAE of `benchmarks.vq_vae`, batch 16.
+
+An exponent of 1 is a cost that doubles with the size, 0 one that does not depend on it. The sizes of one kind take
+turns.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.table import Table
+
+import jaxvae
+from benchmarks.contestants import vq_vae_jaxvae
+from benchmarks.timing import console, take_turns, write_json
+from jaxvae import codebook, data
+
+SIZES = {
+    "batch": (32, 64, 128, 256, 512),
+    "width": (100, 200, 400, 800, 1600),
+    "depth": (1, 2, 4, 8),
+    "latent": (5, 10, 20, 40, 80),
+    "images": (4_000, 8_000, 16_000, 32_000, 64_000),
+    "codes": (128, 256, 512, 1024, 2048),
+}
+
+
+def dense_contestant(batch=128, width=400, depth=1, latent=20, images=8_000, steps=20):
+    """A turn: `steps` steps of the dense VAE in one program."""
+    hidden = (width,) * depth
+    model = jaxvae.VAE(jaxvae.MLPEncoder(latent, hidden), jaxvae.MLPDecoder((28, 28, 1), hidden))
+    return contestant(partial(jaxvae.vae_loss, model), model, lambda key: (), (28, 28, 1), images, batch, steps)
+
+
+def codebook_contestant(codes=512, batch=16, steps=2):
+    """A turn: `steps` steps of the convolutional VQ-VAE in one program."""
+    model = vq_vae_jaxvae.make_model()
+    loss_fn = partial(jaxvae.vq_vae_loss, model, variance=1.0)
+    init_codes = partial(codebook.init_codebook, codes, 64)
+    return contestant(loss_fn, model, lambda key: init_codes(key=key), (32, 32, 3), 256, batch, steps)
+
+
+def contestant(loss_fn, model, init_model_state, shape, images, batch, steps):
+    optimizer = optax.adam(1e-3)
+    rng = np.random.default_rng(0)
+    source = {"image": rng.integers(0, 256, (images, *shape), np.uint8), "index": np.arange(images, dtype=np.int32)}
+    source, rows = jax.device_put((source, rng.integers(0, images, (steps, batch), np.int32)))
+    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=data.make_prepare(256)))
+
+    def init(*, key):
+        return model.init(key, jnp.zeros((1, *shape))), init_model_state(key)
+
+    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
+
+    def run():
+        nonlocal state
+        state, _ = train_epoch(state, source, rows)
+        return state.step
+
+    return run, steps
+
+
+def measure(kind, rounds):
+    """{size: milliseconds a step}."""
+    make = codebook_contestant if kind == "codes" else dense_contestant
+    made = {size: make(**{kind: size}) for size in SIZES[kind]}
+    seconds = take_turns({size: run for size, (run, _) in made.items()}, rounds)
+    return {size: 1e3 * seconds[size] / steps for size, (_, steps) in made.items()}
+
+
+def exponent(times):
+    """The slope of log time over log size, by least squares."""
+    return np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0]
+
+
+def draw(results, path):
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    for axis, (kind, times) in zip(axes.flat, results.items(), strict=False):
+        axis.loglog(list(times), list(times.values()), "o-")
+        axis.set(xlabel=kind, ylabel="ms a step", title=f"size to the power {exponent(times):.2f}")
+    for axis in axes.flat[len(results) :]:
+        axis.remove()
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SIZES), help="kinds of size, between commas; default: all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--png", type=Path, help="draw the times here")
+    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
+    args = parser.parse_args()
+
+    results = {}
+    for kind in args.only.split(","):
+        times = results[kind] = measure(kind, args.rounds)
+        table = Table(kind, *map(str, times), "exponent")
+        table.add_row("ms a step", *(f"{value:.2f}" for value in times.values()), f"{exponent(times):.2f}")
+        console.print(table)
+    if args.png:
+        draw(results, args.png)
+    exponents = {kind: exponent(times) for kind, times in results.items()}
+    write_json(args.json, {"milliseconds": results, "exponents": exponents})
+
+
+if __name__ == "__main__":
+    main()
