@@ -26,7 +26,7 @@ from rich.table import Table
 
 import jaxvae
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, Report, draw, encode_images, measure
-from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
 from jaxvae import data, figures, sprites
 from jaxvae.evaluation import disentanglement
 from jaxvae.networks import check_halvings
@@ -267,6 +267,7 @@ def score(
     return {"model": scores, **points}, (information / disentanglement.factor_entropy(chosen.factors)).tolist()
 
 
+@file_errors()
 def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report) -> list[Path]:
     """Each latent alone moved from -2.5 to 2.5, the others at the code nearest the prior's mean, by falling KL."""
     order = np.argsort(-report.kl)
@@ -292,6 +293,7 @@ def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
     ]
 
 
+@file_errors()
 def draw_information(run: Run, information: list[list[float]], kl: np.ndarray, names: Sequence[str]) -> Path:
     """The heat map of which latent tells which factor, by falling KL."""
     order = np.argsort(-kl)

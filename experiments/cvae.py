@@ -25,8 +25,16 @@ import optax
 
 import jaxvae
 from experiments import classifier, quadrants
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, Report, importance_sampled, measure, shown
-from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from experiments.report import (
+    EVALUATION_BATCH,
+    EVALUATION_SEED,
+    Report,
+    importance_sampled,
+    label_pictures,
+    measure,
+    shown,
+)
+from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
 from jaxvae import data, figures
 from jaxvae.distributions import Bernoulli, Categorical
 from jaxvae.networks import check_halvings
@@ -337,6 +345,7 @@ def read_as_condition(
     return np.array([share(params, reader_params, jnp.int32(label), key) for label, key in enumerate(keys)])
 
 
+@file_errors()
 def draw(
     run: Run, model: jaxvae.CVAE, params: PyTree, report: Report, test: data.ImageSet, num_classes: int
 ) -> list[Path]:
@@ -356,18 +365,9 @@ def draw(
         jnp.tile(classes, len(images)),
         method="transfer",
     ).mean
-    rows = np.concatenate([images[:, None], shown(analogies).reshape(-1, num_classes, *images.shape[1:])], axis=1)
     out = run.directory
     return [
-        figures.image_grid(
-            out / "samples.png", shown(samples), columns=COLUMNS, title="a class in each row, a latent in each column"
-        ),
-        figures.image_grid(
-            out / "analogies.png",
-            rows.reshape(-1, *images.shape[1:]),
-            columns=num_classes + 1,
-            title="test images (left), and every class in their style",
-        ),
+        *label_pictures(out, shown(samples), images, shown(analogies)),
         figures.reconstructions(out / "reconstructions.png", *map(shown, report.pairs)),
         figures.learning_curves(out / "learning_curves.png", run.records()),
         figures.kl_bars(out / "kl_per_dimension.png", report.kl, title="KL per latent"),

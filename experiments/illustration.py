@@ -18,7 +18,7 @@ import optax
 
 import jaxvae
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED
-from experiments.run import Run, RunConfig, counter, user_errors
+from experiments.run import Run, RunConfig, counter, file_errors, user_errors
 from jaxvae import data, figures
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
@@ -115,14 +115,15 @@ def run(config: Config) -> None:
     }
     panels["autoencoder"] = panels["autoencoder"]._replace(prior=False)
     out = this_run.directory
-    pictures = [
-        figures.side_by_side(
-            out / "illustration.png",
-            panels,
-            title=f"reconstructed test images; codes of {len(train.image)} training images; manifolds",
-        ),
-        figures.learning_curves(out / "learning_curves.png", this_run.records(), title="VAE"),
-    ]
+    with file_errors():
+        pictures = [
+            figures.side_by_side(
+                out / "illustration.png",
+                panels,
+                title=f"reconstructed test images; codes of {len(train.image)} training images; manifolds",
+            ),
+            figures.learning_curves(out / "learning_curves.png", this_run.records(), title="VAE"),
+        ]
     this_run.finish(result | {"step": int(state.step), "device": jax.devices()[0].device_kind}, pictures)
 
 

@@ -26,7 +26,7 @@ import optax
 import jaxvae
 from experiments import vq_vae
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, shown
-from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
 from jaxvae import checkpoint, data, figures
 from jaxvae.models.pixel_cnn import sample
 from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
@@ -171,10 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["negative_elbo"], images[0].size)
     console.print(f"100 samples in {time.perf_counter() - began:.1f} s, compiling included", highlight=False)
     title = "samples" if num_classes is None else "samples, a row for each class"
-    pictures = [
-        figures.image_grid(run.directory / "samples.png", images, columns=10, title=title),
-        figures.learning_curves(run.directory / "learning_curves.png", run.records()),
-    ]
+    with file_errors():
+        pictures = [
+            figures.image_grid(run.directory / "samples.png", images, columns=10, title=title),
+            figures.learning_curves(run.directory / "learning_curves.png", run.records()),
+        ]
     run.finish(result, pictures)
 
 

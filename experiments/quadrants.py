@@ -22,7 +22,7 @@ from flax import linen as nn
 
 import jaxvae
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, importance_sampled
-from experiments.run import Run, RunConfig, counter, user_errors
+from experiments.run import Run, RunConfig, counter, file_errors, user_errors
 from jaxvae import checkpoint, data, figures, quadrants
 from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PRNGKey, PyTree
 
@@ -145,10 +145,11 @@ def run(config: Config) -> None:
     measured = measure(model, state, prepare, test_feed, nll_samples=config.nll_samples)
     measured["baseline_nll"] = json.loads((this_run.directory / "baseline" / "result.json").read_text())["test"]["nll"]
 
-    pictures = [
-        draw_completions(this_run.directory / "completions.png", config, model, state.params, splits),
-        figures.learning_curves(this_run.directory / "learning_curves.png", this_run.records()),
-    ]
+    with file_errors():
+        pictures = [
+            draw_completions(this_run.directory / "completions.png", config, model, state.params, splits),
+            figures.learning_curves(this_run.directory / "learning_curves.png", this_run.records()),
+        ]
     result = {"test": measured, "nll_samples": config.nll_samples, "step": int(state.step)}
     this_run.finish(result | {"device": jax.devices()[0].device_kind}, pictures)
 
@@ -175,7 +176,9 @@ def finished_baseline(config: Config, splits: Splits, directory: Path, **derived
         evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=splits.prepare))
         test_feed = data.evaluation_feed(splits.test, EVALUATION_BATCH)
         nll = float(evaluate(state, *test_feed, key=jax.random.key(EVALUATION_SEED))["nll"])
-        curves = figures.learning_curves(directory / "learning_curves.png", baseline_run.records(), title="baseline")
+        with file_errors():
+            path = directory / "learning_curves.png"
+            curves = figures.learning_curves(path, baseline_run.records(), title="baseline")
         baseline_run.finish({"test": {"nll": nll}, "step": int(state.step)}, [curves])
     return checkpoint.load(directory, make_baseline)[1]
 

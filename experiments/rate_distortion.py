@@ -26,12 +26,13 @@ from rich.table import Table
 import jaxvae
 from experiments import beta_vae
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, encode_images
-from experiments.run import Run, RunConfig, console, make_feed, parse, user_errors
+from experiments.run import Run, RunConfig, console, file_errors, make_feed, parse, user_errors
 from experiments.sweep_processes import cores, run_all
 from jaxvae import data, figures
 from jaxvae.evaluation import disentanglement
 from jaxvae.networks import check_halvings
-from jaxvae.types import Metrics, PRNGKey, PyTree
+from jaxvae.training.mesh import everywhere, split
+from jaxvae.types import Batch, Metrics, PRNGKey, PyTree
 
 MEASURED = ("rate", "distortion", "negative_elbo")
 
@@ -58,11 +59,10 @@ class Config(RunConfig):
     """Of Adam."""
     how: Literal["auto", "vmap", "map", "processes"] = "auto"
     """vmap: all models side by side in one program. map: one after the other in one program. processes: a process and
-    a core for each β. auto: processes on a CPU of three cores or more, else map; vmap on an accelerator."""
+    a core for each β, on this machine. auto: vmap on an accelerator; on a CPU processes, or map where there are fewer
+    than three cores, --distributed or --devices."""
     evaluate_every: int = 1
     """Epochs between evaluations, each with a checkpoint."""
-    devices: int | None = 1
-    """A sweep runs on one."""
     score_points: int = 100_000
     """Images whose codes the disentanglement scores draw from, where factors are known."""
 
@@ -78,8 +78,16 @@ class Config(RunConfig):
             raise ValueError(f"betas must differ, got {self.betas}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if self.distributed or self.devices != 1:
-            raise ValueError("a sweep runs in one process on one device: leave out --distributed and --devices")
+        if self.how == "processes" and self.shared:
+            raise ValueError(
+                "--how processes gives each β a process and a core of its own: leave out --distributed and --devices, "
+                "or pass --how map or vmap"
+            )
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes or devices were asked to share each batch."""
+        return self.distributed or self.devices not in (None, 1)
 
 
 PRESETS = {
@@ -125,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_cpu = jax.default_backend() == "cpu"
     how = config.how
     if how == "auto":
-        how = "vmap" if not on_cpu else "processes" if len(cores()) > 2 else "map"
+        how = "vmap" if not on_cpu else "processes" if len(cores()) > 2 and not config.shared else "map"
     with user_errors():
         if how == "processes" and not on_cpu:
             raise ValueError("--how processes is for CPUs: several processes cannot share an accelerator's memory")
@@ -160,9 +168,15 @@ def train_together(
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
         return model.init(key, jnp.zeros((1, *image_shape))), ()
 
+    def prepare_shares(batch: Batch, *, key: PRNGKey) -> Batch:
+        """Each device prepares its share of the batch, and so computes on that share alone."""
+        if run.mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, split(run.mesh))
+        return prepare(batch, key=key)
+
     def make_step(numbers: jaxvae.training.sweep.Numbers) -> jaxvae.training.step.TrainStep:
         loss_fn = partial(jaxvae.vae_loss, model, beta=numbers["beta"])
-        return jaxvae.make_train_step(loss_fn, optax.adam(config.learning_rate), prepare=prepare)
+        return jaxvae.make_train_step(loss_fn, optax.adam(config.learning_rate), prepare=prepare_shares)
 
     keys = jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
     state = jaxvae.init_sweep_state(init, optax.adam(config.learning_rate), {"beta": beta}, keys=keys)
@@ -184,10 +198,14 @@ def train_together(
             means |= {f"rate, beta {b:g}, seed {s}": rate, f"distortion, beta {b:g}, seed {s}": distortion}
         return means
 
+    train_epoch = jaxvae.make_sweep_epoch(make_step, how=how)
+    if run.mesh is not None:
+        state = everywhere(state, run.mesh)
+        train_epoch = jax.jit(train_epoch, donate_argnums=0, out_shardings=jaxvae.replicated(run.mesh))
     state = run.fit(
         state,
-        jaxvae.make_sweep_epoch(make_step, how=how),
-        make_feed(train, order),
+        train_epoch,
+        make_feed(train, order, run.mesh, whole=True),
         evaluate=evaluate,
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
         held_out="test",
@@ -202,7 +220,8 @@ def train_together(
         member = jax.tree.map(lambda leaf, m=m: leaf[m], state.members)
         measured: dict[str, Any] = {"beta": float(beta[m]), "seed": int(seed[m])}
         measured |= {name: float(metrics[name][m]) for name in MEASURED}
-        measured["active_units"] = jaxvae.active_units(encode_images(model, member, prepare, held_out)[0])
+        codes, _ = encode_images(model, member, prepare, held_out)
+        measured["active_units"] = jaxvae.active_units(codes) if np.isfinite(codes).all() else float("nan")
         if int(member.first_bad) >= 0:
             console.print(f"beta {beta[m]:g}, seed {seed[m]} stopped at step {int(member.first_bad)}: not finite")
             measured["stopped_at"] = int(member.first_bad)
@@ -213,6 +232,7 @@ def train_together(
     return members
 
 
+@file_errors()
 def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
     """One process for each β; what its members measured. Each has a run directory of its own and resumes by itself."""
     signal.signal(signal.SIGTERM, _leave)
@@ -245,6 +265,7 @@ def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
     return [member for result in results for member in result["members"]]
 
 
+@file_errors()
 def report(run: Run, config: Config, how: str, members: list[dict[str, Any]]) -> None:
     """Means over the seeds by β, the picture, result.json."""
     betas = sorted(config.betas)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxvae
-from experiments.run import Run, counter
+from experiments.run import Run, counter, file_errors
 from jaxvae import figures
 from jaxvae.evaluation.diagnostics import aggregate_posterior, kl_per_dimension, sharpness_ratio
 from jaxvae.models.vae import inputs
@@ -94,6 +94,27 @@ def importance_sampled(
     )
 
 
+def label_pictures(directory: Path, samples: np.ndarray, images: np.ndarray, analogies: np.ndarray) -> list[Path]:
+    """Samples, [K·S, H, W, C] class by class; images [N, H, W, C] beside themselves as each class, [N·K, H, W, C]."""
+    num_classes = len(analogies) // len(images)
+    rows = np.concatenate([images[:, None], analogies.reshape(-1, num_classes, *images.shape[1:])], axis=1)
+    return [
+        figures.image_grid(
+            directory / "samples.png",
+            samples,
+            columns=len(samples) // num_classes,
+            title="a class in each row, a latent in each column",
+        ),
+        figures.image_grid(
+            directory / "analogies.png",
+            rows.reshape(-1, *images.shape[1:]),
+            columns=num_classes + 1,
+            title="test images (left), and every class in their style",
+        ),
+    ]
+
+
+@file_errors()
 def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray | None) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
     codes = report.codes

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,7 +31,7 @@ from jaxvae.checkpoint import Checkpointer, check_settings
 from jaxvae.progress import ProgressBar
 from jaxvae.training.mesh import everywhere, local, split
 from jaxvae.training.state import TrainState
-from jaxvae.types import LossFn, Prepare, PyTree
+from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PyTree
 
 console = Console(soft_wrap=True)
 STREAM_ABOVE_BYTES = 2**30  # larger training sets stay on the host
@@ -59,6 +60,8 @@ class RunConfig:
     """Devices of this machine to split each batch over. Default: all of them; one of a CPU's, which share its cores."""
     distributed: bool = False
     """Join the processes that were started together, on this machine or others; --out must be one that all see."""
+    profile: bool = False
+    """Write a trace of a few training steps to the run directory: experiments/profiling.md."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -72,13 +75,18 @@ class RunConfig:
 # What changes how long or where a run runs or how it is looked at, and, but for rounding, none of its steps.
 MAY_CHANGE_ON_RESUME = {
     *("epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"),
-    *("devices", "distributed", "compare"),
+    *("devices", "distributed", "compare", "profile"),
 }
 
 
 def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:
     """Read the command line: a preset, then options that change it. With --distributed, join the other processes."""
     with user_errors():
+        given = sys.argv[1:] if argv is None else argv
+        if given and not given[0].startswith("-") and given[0] not in presets:
+            close = get_close_matches(given[0], presets, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"there is no preset {given[0]!r} among {', '.join(presets)}{hint}")
         prog = f"python -m {sys.modules['__main__'].__spec__.name}" if argv is None else None
         config = tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
         if config.distributed:
@@ -112,6 +120,16 @@ def user_errors() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Where a result or a picture cannot be written, say so in one line and exit with 1."""
+    try:
+        yield
+    except OSError as error:
+        complain("error", f"{error}; once that can be written, continue with --resume")
+        sys.exit(1)
+
+
 def complain(kind: str, message: object) -> None:
     """Print an error or a warning in one line, from whichever process."""
     Console(soft_wrap=True).print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
@@ -135,6 +153,7 @@ class Run:
       directory: its absolute path.
       settings: what config.json holds.
       checkpointer: saves to checkpoints/.
+      mesh: the devices that share each batch; None where there is one.
     """
 
     def __init__(self, experiment: str, config: RunConfig, **derived: Any) -> None:
@@ -150,7 +169,7 @@ class Run:
           ValueError: it holds a run with other settings, each of which is listed, or the devices cannot share a batch.
         """
         self._began = time.perf_counter()
-        self._mesh = _mesh(config)
+        self.mesh = _mesh(config)
         self._experiment = experiment
         self.directory = _directory(experiment, config)
         self.settings = json.loads(json.dumps({**dataclasses.asdict(config), **derived}, default=str))
@@ -218,11 +237,11 @@ class Run:
         state = jaxvae.init_train_state(init_fn, optimizer, key=jaxvae.seed_key(order.seed))
         with user_errors():
             state = self.restore(state)
-        if self._mesh is not None:
-            state = everywhere(state, self._mesh)
+        if self.mesh is not None:
+            state = everywhere(state, self.mesh)
         train_step = jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare)
-        train_epoch = jaxvae.make_train_epoch(train_step, mesh=self._mesh)
-        return self.fit(state, train_epoch, make_feed(images, order, self._mesh), **options)
+        train_epoch = jaxvae.make_train_epoch(train_step, mesh=self.mesh)
+        return self.fit(state, train_epoch, make_feed(images, order, self.mesh), **options)
 
     def fit(
         self,
@@ -240,6 +259,8 @@ class Run:
         Exits with 130 or 143 after Ctrl-C or SIGTERM, with 1 where the loss was not finite or the disk is full.
         """
         options["evaluate"] = lambda state: evaluate(self._own(state))
+        if self.settings["profile"]:
+            train_epoch = _profiled(train_epoch, feed.total_steps, self.directory / "profile")
         with ProgressBar(console) as bar:
 
             def report(progress: jaxvae.Progress) -> None:
@@ -276,8 +297,9 @@ class Run:
         return self._own(result.state)
 
     def _own(self, state: TrainState) -> TrainState:
-        return state if self._mesh is None else local(state)
+        return state if self.mesh is None else local(state)
 
+    @file_errors()
     def finish(self, result: dict[str, Any], pictures: Sequence[Path]) -> None:
         """Write result.json, print the table and where the pictures are."""
         self.checkpointer.close()
@@ -297,11 +319,38 @@ class Run:
             console.print(str(path), highlight=False)
 
 
-def make_feed(images: data.ImageSet, order: data.Order, mesh: Mesh | None = None) -> data.Resident | data.Streamed:
-    """The whole set on every device, unless it is large."""
+def make_feed(
+    images: data.ImageSet, order: data.Order, mesh: Mesh | None = None, *, whole: bool = False
+) -> data.Resident | data.Streamed:
+    """The whole set on every device, unless it is large: then each device's share of the batches, or whole batches."""
     if images.image.nbytes > STREAM_ABOVE_BYTES:
-        return data.Streamed(images, order, device=None if mesh is None else split(mesh))
+        sharding = jaxvae.replicated if whole else split
+        return data.Streamed(images, order, device=None if mesh is None else sharding(mesh))
     return data.Resident(images, order, device=None if mesh is None else jaxvae.replicated(mesh))
+
+
+def _profiled(
+    train_epoch: jaxvae.training.epoch.TrainEpoch, total_steps: int, directory: Path
+) -> jaxvae.training.epoch.TrainEpoch:
+    """Trace the second program, which compiles nothing; the first, if it is the only one. By the first process."""
+    calls = 0
+
+    def profiled(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+        nonlocal calls
+        calls += 1
+        steps = int((indices[:, 0] >= 0).sum()) if calls <= 2 else 0
+        only = calls == 1 and int(state.step) + steps == total_steps
+        if jax.process_index() > 0 or (calls != 2 and not only):
+            return train_epoch(state, source, indices)
+        jax.block_until_ready((state, source, indices))
+        with jax.profiler.trace(directory, create_perfetto_trace=True):
+            taken = jax.block_until_ready(train_epoch(state, source, indices))
+        newest = max(directory.rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
+        with_compilation = ", with their compilation: there were no more" if only else ""
+        console.print(f"profile of {steps} steps{with_compilation}: open {newest} at https://ui.perfetto.dev")
+        return taken
+
+    return profiled
 
 
 def _mesh(config: RunConfig) -> Mesh | None:

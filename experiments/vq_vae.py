@@ -22,7 +22,7 @@ import optax
 
 import jaxvae
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, shown
-from experiments.run import Run, RunConfig, console, counter, parse, user_errors
+from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
 from jaxvae import codebook, data, figures
 from jaxvae.distributions import Categorical
 from jaxvae.models.vq_vae import code_costs
@@ -262,6 +262,7 @@ def make_objective(config: Config, model: jaxvae.VQVAE, variance: float | None) 
     )
 
 
+@file_errors()
 def draw(
     run: Run,
     config: Config,

@@ -19,8 +19,8 @@ import pytest
 from variants import SHAPE, VARIANTS
 
 import jaxvae
-from experiments import rate_distortion, vae
-from jaxvae import checkpoint, data
+from experiments import beta_vae, cvae, pixelcnn, rate_distortion, semi_supervised, vae, vq_vae
+from jaxvae import checkpoint, data, figures
 from jaxvae.training.mesh import split
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,10 @@ SMALL = (
     *("--validation", "0", "--evaluate-every", "2", "--nll-samples", "20"),
 )
 ORDER = data.Order(32, 8, epochs=2, seed=0)
+# For the processes that a test starts: compile as conftest.py lets the tests compile.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if jax.__version_info__ < (0, 11):
+    QUICK["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
 def start(number, *arguments, devices=2):
@@ -37,8 +41,7 @@ def start(number, *arguments, devices=2):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
-    env = {**os.environ, **together, **quick, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    env = {**os.environ, **together, **QUICK, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
@@ -52,10 +55,10 @@ def start(number, *arguments, devices=2):
     ]
 
 
-def said_by(processes):
+def said_by(processes, timeout=200):
     """What each said, without gloo's own words; and its exit code."""
     try:
-        said = [process.communicate(timeout=200)[0] for process in processes]
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -100,6 +103,7 @@ WORK = """
 import sys
 from experiments import vae
 
+vae.draw = lambda *_: []  # drawing would take longer than all else
 vae.main([*sys.argv[2:], "--distributed", "--out", sys.argv[1] + "/run"])
 import test_distributed  # computes as it is imported, which must not be before the processes are joined
 
@@ -203,6 +207,41 @@ def test_a_stream_over_devices_is_the_resident_set_and_gathers_no_images():
     assert "all-gather" not in program
 
 
+def numbers(run_dir):
+    """Every number of result.json but those that time the run."""
+    result = json.loads((run_dir / "result.json").read_text())
+    result.pop("seconds"), result.pop("examples_per_second")
+    return [leaf for leaf in jax.tree.leaves(result) if not isinstance(leaf, str)]
+
+
+SWEEP = ("digits", "--smoke", "--hidden", 16, "--latent-dim", 3)
+
+
+def test_a_sweep_over_devices_is_the_sweep_on_one(tmp_path, monkeypatch):
+    fit, programs = rate_distortion.Run.fit, []
+    for picture in ("rate_distortion", "metrics_by_beta"):  # drawing would take longer than all else
+        monkeypatch.setattr(figures, picture, lambda path, *_: path)
+
+    def look(self, state, train_epoch, feed, **options):
+        program = train_epoch.lower(state, *feed(0, 2)).compile()
+        programs.append(program.as_text())
+        return fit(self, state, program, feed, **options)
+
+    def sweep(name, *options):
+        done = commands.run(rate_distortion.main, *SWEEP, *options, "--out", tmp_path / name)
+        assert done.code == 0, done.said
+        return numbers(tmp_path / name)
+
+    one = sweep("one", "--how", "map")
+    monkeypatch.setattr(rate_distortion.Run, "fit", look)
+    np.testing.assert_allclose(sweep("resident", "--how", "map", "--devices", 4), one, rtol=1e-5)
+    monkeypatch.setattr("experiments.run.STREAM_ABOVE_BYTES", 0)
+    np.testing.assert_allclose(sweep("streamed", "--how", "vmap", "--devices", 4), one, rtol=1e-5)
+    for program in programs:
+        assert "all-reduce" in program  # of the gradients: each device has its share of the batch
+        assert "all-gather" not in program
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "said"),
     [
@@ -213,8 +252,10 @@ def test_a_stream_over_devices_is_the_resident_set_and_gathers_no_images():
         ),
         (vae.main, (*SMALL, "--devices", 0), "num_devices must lie in 1 .. "),
         (vae.main, (*SMALL, "--distributed"), "distributed needs a run directory that all processes see: pass --out"),
-        (rate_distortion.main, ("digits", "--devices", 4), "a sweep runs in one process on one device"),
-        (rate_distortion.main, ("digits", "--distributed", "--out", "run"), "a sweep runs in one process"),
+        *(
+            (rate_distortion.main, ("digits", "--how", "processes", *option), "leave out --distributed and --devices")
+            for option in (("--devices", 4), ("--distributed", "--out", "run"))
+        ),
     ],
 )
 def test_an_impossible_split_is_one_line_on_the_error(main, arguments, said, tmp_path, monkeypatch):
@@ -230,6 +271,43 @@ def test_processes_that_cannot_find_each_other_say_what_is_missing(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, JAX_NUM_PROCESSES=P" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "tolerance"),
+    [
+        (vae, ("digits",), 1e-5),
+        (vae, ("linear", "--data", "digits"), 1e-5),
+        (vae, ("illustration", "--data", "digits"), 1e-5),
+        (beta_vae, ("mnist", "--data", "digits"), 1e-5),
+        (beta_vae, ("sprites", "--channels", 8, 8), 1e-2),  # the scores sort codes into bins
+        (rate_distortion, ("digits", "--how", "map"), 1e-5),
+        (rate_distortion, ("digits", "--how", "vmap"), 1e-5),
+        (vq_vae, ("digits",), 1e-5),
+        (pixelcnn, ("digits",), 1e-5),
+        (cvae, ("digits",), 1e-5),
+        (cvae, ("quadrants", "--data", "digits", "--validation", 200), 1e-5),
+        (semi_supervised, ("digits",), 1e-5),
+    ],
+)
+def test_two_processes_run_every_experiment_to_its_end(experiment, arguments, tolerance, tmp_path):
+    arguments = (*arguments, "--smoke", "--batch-size", 64)
+    name = experiment.__name__
+    said, codes = said_by(
+        start(2, "-m", name, *arguments, "--distributed", "--out", tmp_path / "two", devices=1), timeout=400
+    )
+    assert codes == [0, 0], "\n".join(said)
+    assert said[1] == ""
+    done = commands.run(experiment.main, *arguments, "--out", tmp_path / "one")
+    assert done.code == 0, done.said
+    files = [
+        {path.relative_to(tmp_path / run) for path in (tmp_path / run).rglob("*") if "checkpoints" not in path.parts}
+        for run in ("one", "two")
+    ]
+    assert files[0] == files[1]
+    assert {path.suffix for path in files[1]} >= {".json", ".jsonl", ".png"}
+    np.testing.assert_allclose(numbers(tmp_path / "two"), numbers(tmp_path / "one"), rtol=tolerance, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,12 +55,31 @@ def same(a, b):
     return all(np.array_equal(one, other) for one, other in zip(a, b, strict=True))
 
 
+@contextmanager
+def compiled_programs():
+    """The names of the programs that are compiled meanwhile."""
+    names = []
+
+    def listen(event, _, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A short run, whole."""
     out = tmp_path_factory.mktemp("digits") / "run"
-    done = run("digits", "--epochs", 4, *SMALL, "--out", out)
+    with compiled_programs() as compiled:
+        done = run("digits", "--epochs", 4, *SMALL, "--out", out)
     assert done.code == 0, done.said
+    assert [compiled.count(f"jit({name})") for name in ("epoch", "evaluate")] == [
+        1,
+        1,
+    ]  # two of each
     return out, done.said
 
 
@@ -106,8 +126,10 @@ def test_a_trained_model_loads_in_two_lines(digits):
 def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path):
     options = (*SMALL, "--out", tmp_path / "run")
     assert run("digits", "--epochs", 2, *options).code == 0
-    second = run("digits", "--epochs", 4, *options, "--resume")
+    with compiled_programs() as compiled:
+        second = run("digits", "--epochs", 4, *options, "--resume")
     assert second.code == 0
+    assert [compiled.count(f"jit({name})") for name in ("epoch", "evaluate")] == [1, 1]
     assert "resumed at step 44" in second.said
     assert same(arrays(tmp_path / "run"), arrays(digits[0]))
     metrics = [(d / "metrics.jsonl").read_text().splitlines() for d in (digits[0], tmp_path / "run")]

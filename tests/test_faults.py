@@ -21,7 +21,7 @@ import pytest
 from commands import run
 
 import jaxvae
-from experiments import vae, vq_vae
+from experiments import beta_vae, pixelcnn, rate_distortion, vae, vq_vae
 from jaxvae import sealed
 from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError
 from jaxvae.sealed import read_arrays
@@ -382,7 +382,11 @@ def test_a_file_that_cannot_grow_ends_the_run_in_one_line(stopped, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
     command = ["sh", "-c", 'ulimit -f 40 && exec "$0" "$@"', sys.executable, "-m", "experiments.vae"]
-    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}  # write no half entries
+    environment = {
+        **os.environ,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",  # write no half entries
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # to compile
+    }
     command += [*map(str, VAE), "--out", str(out), "--resume"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -421,6 +425,55 @@ def test_a_full_disk_ends_the_run_in_one_line(free, code, said, disk, stopped):
     assert said in done.said
     assert "No space left on device" in done.said
     assert_intact(out, stopped)
+
+
+def test_a_disk_that_is_full_when_pictures_are_drawn_ends_the_run_in_one_line(disk, stopped, monkeypatch):
+    directory, _ = disk
+    out, measure = directory / "run", vae.measure
+    shutil.copytree(stopped, out)
+
+    def fill_and_measure(*arguments, **options):
+        room = os.statvfs(directory)
+        (directory / "other").write_bytes(bytes(room.f_bavail * room.f_bsize))
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(vae, "measure", fill_and_measure)
+    done = run(vae.main, *VAE, "--epochs", 3, "--out", out, "--resume")
+    assert done.code == 1
+    assert re.search(
+        r"error: \[Errno 28\] No space left on device.*; once that can be written, continue with --resume", done.said
+    )
+    assert not (out / "result.json").exists()
+    assert steps(out / "checkpoints") == [38, 57]
+
+
+SWEEP = ("digits", "--smoke", "--hidden", 8, "--latent-dim", 2, "--how", "map")
+PIXELS = ("digits", "--smoke", "--channels", 4, "--layers", 1)
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "name"),
+    [
+        (pixelcnn.main, PIXELS, "result.json"),
+        *(
+            pytest.param(main, options, name, marks=pytest.mark.slow)
+            for main, options, name in (
+                (vae.main, (*VAE, "--smoke"), "samples.png"),
+                (beta_vae.main, ("mnist", "--data", "digits", "--smoke", "--channels", 4), "traversals.gif"),
+                (rate_distortion.main, SWEEP, "rate_distortion.png"),
+                (vq_vae.main, (*VQ_VAE, "--smoke"), "index_maps.png"),
+                (pixelcnn.main, PIXELS, "samples.png"),
+            )
+        ),
+    ],
+)
+def test_a_result_that_cannot_be_written_ends_the_run_in_one_line(main, options, name, tmp_path):
+    (tmp_path / "run" / name).mkdir(parents=True)  # in the way
+    done = run(main, *options, "--out", tmp_path / "run")
+    assert done.code == 1
+    assert re.search(
+        r"error: \[Errno \d+\] Is a directory: .*; once that can be written, continue with --resume $", done.said
+    )
 
 
 def test_a_read_only_run_directory_is_refused_before_training(disk, stopped):
