@@ -147,13 +147,18 @@ def kill_and_resume(trainer, directory, *, kills, seed, broken=None):
         pid, output = trainer(directory / "killed", keep=1 + kill % 2, broken=broken)
         confirmations = rng.randrange(6)
         confirmed = [int(output.readline()) for _ in range(confirmations)]
-        time.sleep(rng.uniform(0, 0.1 if confirmations else 0.6))  # without any: amid the start
+        if kill % 5 == 4:  # amid a deletion, which is short
+            until = time.perf_counter() + 5
+            while not (directory / "killed" / "trash").exists() and time.perf_counter() < until:
+                pass
+        else:
+            time.sleep(rng.uniform(0, 0.1 if confirmations else 0.6))  # without any: amid the start
         os.kill(pid, 9)
         confirmed += map(int, iter(output.readline, "dead 9\n"))
         newest = max([newest, *confirmed])
 
         left = " ".join(path.name for path in (directory / "killed").glob("*"))
-        moment = "saving" if "tmp" in left else "deleting" if "trash" in left else "between"
+        moment = "deleting" if "trash" in left else "saving" if "tmp" in left else "between"
         killed[moment if confirmed else "starting"] += 1
         listed = steps(directory / "killed")
         lost += max(listed, default=0) < newest
