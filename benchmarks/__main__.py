@@ -8,6 +8,7 @@ benchmarks/requirements.txt. Leave the machine alone meanwhile: about half an ho
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def main():
     ).stdout.strip()
     on_cpu = kind == "cpu"
     cores = ["--cores", args.cores] if args.cores else []
-    out = args.out / re.sub(r"\W+", "-", f"{kind} {runner.processor()}" if on_cpu else kind).strip("-").lower()
+    count = len(args.cores.split(",") if args.cores else os.sched_getaffinity(0))
+    device = f"{runner.processor()} {count} cores" if on_cpu else kind
+    out = args.out / re.sub(r"\W+", "-", device).strip("-").lower()
     tables, limits = out.with_suffix(".json"), out.with_name(f"{out.name}-limits.json")
     args.out.mkdir(parents=True, exist_ok=True)
     options = [*cores, "--rounds", args.rounds, "--out", str(tables)]

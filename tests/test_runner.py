@@ -4,17 +4,20 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
+import matplotlib.image
 import optax
 import pytest
 
 import jaxvae
-from benchmarks import runner, vae, workload
+from benchmarks import picture, runner, vae, workload
 from benchmarks.contestants.vae_jaxvae import make_model
 from benchmarks.runner import Contestant, ContestantError, compare, compete, foreign_seconds
 from jaxvae.data import make_prepare
@@ -196,3 +199,16 @@ def test_tables_are_added_to_a_file(fake, tmp_path):
     for title in ("one", "two"):
         runner.report(title, compete([fake("a")], ours="a", cores=CORES, rounds=1, foreign=quiet), out)
     assert list(json.loads(out.read_text())) == ["one", "two"]
+
+
+def test_the_picture_is_drawn_from_the_files(tmp_path):
+    baselines = Path(runner.__file__).with_name("baselines")
+    for tables in sorted(baselines.glob("*cores.json")):
+        copies = [shutil.copy(path, tmp_path) for path in (tables, tables.with_name(f"{tables.stem}-limits.json"))]
+        drawn = picture.draw(*copies)
+        assert drawn == tmp_path / f"{tables.stem}.png"
+        height, width, _ = matplotlib.image.imread(drawn).shape
+        rows = sum(len(table["rows"]) for table in json.loads(tables.read_text()).values())
+        assert height > 20 * rows  # one bar under the other
+        assert 1000 < width < 1200
+        assert compare(json.loads(tables.read_text()), json.loads(tables.read_text())) == []
