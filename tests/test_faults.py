@@ -147,12 +147,13 @@ def kill_and_resume(trainer, directory, *, kills, seed, broken=None):
         pid, output = trainer(directory / "killed", keep=1 + kill % 2, broken=broken)
         confirmations = rng.randrange(6)
         confirmed = [int(output.readline()) for _ in range(confirmations)]
+        pause = rng.uniform(0, 0.1 if confirmations else 0.6)  # without any: amid the start
         if kill % 5 == 4:  # amid a deletion, which is short
             until = time.perf_counter() + 5
             while not (directory / "killed" / "trash").exists() and time.perf_counter() < until:
                 pass
         else:
-            time.sleep(rng.uniform(0, 0.1 if confirmations else 0.6))  # without any: amid the start
+            time.sleep(pause)
         os.kill(pid, 9)
         confirmed += map(int, iter(output.readline, "dead 9\n"))
         newest = max([newest, *confirmed])
