@@ -24,6 +24,7 @@ import jaxvae
 from benchmarks.contestants import vq_vae_jaxvae
 from benchmarks.timing import console, take_turns, write_json
 from jaxvae import codebook, data
+from jaxvae.figures.page import COLORS, INK, new_figure, save, tidy
 
 SIZES = {
     "batch": (32, 64, 128, 256, 512),
@@ -84,18 +85,17 @@ def exponent(times):
 
 
 def draw(results, path):
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
-    for axis, (kind, times) in zip(axes.flat, results.items(), strict=False):
-        axis.loglog(list(times), list(times.values()), "o-")
-        axis.set(xlabel=kind, ylabel="ms a step", title=f"size to the power {exponent(times):.2f}")
-    for axis in axes.flat[len(results) :]:
-        axis.remove()
-    figure.savefig(path, dpi=150)
+    figure = new_figure(10, 6, layout="constrained")
+    for place, (kind, times) in enumerate(results.items(), start=1):
+        axes = figure.add_subplot(2, 3, place)
+        axes.loglog(list(times), list(times.values()), "o-", color=COLORS[0])
+        axes.set(xlabel=kind, ylabel="ms a step")
+        axes.set_xticks(list(times), [f"{size:,}" for size in times])
+        axes.set_yticks(list(times.values()), [f"{value:.3g}" for value in times.values()])
+        axes.minorticks_off()
+        axes.set_title(f"size to the power {exponent(times):.2f}", fontsize=10, color=INK)
+        tidy(axes)
+    save(figure, path)
 
 
 def main():

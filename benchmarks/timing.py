@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from experiments.sweep_processes import cores as own_cores
+
 DISTURBED = 0.05  # of the cores' time, used by others
 RESOLUTION = 0.02  # seconds a core: /proc counts in hundredths, and a short turn sees no less than this
 ATTEMPTS = 5  # at an undisturbed turn
@@ -53,13 +55,6 @@ def _take_turn(run, foreign):
         others = foreign() - before - RESOLUTION * cores
         attempts.append((seconds, others / (seconds * cores)))
     return min(attempts, key=lambda attempt: attempt[1])
-
-
-def own_cores():
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def foreign_seconds():
