@@ -9,7 +9,8 @@ the gain.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
 
 import flax.linen as nn
 import jax
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.nn.initializers import Initializer, lecun_normal
 from jax.typing import DTypeLike
 
 from jaxvae.types import Array
 
+P = ParamSpec("P")
 Pads = Sequence[tuple[int, int]]  # low and high for each spatial axis; a negative one crops
 
 # From so many channels on, windows are one gather: as fast as a slice for each position in them, and compiled sooner.
@@ -136,6 +139,26 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1,
     return lax.platform_dependent(x, kernel, cpu=products, default=stock)
 
 
+def _apart(*static: int) -> Callable[[Callable[P, Array]], Callable[P, Array]]:
+    """Have XLA fuse the function with nothing: on CPU whoever reads its result would otherwise compute it again.
+
+    Args:
+      *static: positions of the arguments that are no arrays.
+    """
+
+    def decorate(function: Callable[P, Array]) -> Callable[P, Array]:
+        compiled = jax.jit(function, static_argnums=static)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Array:
+            with set_xla_metadata(inlineable="false"):
+                return compiled(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
     """Convolution as one matrix product, on the phases of `x` where the strides divide the window.
 
@@ -205,7 +228,7 @@ def _sliced_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...])
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _gathered_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
     """The same by one gather."""
-    return _take_windows(x, window, strides)
+    return _take_windows(x, window, strides, False)
 
 
 @_gathered_windows.defjvp
@@ -216,7 +239,8 @@ def _gathered_windows_jvp(
     return _gathered_windows(*primals, window, strides), _sliced_windows(*tangents, window, strides)
 
 
-def _take_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...], reverse: bool = False) -> Array:
+@_apart(1, 2, 3)
+def _take_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...], reverse: bool) -> Array:
     """Gather them; `reverse` puts the last position of a window first."""
     rank, index = len(window), []
     for axis, (n, w, s) in enumerate(zip(x.shape[1:-1], window, strides, strict=True)):
@@ -235,6 +259,7 @@ def _shift_and_add(x: Array, kernel: Array, pads: Pads) -> Array:
     return add(maps, kernel.shape[:-2], tuple(pads))
 
 
+@_apart(1, 2)
 def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
     """[B, *spatial, w·w·O] -> [B, *output, O]."""
     features = maps.shape[-1] // math.prod(window)
@@ -258,7 +283,7 @@ def _add_shifted_jvp(
 ) -> tuple[Array, Array]:
     def back(y: Array) -> Array:
         y = _pad(y, [(w - 1 - low, w - 1 - high) for (low, high), w in zip(pads, window, strict=True)])
-        return _take_windows(y, window, (1,) * len(window), reverse=True)
+        return _take_windows(y, window, (1,) * len(window), True)
 
     y = _add_shifted_and_gather_back(*primals, window, pads)
     (tangent,) = jax.linear_transpose(back, y)(*tangents)

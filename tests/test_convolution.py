@@ -123,6 +123,20 @@ def test_cpu_program_holds_no_convolution(ours, stock, case):
     assert "stablehlo.convolution" in lowered(stock, "cpu")  # or the first assertion could not fail
 
 
+def test_windows_are_gathered_from_what_was_computed_once(monkeypatch):
+    """XLA would put the rectifier into the gather, which reads each pixel nine times."""
+    (x,), (kernel,) = draw((2, 8, 8, 16)), draw((3, 3, 16, 16))
+
+    def compiled():
+        hlo = jax.jit(lambda x, kernel: conv(jax.nn.relu(x), kernel)).lower(x, kernel).compile().as_text()
+        return [kernel for kernel in hlo.split("\n\n") if " gather(" in kernel]
+
+    assert len(compiled()) == 1
+    assert " maximum(" not in compiled()[0]
+    monkeypatch.setattr(convolution, "_take_windows", convolution._take_windows.__wrapped__)
+    assert " maximum(" in compiled()[0]  # or the assertion above could not fail
+
+
 @both
 @pytest.mark.parametrize("gathered", [1, 16])
 def test_transformations_change_nothing(ours, stock, gathered, monkeypatch):
