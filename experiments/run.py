@@ -249,16 +249,17 @@ class Run:
         train_epoch: jaxvae.training.epoch.TrainEpoch,
         feed: jaxvae.types.Feed,
         *,
-        evaluate: Callable[[TrainState], Mapping[str, Any]],
+        evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
         held_out: str,
         **options: Any,
     ) -> TrainState:
         """`jaxvae.fit` with a progress bar, metrics.jsonl and checkpoints.
 
-        `evaluate` gets the state on one device: every process evaluates by itself.
+        `evaluate`, where there is one, gets the state on one device: every process evaluates by itself.
         Exits with 130 or 143 after Ctrl-C or SIGTERM, with 1 where the loss was not finite or the disk is full.
         """
-        options["evaluate"] = lambda state: evaluate(self._own(state))
+        if evaluate is not None:
+            options["evaluate"] = lambda state: evaluate(self._own(state))
         if self.settings["profile"]:
             train_epoch = _profiled(train_epoch, feed.total_steps, self.directory / "profile")
         with ProgressBar(console) as bar:

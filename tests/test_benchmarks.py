@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxvae
-from benchmarks import ablation, limits, scaling, timing
+from benchmarks import ablation, fit, limits, scaling, timing
 from experiments import vae
 from jaxvae.convolution import conv, conv_transpose
 
@@ -210,3 +210,12 @@ def test_a_profiled_run_leaves_a_trace_and_the_same_numbers(tmp_path):
     resumed, _ = commands.result_of(vae.main, tmp_path / "plain", *small, "--resume", "--profile")
     assert resumed["test"] == plain["test"]
     assert os.listdir(tmp_path / "plain").count("profile") == 0  # no step was left
+
+
+def test_fit_is_measured_with_and_without_an_evaluation(monkeypatch, tmp_path):
+    file = tmp_path / "fit.json"
+    monkeypatch.setattr(fit, "random_images", lambda count, make=fit.random_images: make(count // 100))
+    monkeypatch.setattr(fit.console, "quiet", False)  # main sets it; this sets it back
+    monkeypatch.setattr("sys.argv", ["fit", "--rounds", "1", "--json", str(file)])
+    fit.main()
+    assert set(json.loads(file.read_text())["results"]) == {"bare", "program", "fit", "fit, evaluating"}
