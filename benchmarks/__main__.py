@@ -8,13 +8,13 @@ benchmarks/requirements.txt. Leave the machine alone meanwhile: about half an ho
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks import picture, runner
+from experiments.sweep_processes import cores as own_cores
 
 WORKLOADS = {  # steps of a turn on an accelerator, where a turn is over too soon otherwise
     "vae": ["--steps", "4680"],
@@ -41,7 +41,7 @@ def main():
     ).stdout.strip()
     on_cpu = kind == "cpu"
     cores = ["--cores", args.cores] if args.cores else []
-    count = len(args.cores.split(",") if args.cores else os.sched_getaffinity(0))
+    count = len(args.cores.split(",") if args.cores else own_cores())
     device = f"{runner.processor()} {count} cores" if on_cpu else kind
     out = args.out / re.sub(r"\W+", "-", device).strip("-").lower()
     tables, limits = out.with_suffix(".json"), out.with_name(f"{out.name}-limits.json")

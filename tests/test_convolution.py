@@ -129,7 +129,7 @@ def test_windows_are_gathered_from_what_was_computed_once(monkeypatch):
 
     def compiled():
         hlo = jax.jit(lambda x, kernel: conv(jax.nn.relu(x), kernel)).lower(x, kernel).compile().as_text()
-        return [kernel for kernel in hlo.split("\n\n") if " gather(" in kernel]
+        return [computation for computation in hlo.split("\n\n") if " gather(" in computation]
 
     assert len(compiled()) == 1
     assert " maximum(" not in compiled()[0]
