@@ -1,7 +1,7 @@
 """Where randomness comes from: one key per step, one key per example.
 
-Example i of step n draws from `fold_in(fold_in(key, n), index[i])`, so the noise does not depend on the batch size,
-on the number of devices or on how an epoch was cut into programs.
+Step n splits `fold_in(key, n)` in two, for `prepare` and for the loss; example i draws from `fold_in(half, index[i])`.
+So the noise does not depend on the batch size, on the number of devices or on how an epoch was cut into programs.
 """
 
 import math
@@ -12,12 +12,23 @@ import jax.numpy as jnp
 
 from jaxvae.types import Array, PRNGKey
 
+GENERATOR = "threefry2x32"
+
 
 def check_key(key: PRNGKey) -> None:
-    """Raise `TypeError` unless `key` is a typed key, as `jax.random.key` makes them."""
+    """Raise `TypeError` unless `key` is a typed threefry key, as `jax.random.key` makes them by default.
+
+    Under `vmap` other generators draw noise that depends on the batch, which would break the promise above.
+    """
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
-        raise TypeError(f"key must come from jax.random.key, got {given}")
+        actual = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        raise TypeError(f"key must come from jax.random.key, got {actual}")
+    generator = str(jax.random.key_impl(key))
+    if generator != GENERATOR:
+        raise TypeError(
+            f"key must be a threefry key, whose noise belongs to the example under vmap, got one of {generator}: "
+            f"make it by jax.random.key(seed, impl={GENERATOR!r})"
+        )
 
 
 def example_keys(key: PRNGKey, index: Array) -> PRNGKey:
@@ -36,9 +47,9 @@ def sample_keys(key: PRNGKey, num_samples: int) -> PRNGKey:
 
 
 def seed_key(seed: int) -> PRNGKey:
-    """`jax.random.key(seed)`, raising `ValueError` where the seed would be silently shortened to 32 bits."""
+    """The threefry key of a seed, raising `ValueError` where it would be silently shortened to 32 bits."""
     check_seed(seed)
-    return jax.random.key(seed)
+    return jax.random.key(seed, impl=GENERATOR)
 
 
 def check_seed(seed: int) -> None:
@@ -47,7 +58,7 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {seed}")
 
 
-def draw(sampler: Callable[..., Array], key: PRNGKey, shape: tuple[int, ...]) -> Array:
+def noise(sampler: Callable[..., Array], key: PRNGKey, shape: tuple[int, ...]) -> Array:
     """Float32 noise of `shape` [B, ...] from `sampler(key, shape, dtype)`, with one key or with one for each example.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -10,8 +10,118 @@ Array = jax.Array
 PRNGKey = jax.Array  # a typed key, from jax.random.key
 PyTree = Any
 Metrics = dict[str, Array]  # scalars, each a mean over the batch, in nats unless its name says otherwise
-Batch = dict[str, Array]  # "image" [B, ...], "index" [B] int32; optional "label", "condition", "weight"
+Batch = dict[str, Array]  # "x" [B, ...], "index" [B] int32; optional "label", "condition", "observed", "weight"
 Schedule = Callable[[Array], Array]  # an optax schedule: step -> value
+
+
+class Distribution(Protocol):
+    """A record over examples [B, ...]: a posterior, a likelihood, or what a prior says given a condition."""
+
+    @property
+    def mean(self) -> Array:
+        """Their means, [B, ...]."""
+        ...
+
+    def log_prob(self, x: Array) -> Array:
+        """One number for each example, [B] nats."""
+        ...
+
+    def sample(self, *, key: PRNGKey) -> Array:
+        """Draw [B, ...] with one key, or with one for each example."""
+        ...
+
+
+class Likelihood(Distribution, Protocol):
+    """What a decoder's output stands for: any record of `jaxvae.distributions`."""
+
+    def mode(self) -> Array:
+        """The most probable value of each example, [B, ...]."""
+        ...
+
+
+class Terms(NamedTuple):
+    """What every latent-variable model says about a batch of B at S draws z ~ q(z|x); nats.
+
+    Attributes:
+      log_likelihood: log p(x|z), [S, B].
+      log_ratio: log p(z) - log q(z|x) at the same draws, [S, B].
+      rates: the name of a group of latents -> its part of the rate: KL(q || p), [1, B, D], where it has a closed form,
+        otherwise log q(z|x) - log p(z) at the draws, [S, B, 1].
+    """
+
+    log_likelihood: Array
+    log_ratio: Array
+    rates: dict[str, Array]
+
+
+class LatentModel(Protocol):
+    """A Linen module that objectives and estimates can read: all but its `terms` is its own matter."""
+
+    def apply(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
+        """Run a method of the module, as Flax does."""
+        ...
+
+    @property
+    def terms(self) -> Callable[..., Terms]:
+        """`terms(*inputs, key, num_samples)` of x [B, ...], or of x and a condition; the key has shape () or [B]."""
+        ...
+
+
+class Quantized(NamedTuple):
+    """What a quantiser makes of vectors.
+
+    Attributes:
+      vectors: those of the codes chosen, [B, *positions, D].
+      indices: of these codes, [B, *positions] int32; with an axis more where a position takes several.
+      commitment: how far the vectors were from their codes, [B]: the squared difference, its mean over the example.
+      loss: what moves parameters of the quantiser's own, [B]; zero where it has none.
+      metrics: scalars.
+    """
+
+    vectors: Array
+    indices: Array
+    commitment: Array
+    loss: Array
+    metrics: Metrics
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A codebook or its like. Parameters are what the gradient moves, the state is moved by `update` alone."""
+
+    @property
+    def num_codes(self) -> int | tuple[int, ...]:
+        """The number of codes of a position, or of each of its parts."""
+        ...
+
+    def init(self, dim: int, *, key: PRNGKey, encoded: Array | None = None) -> tuple[PyTree, PyTree]:
+        """Parameters and state for vectors of D dimensions, each a (nested) dictionary of arrays, or `{}` for none.
+
+        `encoded` [..., D], the encoder's vectors, seeds them where it is given.
+        """
+        ...
+
+    def __call__(self, params: PyTree, state: PyTree, encoded: Array, *, mask: Array | None = None) -> Quantized:
+        """Quantise vectors [B, *positions, D]; where `mask` [B, *positions] is false they count nowhere."""
+        ...
+
+    def update(
+        self, state: PyTree, encoded: Array, indices: Array, *, mask: Array | None = None, key: PRNGKey
+    ) -> tuple[PyTree, Metrics]:
+        """The next state, after a batch and what it was quantised to, and scalars about the change."""
+        ...
+
+    def look_up(self, params: PyTree, state: PyTree, indices: Array) -> Array:
+        """The vectors [..., D] of indices; NaN for those out of range."""
+        ...
+
+
+class CodePrior(Protocol):
+    """A density over arrays of code indices, such as `PixelCNN`."""
+
+    def log_prob(self, indices: Array, *condition: Array) -> Array:
+        """One number for each example, [B] nats."""
+        ...
 
 
 class LossFn(Protocol):
@@ -28,7 +138,7 @@ class Prepare(Protocol):
     """Turns stored examples into what a model sees, inside the compiled step."""
 
     def __call__(self, batch: Batch, *, key: PRNGKey) -> Batch:
-        """Return the batch with floating images in [0, 1]."""
+        """Return the batch with "x" as the model sees it: floating."""
         ...
 
 
