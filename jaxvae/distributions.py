@@ -1,17 +1,20 @@
 """Distributions as records: what a network says, with `log_prob`, `sample`, `mode` and `mean`.
 
 Axis 0 is the batch, every other axis belongs to the example, and `log_prob` returns `[B]` nats. `sample` takes one
-key of shape `()` for the whole batch, or `[B]` keys, one per example.
+key of shape `()` for the whole batch, or `[B]` keys, one per example. What describes any number of examples alike, as
+`StandardNormal` and `Mixture` do, has `sample(num, key=)` instead.
 """
 
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae.keys import draw
-from jaxvae.types import Array, PRNGKey
+from jaxvae._checks import at_least
+from jaxvae.keys import check_key, noise
+from jaxvae.types import Array, Distribution, PRNGKey
 
 
 class DiagGaussian(NamedTuple):
@@ -26,12 +29,92 @@ class DiagGaussian(NamedTuple):
 
     def sample(self, *, key: PRNGKey) -> Array:
         """Draw mean + σ ε, differentiable in both parameters (the reparameterisation of Kingma and Welling, 2014)."""
-        noise = draw(jax.random.normal, key, self.mean.shape)
-        return self.mean + jnp.exp(0.5 * self.log_var) * noise
+        standard = noise(jax.random.normal, key, self.mean.shape)
+        return self.mean + jnp.exp(0.5 * self.log_var) * standard
 
     def mode(self) -> Array:
         """The mean."""
         return self.mean
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class StandardNormal:
+    """N(0, I) over latents of any shape: the prior of a plain VAE, and the record that this prior says.
+
+    Attributes:
+      shape: of one latent, or its length; only `sample` and `mean` need it. A `VAE` fills in what its encoder says.
+    """
+
+    shape: int | tuple[int, ...] | None = None
+
+    def __call__(self, *condition: Array) -> "StandardNormal":
+        """The prior, whatever the condition."""
+        return self
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats of x [B, ...]; a density."""
+        return -losses.gaussian_nll(jnp.zeros_like(x), jnp.zeros((), x.dtype), x)
+
+    def sample(self, num: int, *, key: PRNGKey) -> Array:
+        """[num, *shape] float32, with one key or with `num`."""
+        at_least(1, num=num)
+        return noise(jax.random.normal, key, (num, *self._shape()))
+
+    @property
+    def mean(self) -> Array:
+        """Zeros, [1, *shape]."""
+        return jnp.zeros((1, *self._shape()), jnp.float32)
+
+    def mode(self) -> Array:
+        """The mean."""
+        return self.mean
+
+    def _shape(self) -> tuple[int, ...]:
+        if self.shape is None:
+            raise ValueError("sample needs the size of the latent: pass VAE(..., latent_dim=D)")
+        return (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
+
+
+class Mixture(NamedTuple):
+    """A mixture of K diagonal Gaussians, the same one for every example.
+
+    Attributes:
+      log_weights: unnormalised, [K].
+      component_mean: [K, ...].
+      component_log_var: log σ², [K, ...].
+    """
+
+    log_weights: Array
+    component_mean: Array
+    component_log_var: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats of x [B, ...]; a density."""
+
+        def of_component(mean: Array, log_var: Array) -> Array:
+            mean, log_var = (jnp.broadcast_to(values, x.shape) for values in (mean[None], log_var[None]))
+            return -losses.gaussian_nll(mean, log_var, x)
+
+        of_each = jax.vmap(of_component)(self.component_mean, self.component_log_var)  # [K, B]
+        return jax.nn.logsumexp(jax.nn.log_softmax(self.log_weights)[:, None] + of_each, axis=0)
+
+    def sample(self, num: int, *, key: PRNGKey) -> Array:
+        """[num, ...]: a component each, then a draw from it, not differentiable in the weights; one key, or `num`."""
+        at_least(1, num=num)
+        check_key(key)
+        split = jax.random.split if key.shape == () else jax.vmap(jax.random.split, out_axes=1)
+        component_key, noise_key = split(key)
+        gumbel = noise(jax.random.gumbel, component_key, (num, len(self.log_weights)))
+        component = jnp.argmax(self.log_weights[None] + gumbel, axis=1)
+        mean, log_var = self.component_mean[component], self.component_log_var[component]
+        return DiagGaussian(mean, log_var).sample(key=noise_key)
+
+    @property
+    def mean(self) -> Array:
+        """[1, ...]."""
+        weights = jax.nn.softmax(self.log_weights)
+        return jnp.tensordot(weights, self.component_mean, axes=1)[None]
 
 
 class Bernoulli(NamedTuple):
@@ -45,7 +128,7 @@ class Bernoulli(NamedTuple):
 
     def sample(self, *, key: PRNGKey) -> Array:
         """Zeros and ones, in the type of the logits."""
-        uniform = draw(jax.random.uniform, key, self.logits.shape)
+        uniform = noise(jax.random.uniform, key, self.logits.shape)
         return (uniform < self.mean).astype(self.logits.dtype)
 
     def mode(self) -> Array:
@@ -76,7 +159,7 @@ class Categorical(NamedTuple):
 
     def sample(self, *, key: PRNGKey) -> Array:
         """Integers in 0 .. V-1."""
-        gumbel = draw(jax.random.gumbel, key, self.logits.shape)
+        gumbel = noise(jax.random.gumbel, key, self.logits.shape)
         return jnp.argmax(self.logits + gumbel, axis=-1)
 
     def mode(self) -> Array:
@@ -113,8 +196,8 @@ class DiscretizedLogistic(_Logistic):
 
     def sample(self, *, key: PRNGKey) -> Array:
         """Values in [-1, 1]."""
-        noise = draw(jax.random.logistic, key, self.mean.shape)
-        return self._nearest(self.mean + jnp.exp(self.log_scale) * noise)
+        standard = noise(jax.random.logistic, key, self.mean.shape)
+        return self._nearest(self.mean + jnp.exp(self.log_scale) * standard)
 
     def mode(self) -> Array:
         """The most probable value: the one nearest to the mean, or an end, where the open bin holds more."""
@@ -122,6 +205,20 @@ class DiscretizedLogistic(_Logistic):
         log_scale = jnp.broadcast_to(self.log_scale, self.mean.shape)
         mass = jax.vmap(lambda x: losses.discretized_logistic_log_mass(self.mean, log_scale, x, self.levels))(values)
         return jnp.take_along_axis(values, mass.argmax(axis=0)[None], axis=0)[0]
+
+    def expected_value(self) -> Array:
+        """The mean of the values in [-1, 1]; `mean` is the location before they are gathered.
+
+        The sum over the values' upper tails: with edges e_v between neighbours a step apart, -1 + step · Σ P(x > e_v).
+        """
+        step = 2 / (self.levels - 1)
+
+        def add(total: Array, edge: Array) -> tuple[Array, None]:
+            return total + jax.nn.sigmoid((self.mean - edge) * jnp.exp(-self.log_scale)), None
+
+        edges = -1 + step * (jnp.arange(self.levels - 1, dtype=self.mean.dtype) + 0.5)
+        tails, _ = jax.lax.scan(add, jnp.zeros_like(self.mean), edges)
+        return step * tails - 1
 
     def _nearest(self, x: Array) -> Array:
         steps = (self.levels - 1) / 2
@@ -147,5 +244,32 @@ class UnitInterval(NamedTuple):
 
     @property
     def mean(self) -> Array:
-        """The distribution's mean, held to [0, 1]."""
-        return ((self.symmetric.mean + 1) / 2).clip(0, 1)
+        """The mean of the values, in [0, 1]."""
+        return (self.symmetric.expected_value() + 1) / 2
+
+
+def rate(posterior: Distribution, prior: Any, latent: Array, log_posterior: Array) -> Array:
+    """KL(posterior || prior) of each example: by dimension and in closed form, where the pair has one.
+
+    Those are two diagonal Gaussians (a mixture of one is one) and two categoricals; for any other pair it is
+    log q(z) - log p(z) at the draws.
+
+    Args:
+      posterior: q, over [B, ...].
+      prior: p, of the same shape, or one for every example.
+      latent: z ~ q, [S, B, ...].
+      log_posterior: log q(z), [S, B] nats.
+
+    Returns:
+      Nats, [1, B, D] in closed form, with D the size of one latent; otherwise [S, B, 1].
+    """
+    if isinstance(prior, Mixture) and len(prior.log_weights) == 1:
+        prior = DiagGaussian(prior.component_mean, prior.component_log_var)
+    if isinstance(posterior, DiagGaussian) and isinstance(prior, StandardNormal):
+        zero = jnp.zeros((), posterior.mean.dtype)
+        return losses.gaussian_kl_terms(*posterior, zero, zero)[None]
+    if isinstance(posterior, DiagGaussian) and isinstance(prior, DiagGaussian):
+        return losses.gaussian_kl_terms(*posterior, *prior)[None]
+    if isinstance(posterior, Categorical) and isinstance(prior, Categorical):
+        return losses.categorical_kl_terms(posterior.logits, prior.logits)[None]
+    return (log_posterior - jax.vmap(prior.log_prob)(latent))[..., None]

@@ -64,12 +64,55 @@ def gaussian_kl_between(mean: Array, log_var: Array, prior_mean: Array, prior_lo
     >>> gaussian_kl_between(*(jnp.full((1, 2), v) for v in (1.0, 0.5, 1.0, 0.5)))
     Array([0.], dtype=float32)
     """
+    return _sum_example(gaussian_kl_terms(mean, log_var, prior_mean, prior_log_var))
+
+
+def gaussian_kl_terms(mean: Array, log_var: Array, prior_mean: Array, prior_log_var: Array) -> Array:
+    """The terms of `gaussian_kl_between`, one for each dimension of the example: [B, D] nats."""
     mean, log_var, prior_mean, prior_log_var = _aligned(
         mean=mean, log_var=log_var, prior_mean=prior_mean, prior_log_var=prior_log_var
     )
     log_ratio = log_var - prior_log_var
     scaled = jnp.square((mean - prior_mean) * jnp.exp(-0.5 * prior_log_var))
-    return _sum_example(0.5 * (jnp.expm1(log_ratio) - log_ratio + scaled))
+    return 0.5 * (jnp.expm1(log_ratio) - log_ratio + scaled)
+
+
+def categorical_kl(logits: Array, prior_logits: Array) -> Array:
+    r"""KL(softmax(logits) || softmax(prior_logits)) of independent categorical variables.
+
+    .. math:: \sum_j \sum_v p_{jv} \left(\log p_{jv} - \log q_{jv}\right)
+
+    Args:
+      logits: `[B, ..., V]` floating, unnormalised.
+      prior_logits: broadcasts to `logits`; zeros are the uniform distribution.
+
+    Returns:
+      `[B]` nats.
+
+    Raises:
+      TypeError: an argument is not floating.
+      ValueError: `logits` is not `[B, ..., V]`, or the shapes do not broadcast to it.
+
+    >>> categorical_kl(jnp.array([[0.0, -1e4]]), jnp.zeros(2))  # log 2
+    Array([0.6931472], dtype=float32)
+    """
+    return _sum_example(categorical_kl_terms(logits, prior_logits))
+
+
+def categorical_kl_terms(logits: Array, prior_logits: Array) -> Array:
+    """The terms of `categorical_kl`, one for each variable of the example: [B, D] nats."""
+    logits, prior_logits = _floating(logits, "logits"), _floating(prior_logits, "prior_logits")
+    if logits.ndim < 2:
+        raise ValueError(f"logits must be [B, ..., V], got {logits.shape}")
+    try:
+        prior_logits = jnp.broadcast_to(prior_logits, logits.shape)
+    except ValueError:
+        raise ValueError(f"prior_logits must broadcast to logits {logits.shape}, got {prior_logits.shape}") from None
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(prior_logits)
+    p = jnp.exp(log_p)
+    # 0 log 0 = 0, also where a logit is -inf: there the difference would be NaN.
+    terms = jnp.where(p > 0, p * jnp.where(p > 0, log_p - log_q, 0), 0)
+    return terms.sum(axis=-1).reshape(len(logits), -1)
 
 
 def gaussian_nll(mean: Array, log_var: Array, targets: Array) -> Array:
@@ -107,7 +150,7 @@ def bernoulli_nll(logits: Array, targets: Array) -> Array:
 
     Args:
       logits: `[B, ...]` floating, log p/(1 - p).
-      targets: broadcasts to `logits`, in [0, 1] (not checked here; see `jaxvae.data.check_images`).
+      targets: broadcasts to `logits`, in [0, 1] (not checked here; see `jaxvae.data`).
 
     Returns:
       `[B]` nats.
@@ -285,7 +328,7 @@ def bits_per_dim(nats: Array, num_dims: int) -> Array:
 
 @jax.custom_jvp
 def _softplus(x: Array) -> Array:
-    """log(1 + e^x). `jax.nn.softplus` also minds infinities, at several times the cost on CPU."""
+    """log(1 + e^x). `jax.nn.softplus` treats infinities too, at several times the cost on CPU."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 

@@ -113,7 +113,15 @@ def test_the_unit_interval_is_the_same_distribution_over_images(key):
         np.testing.assert_allclose(images.log_prob((x + 1) / 2), record.log_prob(x), rtol=1e-6)
     np.testing.assert_allclose(images.sample(key=key), (record.sample(key=key) + 1) / 2)
     np.testing.assert_allclose(images.mode(), (record.mode() + 1) / 2)
-    np.testing.assert_allclose(images.mean[:, 0], np.clip((LOCATIONS + 1) / 2, 0, 1), rtol=1e-6)
+    expected = [np.exp(np.float64(record.log_prob(jnp.full((6, 1), value)))) * (value + 1) / 2 for value in VALUES]
+    np.testing.assert_allclose(images.mean[:, 0], np.sum(expected, axis=0), rtol=1e-5)
+
+
+def test_the_mean_of_eight_bit_pixels_is_that_of_their_masses():
+    record = DiscretizedLogistic(jnp.float32([[0.9], [-0.3], [3.0]]), jnp.float32(0.5))
+    values = np.linspace(-1, 1, 256)
+    masses = np.array([np.exp(np.float64(record.log_prob(jnp.full((3, 1), value)))) for value in values])
+    np.testing.assert_allclose(UnitInterval(record).mean[:, 0], (values + 1) / 2 @ masses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

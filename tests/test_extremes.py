@@ -157,19 +157,19 @@ def bodies(dtype):
 
 
 def labelled(model_of, loss):
-    """A model of images and labels in some type, with its arguments for `init` and its objective."""
+    """A model of x and labels in some type, with its arguments for `init` and its objective."""
 
     def make(dtype):
         model = model_of(dtype)
-        return model, (batch(1)["image"], jnp.zeros(1, jnp.int32)), partial(loss, model)
+        return model, (batch(1)["x"], jnp.zeros(1, jnp.int32)), partial(loss, model)
 
     return make
 
 
-def of_images(model_of, loss, **options):
+def unlabelled(model_of, loss, **options):
     def make(dtype):
         model = model_of(dtype)
-        return model, (batch(1)["image"],), partial(loss, model, **options)
+        return model, (batch(1)["x"],), partial(loss, model, **options)
 
     return make
 
@@ -193,7 +193,8 @@ def conditional_convolutions(dtype):
 
 def vq_vae(dtype):
     encoder = jaxvae.ResidualEncoder(4, (8,), 2, 4, dtype=dtype)
-    return jaxvae.VQVAE(encoder, jaxvae.ResidualDecoder(1, (8,), 2, 4, dtype=dtype), jaxvae.Bernoulli)
+    decoder = jaxvae.ResidualDecoder(1, (8,), 2, 4, dtype=dtype)
+    return jaxvae.VQVAE(encoder, decoder, jaxvae.EMACodebook(8), jaxvae.Bernoulli)
 
 
 def pixel_cnn(dtype):
@@ -201,28 +202,29 @@ def pixel_cnn(dtype):
 
 
 IN_BOTH_TYPES = {
-    "hierarchical": of_images(hierarchical, jaxvae.sampled_vae_loss),
+    "hierarchical": unlabelled(hierarchical, jaxvae.sampled_vae_loss),
     "conditional": labelled(conditional_convolutions, jaxvae.cvae_loss),
-    "semi-supervised": of_images(
+    "semi-supervised": unlabelled(
         lambda dtype: jaxvae.SemiSupervisedVAE(conditional(dtype), jaxvae.MLPDecoder((3,), (8,), dtype=dtype)),
         jaxvae.semi_supervised_loss,
         classification_weight=1.0,
     ),
-    "vq-vae": of_images(vq_vae, jaxvae.vq_vae_loss),
-    "pixel_cnn": labelled(pixel_cnn, partial(jaxvae.pixel_cnn_loss, field="image")),
+    "vq-vae": unlabelled(vq_vae, jaxvae.vq_vae_loss),
+    "pixel_cnn": labelled(pixel_cnn, partial(jaxvae.pixel_cnn_loss, field="x")),
 }
 
 
 @pytest.mark.parametrize("name", IN_BOTH_TYPES)
 def test_bfloat16_computes_nearly_the_same(name, key):
     """Within a hundredth of the loss; what comes out, statistics included, is float32."""
-    images = batch(6) | {"label": jnp.arange(6) % 3, "condition": jnp.arange(6) % 3}
+    examples = batch(6) | {"label": jnp.arange(6) % 3, "condition": jnp.arange(6) % 3}
     if name != "conditional":
-        del images["condition"]
-    model_state = jaxvae.codebook.init_codebook(8, 4, key=key) if name == "vq-vae" else ()
+        del examples["condition"]
+    codebook = jaxvae.codebook.init_codebook(8, 4, key=key)._asdict()
+    model_state = {"quantizer": codebook} if name == "vq-vae" else ()
     (model, arguments, loss), (*_, narrow_loss) = map(IN_BOTH_TYPES[name], (None, jnp.bfloat16))
     params = jax.jit(model.init)(key, *arguments)
-    results = [jax.jit(each)(params, model_state, images, key=key, step=jnp.int32(0)) for each in (loss, narrow_loss)]
+    results = [jax.jit(each)(params, model_state, examples, key=key, step=jnp.int32(0)) for each in (loss, narrow_loss)]
     assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.float32)}
     (wide, _), (narrow, _) = results
     assert wide != narrow

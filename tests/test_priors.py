@@ -1,0 +1,165 @@
+"""Priors and the rate: closed forms, mixtures, and one seam for every objective and estimate."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+from variants import SHAPE, batch, mlp
+
+import jaxvae
+from jaxvae.distributions import Categorical, DiagGaussian, Mixture, StandardNormal, rate
+from jaxvae.keys import example_keys, sample_keys
+from jaxvae.losses import categorical_kl, gaussian_kl
+
+B, D, NUM = 6, 3, 20_000
+MIXTURE = Mixture(
+    jnp.float32([0.0, 1.0]),
+    jnp.float32([[-1.0, 0.5, 2.0], [1.0, 0.0, 0.0]]),
+    jnp.float32([[0.0, -1.0, 0.5], [0.3] * 3]),
+)
+
+
+def model_of(prior):
+    return jaxvae.VAE(*mlp(D), prior=prior)
+
+
+def init(model, seed=0):
+    return model.init(jax.random.key(seed), jnp.zeros((1, *SHAPE)))
+
+
+def test_a_mixtures_density_is_scipys_and_its_samples_follow_it(key):
+    z = np.random.default_rng(0).normal(size=(7, D))
+    logits, mean, log_var = (np.asarray(leaf, np.float64) for leaf in MIXTURE)
+    of_each = stats.norm.logpdf(z[None], mean[:, None], np.exp(log_var / 2)[:, None]).sum(axis=-1)
+    expected = special.logsumexp(special.log_softmax(logits)[:, None] + of_each, axis=0)
+    np.testing.assert_allclose(MIXTURE.log_prob(jnp.float32(z)), expected, rtol=1e-5)
+
+    samples = np.asarray(MIXTURE.sample(NUM, key=key), np.float64)
+    share = special.softmax(logits)
+    np.testing.assert_allclose(samples.mean(axis=0), share @ mean, atol=0.04)
+    np.testing.assert_allclose(MIXTURE.mean[0], share @ mean, rtol=1e-6)
+    second = share @ (np.exp(log_var) + mean**2)
+    np.testing.assert_allclose((samples**2).mean(axis=0), second, rtol=0.04)
+    left = stats.norm.cdf(0, mean[:, 0], np.exp(log_var[:, 0] / 2)) @ share  # shares of the components, seen in z1
+    np.testing.assert_allclose((samples[:, 0] < 0).mean(), left, atol=0.015)
+
+
+def test_a_components_frequency_is_its_weight_and_keys_may_be_one_for_each(key):
+    apart = Mixture(jnp.log(jnp.float32([0.2, 0.8])), jnp.float32([[-100.0], [100.0]]), jnp.zeros((2, 1)))
+    keys = example_keys(key, jnp.arange(NUM))
+    for each in (key, keys):
+        samples = np.asarray(apart.sample(NUM, key=each))
+        np.testing.assert_allclose((samples < 0).mean(), 0.2, atol=5 * np.sqrt(0.16 / NUM))
+        np.testing.assert_allclose(
+            samples.std(axis=0, where=samples > 0), 1, atol=0.03
+        )  # the noise is not the choice's
+    np.testing.assert_array_equal(apart.sample(NUM, key=keys)[3:5], apart.sample(2, key=keys[3:5]))
+
+
+@pytest.mark.parametrize("loss", [jaxvae.vae_loss, jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=5)])
+def test_a_mixture_of_one_is_the_standard_normal(loss, key):
+    plain, mixture = model_of(StandardNormal()), model_of(jaxvae.GaussianMixture(1, D))
+    params = init(mixture)
+    expected = loss(plain, init(plain), (), batch(B), key=key, step=0)[0]
+    np.testing.assert_allclose(loss(mixture, params, (), batch(B), key=key, step=0)[0], expected, atol=2e-5)
+    z = jax.random.normal(key, (4, D))
+    record = mixture.apply(params, method="latent_prior")
+    np.testing.assert_allclose(record.log_prob(z), StandardNormal().log_prob(z), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prior", [StandardNormal(), jaxvae.GaussianMixture(4, D)])
+def test_every_objective_and_the_likelihood_agree_on_any_prior(prior, key):
+    """All within five Monte Carlo errors of the mean of many sampled terms."""
+    model = model_of(prior)
+    params, examples = init(model), batch(B)
+    log_w = np.asarray(
+        jaxvae.objectives.vae_log_weights(model, params, (), examples, key=jax.random.key(9), num_samples=4000),
+        np.float64,
+    )
+    expected, error = -log_w.mean(), log_w.std(axis=0).mean() / np.sqrt(B)
+    for loss in (jaxvae.vae_loss, jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=1)):
+        values = [loss(model, params, (), examples, key=jax.random.key(k), step=0)[0] for k in range(40)]
+        np.testing.assert_allclose(np.mean(values), expected, atol=5 * error / np.sqrt(40))
+    estimate = jaxvae.log_likelihood(model, params, (), examples, jnp.arange(B)[None], key=key, num_samples=2000)
+    bound = special.logsumexp(log_w, axis=0) - np.log(len(log_w))
+    np.testing.assert_allclose(estimate.log_prob, bound, atol=5 * estimate.standard_error.max() + 1e-3)
+    assert estimate.nll < expected
+
+
+def test_the_rate_has_a_closed_form_for_gaussians_and_categoricals_and_is_sampled_otherwise(key):
+    mean, log_var = jax.random.normal(key, (2, B, D))
+    q, zero = DiagGaussian(mean, log_var), jnp.zeros(D)
+    closed = rate(q, StandardNormal(), None, None)
+    assert closed.shape == (1, B, D)
+    np.testing.assert_allclose(closed.sum(axis=-1)[0], gaussian_kl(mean, log_var), rtol=1e-6)
+    np.testing.assert_array_equal(closed, rate(q, DiagGaussian(zero, zero), None, None))
+
+    keys = sample_keys(example_keys(key, jnp.arange(B)), 5000)
+    latent = jax.vmap(lambda each: q.sample(key=each))(keys)
+    log_q = jax.vmap(q.log_prob)(latent)
+    one = Mixture(jnp.zeros(1), jnp.zeros((1, D)), jnp.zeros((1, D)))
+    np.testing.assert_array_equal(closed, rate(q, one, None, None))
+    two = Mixture(jnp.zeros(2), jnp.zeros((2, D)), jnp.zeros((2, D)))  # the same density
+    sampled = rate(q, two, latent, log_q)
+    assert sampled.shape == (5000, B, 1)
+    np.testing.assert_allclose(sampled.mean(axis=(0, 2)), gaussian_kl(mean, log_var), rtol=0.05)
+
+
+def test_the_rate_of_categoricals_is_scipys():
+    logits, prior = np.random.default_rng(1).normal(size=(2, B, D, 5))
+    p, q = special.softmax(logits, axis=-1), special.softmax(prior, axis=-1)
+    of_each = rate(Categorical(jnp.float32(logits)), Categorical(jnp.float32(prior)), None, None)
+    np.testing.assert_allclose(of_each[0], special.rel_entr(p, q).sum(axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(categorical_kl(logits, prior), special.rel_entr(p, q).sum(axis=(1, 2)), rtol=1e-5)
+    uniform = np.log(5) - stats.entropy(p, axis=-1)  # log K - H
+    np.testing.assert_allclose(categorical_kl(logits, jnp.zeros(5)), uniform.sum(axis=1), rtol=1e-5)
+    certain = jnp.float32([[0.0, -jnp.inf, -1e4]])
+    np.testing.assert_allclose(categorical_kl(certain, jnp.zeros(3)), [np.log(3)], rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: categorical_kl(x, jnp.zeros(3)).sum())(jnp.float32([[0.0, 1e4, -1e4]]))).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((jnp.zeros((2, 3), jnp.int32), jnp.zeros(3)), TypeError, "logits must be floating, got int32"),
+        ((jnp.zeros(3), jnp.zeros(3)), ValueError, r"logits must be \[B, ..., V\], got \(3,\)"),
+        ((jnp.zeros((2, 3)), jnp.zeros(4)), ValueError, r"prior_logits must broadcast to logits \(2, 3\), got \(4,\)"),
+    ],
+)
+def test_categorical_kl_refuses_what_does_not_fit(arguments, error, message):
+    with pytest.raises(error, match=message):
+        categorical_kl(*arguments)
+
+
+def test_samples_of_a_model_come_from_its_prior(key):
+    mixture = model_of(jaxvae.GaussianMixture(2, D))
+    params = init(mixture)
+    far = {"log_weights": jnp.zeros(2), "mean": jnp.full((2, D), 50.0), "log_var": jnp.full((2, D), -20.0)}
+    params = {"params": {**params["params"], "prior": far}}
+    pictures = mixture.apply(params, 2, key=key, method="sample").mean
+    expected = mixture.apply(params, jnp.full((2, D), 50.0), method="decode").mean
+    np.testing.assert_allclose(pictures, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("components", "latent_dim", "name"), [(0, 3, "num_components"), (2, 0, "latent_dim")])
+def test_impossible_mixtures_are_refused(components, latent_dim, name, key):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        jaxvae.GaussianMixture(components, latent_dim).init(key)
+
+
+def test_what_cannot_be_sampled_says_why(key):
+    with pytest.raises(ValueError, match=r"sample needs the size of the latent: pass VAE\(..., latent_dim=D\)"):
+        StandardNormal().sample(3, key=key)
+    for record in (StandardNormal(2), MIXTURE):
+        with pytest.raises(ValueError, match="num must be at least 1, got 0"):
+            record.sample(0, key=key)
+        with pytest.raises(TypeError, match=r"key must come from jax\.random\.key"):
+            record.sample(2, key=jax.random.PRNGKey(0))
+    with pytest.raises(TypeError, match="the prior must return a record with log_prob and sample, got float"):
+        model_of(lambda: 3.0).apply({}, method="latent_prior")
+    wrong = model_of(lambda: (jnp.zeros((1, D)), jnp.zeros((1, D))))
+    with pytest.raises(ValueError, match="the prior says 1 latents where 4 are asked for"):
+        wrong.apply(init(wrong), 4, key=key, method="sample")
