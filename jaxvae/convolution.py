@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import flax.linen as nn
 import jax
@@ -19,10 +19,10 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.nn.initializers import Initializer, lecun_normal
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from jaxvae.types import Array
+from jaxvae.types import Array, PRNGKey
 
 P = ParamSpec("P")
 Pads = Sequence[tuple[int, int]]  # low and high for each spatial axis; a negative one crops
@@ -31,6 +31,11 @@ Pads = Sequence[tuple[int, int]]  # low and high for each spatial axis; a negati
 GATHERED = 16
 # Channels last, by the rank of the input.
 LAYOUTS = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
+
+
+def lecun_normal(key: PRNGKey, shape: Sequence[int], dtype: Any = None, out_sharding: Any = None) -> Array:
+    """`nn.initializers.lecun_normal()`, in a form that pickles."""
+    return nn.initializers.lecun_normal()(key, shape, dtype, out_sharding)
 
 
 class Conv(nn.Module):
@@ -46,12 +51,17 @@ class Conv(nn.Module):
     padding: str = "SAME"
     use_bias: bool = True
     dtype: DTypeLike | None = None
-    kernel_init: Initializer = lecun_normal()
+    kernel_init: Initializer = lecun_normal
+
+    def __post_init__(self) -> None:
+        """Make tuples of sequences: a list could not be hashed."""
+        _freeze(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return the convolution of `x`."""
-        x, kernel, bias = _inputs(self, x)
+        x, kernel, bias = _promoted(self, x)
         return _add_bias(conv(x, kernel, strides=self.strides, padding=self.padding), bias)
 
 
@@ -64,12 +74,17 @@ class ConvTranspose(nn.Module):
     padding: str = "SAME"
     use_bias: bool = True
     dtype: DTypeLike | None = None
-    kernel_init: Initializer = lecun_normal()
+    kernel_init: Initializer = lecun_normal
+
+    def __post_init__(self) -> None:
+        """Make tuples of sequences: a list could not be hashed."""
+        _freeze(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return the transposed convolution of `x`."""
-        x, kernel, bias = _inputs(self, x)
+        x, kernel, bias = _promoted(self, x)
         return _add_bias(conv_transpose(x, kernel, strides=self.strides, padding=self.padding), bias)
 
 
@@ -104,7 +119,7 @@ def conv(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1, padding: 
         pads.append((low, extent - n - low))
 
     def products(x: Array, kernel: Array) -> Array:
-        return _conv_products(_widen(x), _widen(kernel), strides, pads).astype(x.dtype)
+        return _conv_products(widen(x), widen(kernel), strides, pads).astype(x.dtype)
 
     def stock(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUTS[x.ndim])
@@ -131,7 +146,7 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1,
     strides = _checked_strides(x, kernel, strides, padding)
 
     def products(x: Array, kernel: Array) -> Array:
-        return _conv_transpose_products(_widen(x), _widen(kernel), strides, padding).astype(x.dtype)
+        return _conv_transpose_products(widen(x), widen(kernel), strides, padding).astype(x.dtype)
 
     def stock(x: Array, kernel: Array) -> Array:
         return lax.conv_transpose(x, kernel, strides, padding, dimension_numbers=LAYOUTS[x.ndim])
@@ -139,7 +154,7 @@ def conv_transpose(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1,
     return lax.platform_dependent(x, kernel, cpu=products, default=stock)
 
 
-def _apart(*static: int) -> Callable[[Callable[P, Array]], Callable[P, Array]]:
+def _not_inlined(*static: int) -> Callable[[Callable[P, Array]], Callable[P, Array]]:
     """Have XLA fuse the function with nothing: on CPU whoever reads its result would otherwise compute it again.
 
     Args:
@@ -239,7 +254,7 @@ def _gathered_windows_jvp(
     return _gathered_windows(*primals, window, strides), _sliced_windows(*tangents, window, strides)
 
 
-@_apart(1, 2, 3)
+@_not_inlined(1, 2, 3)
 def _take_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...], reverse: bool) -> Array:
     """Gather them; `reverse` puts the last position of a window first."""
     rank, index = len(window), []
@@ -259,7 +274,7 @@ def _shift_and_add(x: Array, kernel: Array, pads: Pads) -> Array:
     return add(maps, kernel.shape[:-2], tuple(pads))
 
 
-@_apart(1, 2)
+@_not_inlined(1, 2)
 def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
     """[B, *spatial, w·w·O] -> [B, *output, O]."""
     features = maps.shape[-1] // math.prod(window)
@@ -321,7 +336,7 @@ def _matmul(x: Array, kernel: Array) -> Array:
     return product.reshape(*x.shape[:-1], features)
 
 
-def _widen(x: Array) -> Array:
+def widen(x: Array) -> Array:
     """At least float32: so a CPU sums narrow types in it, in both directions."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -347,7 +362,13 @@ def _checked_strides(x: Array, kernel: Array, strides: int | Sequence[int], padd
     return each
 
 
-def _inputs(layer: Conv | ConvTranspose, x: Array) -> tuple[Array, Array, Array | None]:
+def _freeze(layer: Conv | ConvTranspose) -> None:
+    layer.window = tuple(layer.window)
+    if not isinstance(layer.strides, int):
+        layer.strides = tuple(layer.strides)
+
+
+def _promoted(layer: Conv | ConvTranspose, x: Array) -> tuple[Array, Array, Array | None]:
     """Return the input and the layer's parameters, in the type of the computation."""
     shape = (*layer.window, x.shape[-1], layer.features)
     kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)

@@ -1,5 +1,7 @@
 """Our convolutions against the stock ones: values, gradients, and what each platform's program is made of."""
 
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -204,10 +206,10 @@ layers = pytest.mark.parametrize(
 @layers
 @pytest.mark.parametrize(("padding", "dtype"), [("SAME", None), ("VALID", None), ("SAME", jnp.bfloat16)])
 def test_layers_compute_with_the_parameters_of_flax(ours, flax, padding, dtype):
-    image, kernel, bias = draw((2, 7, 6, 3), (4, 4, 3, 5), (5,))
+    x, kernel, bias = draw((2, 7, 6, 3), (4, 4, 3, 5), (5,))
     params = {"params": {"kernel": kernel, "bias": bias}}
-    got = ours(5, (4, 4), 2, padding=padding, dtype=dtype).apply(params, image)
-    expected = flax(5, (4, 4), (2, 2), padding=padding, dtype=dtype).apply(params, image)
+    got = ours(5, (4, 4), 2, padding=padding, dtype=dtype).apply(params, x)
+    expected = flax(5, (4, 4), (2, 2), padding=padding, dtype=dtype).apply(params, x)
     assert got.dtype == expected.dtype == (dtype or jnp.float32)
     tolerance = 0.05 if dtype else 1e-4
     np.testing.assert_allclose(np.float32(got), np.float32(expected), rtol=tolerance, atol=tolerance)
@@ -215,12 +217,19 @@ def test_layers_compute_with_the_parameters_of_flax(ours, flax, padding, dtype):
 
 @layers
 def test_layers_initialise_as_flax_does(ours, flax, key):
-    (image,) = draw((2, 7, 6, 3))
-    params = ours(5, (4, 4), 2, dtype=jnp.bfloat16).init(key, image)
-    jax.tree.map(np.testing.assert_array_equal, params, flax(5, (4, 4), (2, 2)).init(key, image))
+    (x,) = draw((2, 7, 6, 3))
+    params = ours(5, (4, 4), 2, dtype=jnp.bfloat16).init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, params, flax(5, (4, 4), (2, 2)).init(key, x))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    bare = jax.eval_shape(ours(5, (4, 4), use_bias=False).init, key, image)
+    bare = jax.eval_shape(ours(5, (4, 4), use_bias=False).init, key, x)
     assert set(bare["params"]) == {"kernel"}
+
+
+@layers
+def test_layers_pickle_and_take_lists(ours, flax):
+    layer = ours(5, [4, 4], [2, 2])
+    assert layer == ours(5, (4, 4), (2, 2))
+    assert hash(layer) == hash(pickle.loads(pickle.dumps(layer))) == hash(ours(5, (4, 4), (2, 2)))
 
 
 @both

@@ -5,6 +5,7 @@ Records that need none (`Bernoulli`, `Categorical`) are likelihoods already; a f
 matter: each function here takes any record of a mean and a scale.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae.distributions import DiagGaussian, DiscretizedLogistic, UnitInterval
-from jaxvae.networks import soft_bound
 from jaxvae.types import Array
 
 SCALE_LIMIT = 20.0
+
+
+def soft_bound(x: Array, limit: float) -> Array:
+    """limit · tanh(x / limit): the identity near 0, never past ±limit, and with a slope where a clip has none."""
+    return limit * jnp.tanh(x / limit)
 
 
 def logistic_image(mean: Array, log_scale: Array) -> UnitInterval:
@@ -24,14 +29,14 @@ def logistic_image(mean: Array, log_scale: Array) -> UnitInterval:
 
 
 class SharedScale(nn.Module):
-    """One scale for all pixels of all images, learned with the model.
+    """One scale for all elements of all examples, learned with the model.
 
     The σ-VAE: the scale finds the weight between rate and distortion by maximum likelihood. It is 20 · tanh of a
     twentieth of the parameter, so that no variance overflows.
 
     Attributes:
       record: (mean, scale) -> a likelihood.
-      initial: of the log variance or log scale.
+      initial: the log variance or log scale it starts at, between -20 and 20.
 
     References:
       Rybkin, Daniilidis and Levine, Simple and Effective VAE Training with Calibrated Decoders, 2021.
@@ -40,31 +45,50 @@ class SharedScale(nn.Module):
     record: Callable[[Array, Array], Any] = DiagGaussian
     initial: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where no parameter leads to `initial`."""
+        _before_bound("initial", self.initial)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, output: Array) -> Any:
         """The decoder's output [B, ...] is the mean."""
-        scale = self.param("scale", nn.initializers.constant(self.initial), (), jnp.float32)
+        start = nn.initializers.constant(_before_bound("initial", self.initial))
+        scale = self.param("scale", start, (), jnp.float32)
         return self.record(output, soft_bound(scale, SCALE_LIMIT))
 
 
 class PixelScale(nn.Module):
-    """A scale for each pixel, from the decoder: its output is [B, ..., 2], mean and scale.
+    """A scale for each element, from the decoder: its output is [B, ..., 2], mean and scale.
 
-    A Gaussian's likelihood has no upper bound here: a pixel that never changes draws its variance to zero. `lowest`
+    A Gaussian's likelihood has no upper bound here: an element that never changes draws its variance to zero. `lowest`
     is where that ends.
 
     Attributes:
       record: (mean, scale) -> a likelihood.
-      lowest: of the log variance or log scale; approached smoothly.
+      lowest: the log variance or log scale that is approached smoothly from above, between -20 and 20.
     """
 
     record: Callable[[Array, Array], Any] = DiagGaussian
     lowest: float = -7.0
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where no output leads to `lowest`."""
+        _before_bound("lowest", self.lowest)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, output: Array) -> Any:
         """Split the decoder's output [B, ..., 2]."""
         if output.shape[-1] != 2:
             raise ValueError(f"the decoder's output must be [B, ..., 2], mean and scale, got {output.shape}")
-        scale = self.lowest + nn.softplus(output[..., 1] - self.lowest)
-        return self.record(output[..., 0], soft_bound(scale, SCALE_LIMIT))
+        lowest = _before_bound("lowest", self.lowest)
+        scale = soft_bound(lowest + nn.softplus(output[..., 1] - lowest), SCALE_LIMIT)
+        return self.record(output[..., 0], jnp.maximum(scale, self.lowest))  # which rounding may miss
+
+
+def _before_bound(name: str, scale: float) -> float:
+    """What `soft_bound` takes to `scale`."""
+    if not -SCALE_LIMIT < scale < SCALE_LIMIT:
+        raise ValueError(f"{name} must lie between -{SCALE_LIMIT:g} and {SCALE_LIMIT:g}, got {scale}")
+    return SCALE_LIMIT * math.atanh(scale / SCALE_LIMIT)

@@ -1,0 +1,33 @@
+"""What the networks do to arrays and settings alike."""
+
+import math
+
+from flax import linen as nn
+
+from jaxvae.types import Array
+
+
+def as_tuples(module: nn.Module, *names: str) -> None:
+    """Make tuples of a module's sequences, before it is one: a list, from a file, could not be hashed.
+
+    Raises:
+      TypeError: an attribute is no sequence.
+    """
+    for name in names:
+        value = getattr(module, name)
+        try:
+            setattr(module, name, tuple(value))
+        except TypeError:
+            raise TypeError(f"{name} must be a sequence of integers, got {value!r}") from None
+
+
+def check_not_empty(x: Array) -> None:
+    """Raise `ValueError` where a batch holds no example."""
+    if not x.size:
+        raise ValueError(f"expected (batch, ...), got {x.shape}, which holds nothing")
+
+
+def flatten(x: Array) -> Array:
+    """[B, ...] -> [B, F]; `ValueError` where it holds no example."""
+    check_not_empty(x)
+    return x.reshape(len(x), math.prod(x.shape[1:]))

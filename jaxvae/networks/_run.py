@@ -1,0 +1,41 @@
+"""Calls networks of the user's in training or evaluation mode, by whichever name they take it."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def run(network: Callable[..., Any], *arguments: Any, train: bool) -> Any:
+    """`network(*arguments)`, told the mode where it asks.
+
+    A network asks by a parameter `train`, `training` or `deterministic`; a value that `functools.partial` has fixed
+    stays.
+    """
+    modes = {"train": train, "training": train, "deterministic": not train}
+    kind: Any = type(network)
+    names = _names_of_kind(kind) if isinstance(network, nn.Module) else _names(network)
+    return network(*arguments, **{name: modes[name] for name in names})
+
+
+@functools.lru_cache(maxsize=256)
+def _names_of_kind(kind: Any) -> tuple[str, ...]:
+    return _names(kind.__call__)
+
+
+def _names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Those of the parameters for the mode that the function takes by name and nobody has fixed."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # functions of C have none
+        return ()
+    fixed = function.keywords if isinstance(function, functools.partial) else {}
+    return tuple(
+        name
+        for name in ("train", "training", "deterministic")
+        if name not in fixed and name in parameters and parameters[name].kind in _BY_NAME
+    )
