@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxvae._checks import at_least, floating, integers
 from jaxvae.keys import check_key
 from jaxvae.types import Array, PRNGKey
 
@@ -54,9 +55,8 @@ def init_codebook(num_codes: int, dim: int, *, key: PRNGKey) -> CodebookState:
       ValueError: `num_codes` is below 2, or `dim` below 1.
     """
     check_key(key)
-    _check_num_codes(num_codes)
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")
+    at_least(2, num_codes=num_codes)
+    at_least(1, dim=dim)
     return _evenly_used(jax.random.normal(key, (num_codes, dim), jnp.float32) / math.sqrt(dim))
 
 
@@ -81,12 +81,11 @@ def seed_codebook(encoded: Array, num_codes: int, *, key: PRNGKey, iterations: i
       Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007.
     """
     check_key(key)
-    _check_num_codes(num_codes)
+    at_least(2, num_codes=num_codes)
     encoded = _detached(encoded, "encoded")
-    if encoded.ndim != 2 or not len(encoded):
+    if encoded.ndim != 2 or not encoded.size:
         raise ValueError(f"encoded must be [N, D], got {encoded.shape}; N must be at least 1")
-    if iterations < 0:
-        raise ValueError(f"iterations must be at least 0, got {iterations}")
+    at_least(0, iterations=iterations)
 
     def add_code(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codes, distance = carry
@@ -115,10 +114,10 @@ def vectors(state: CodebookState) -> Array:
 def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
     r"""The index of the code nearest to each vector; ties go to the lowest.
 
-    .. math:: \arg\min_k \|z - e_k\|^2 = \arg\min_k \tfrac12 \|e_k - \bar e\|^2 - (z - \bar e) \cdot (e_k - \bar e)
+    .. math:: \arg\min_k \|z - e_k\|^2 = \arg\min_k \tfrac12 \|e_k - c\|^2 - (z - c) \cdot (e_k - c)
 
-    In float32 at the highest precision. The mean code ē is subtracted because the products of vectors far from the
-    origin would drown the distances between them.
+    In float32 at the highest precision. A centre c of the codes is subtracted because the products of vectors far from
+    the origin would drown the distances between them: choices are exact to the rounding of |z - c|².
 
     Args:
       codes: e, `[K, D]` floating.
@@ -136,12 +135,12 @@ def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
     Array([0, 1], dtype=int32)
     """
     codes, encoded = _detached(codes, "codes"), _detached(encoded, "encoded")
-    if codes.ndim != 2:
+    if codes.ndim != 2 or not codes.size:
         raise ValueError(f"codes must be [K, D], got {codes.shape}")
     _check_dim(encoded, codes.shape[1])
-    mean = codes.mean(axis=0)
-    codes = codes - mean[None]
-    flat = encoded.reshape(-1, codes.shape[1]) - mean[None]
+    centre = _centre(codes)
+    codes = codes - centre[None]
+    flat = encoded.reshape(-1, codes.shape[1]) - centre[None]
     products = jnp.dot(flat, codes.T, precision=jax.lax.Precision.HIGHEST)
     half_norms = 0.5 * jnp.square(codes).sum(axis=1)
     if cost is not None:
@@ -183,7 +182,7 @@ def straight_through(encoded: Array, quantized: Array) -> Array:
       TypeError: an argument is not floating.
       ValueError: the shapes differ.
     """
-    encoded, value = _floating(encoded, "encoded"), jax.lax.stop_gradient(_floating(quantized, "quantized"))
+    encoded, value = floating(encoded, "encoded"), jax.lax.stop_gradient(floating(quantized, "quantized"))
     if encoded.shape != value.shape:
         raise ValueError(f"encoded and quantized must have one shape, got {encoded.shape} and {value.shape}")
     # The difference is zero: the value is exactly the code's, not its to rounding.
@@ -212,8 +211,9 @@ def ema_update(state: CodebookState, encoded: Array, indices: Array, *, decay: f
     if not isinstance(decay, jax.core.Tracer) and not 0 < float(decay) < 1:
         raise ValueError(f"decay must lie between 0 and 1, got {decay}")
     num_codes, dim = state.moment.shape
-    encoded, indices = _detached(encoded, "encoded"), _integers(indices)
+    encoded, indices = _detached(encoded, "encoded"), integers(indices, "indices")
     _check_dim(encoded, dim)
+    _check_positions("encoded", encoded)
     if indices.shape != encoded.shape[:-1]:
         raise ValueError(f"indices must be {encoded.shape[:-1]} for encoded {encoded.shape}, got {indices.shape}")
     batch = batch_means(encoded, indices, num_codes)
@@ -248,6 +248,7 @@ def restart_dead_codes(state: CodebookState, encoded: Array, *, key: PRNGKey, th
     num_codes, dim = state.moment.shape
     encoded = _detached(encoded, "encoded")
     _check_dim(encoded, dim)
+    _check_positions("encoded", encoded)
     flat = encoded.reshape(-1, dim)
     # The largest of independent noise are positions drawn without replacement, cheaper than a permutation.
     draws = min(num_codes, len(flat))
@@ -276,13 +277,14 @@ def usage(indices: Array, num_codes: int) -> Array:
 
     Raises:
       TypeError: `indices` is not integer.
-      ValueError: `num_codes` is below 2.
+      ValueError: there are none, or `num_codes` is below 2.
 
     >>> usage(jnp.array([[0, 2], [2, 2]]), 3)
     Array([0.25, 0.  , 0.75], dtype=float32)
     """
-    _check_num_codes(num_codes)
-    flat = _integers(indices).reshape(-1)
+    at_least(2, num_codes=num_codes)
+    flat = integers(indices, "indices").reshape(-1)
+    _check_positions("indices", flat)
     return jax.ops.segment_sum(jnp.ones(flat.shape, jnp.float32), flat, num_codes) / len(flat)
 
 
@@ -306,7 +308,7 @@ def perplexity(usage: Array) -> Array:
     Array(2., dtype=float32)
     """
     shares = jnp.asarray(usage, jnp.float32)
-    if shares.ndim != 1:
+    if shares.ndim != 1 or not len(shares):
         raise ValueError(f"usage must be [K], got {shares.shape}; take groups by jax.vmap")
     return jnp.exp(jax.scipy.special.entr(shares / shares.sum()).sum())
 
@@ -317,9 +319,10 @@ def batch_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState
     The fastest form on a CPU by far is the scatter (`benchmarks/codebook.py`). Not measured elsewhere: accelerators
     get the matrix product, which their units are made for, and whose sums do not depend on an order of atomics.
     """
+    _check_positions("encoded", encoded)
     return jax.lax.platform_dependent(
         encoded.reshape(-1, encoded.shape[-1]),
-        indices.reshape(-1),
+        integers(indices, "indices").reshape(-1),
         cpu=partial(segment_means, num_codes=num_codes),
         default=partial(one_hot_means, num_codes=num_codes),
     )
@@ -327,6 +330,7 @@ def batch_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState
 
 def segment_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState:
     """`batch_means` of [N, D] and [N] by scattered additions."""
+    indices = integers(indices, "indices")
     counts = jax.ops.segment_sum(jnp.ones(indices.shape, jnp.float32), indices, num_codes)
     sums = jax.ops.segment_sum(encoded, indices, num_codes)
     return CodebookState(counts / len(indices), sums / len(indices))
@@ -334,9 +338,27 @@ def segment_means(encoded: Array, indices: Array, num_codes: int) -> CodebookSta
 
 def one_hot_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState:
     """`batch_means` of [N, D] and [N] by a matrix product."""
+    indices = integers(indices, "indices")
     one_hot = jax.nn.one_hot(indices, num_codes, dtype=jnp.float32, axis=0)
     sums = jnp.dot(one_hot, encoded, precision=jax.lax.Precision.HIGHEST)
     return CodebookState(one_hot.mean(axis=1), sums / len(indices))
+
+
+def _centre(codes: Array) -> Array:
+    """A point [D] amid the codes [K, D], which codes far from the others do not move.
+
+    It is their mean by the inverse squares of their distances from the code nearest to the plain mean. It is rounded to
+    a multiple of the power of two above their spread, which makes the differences from it exact where codes have few
+    digits: on a lattice ties stay ties, and codes about the origin stay as they are.
+    """
+    start = codes[jnp.square(codes - codes.mean(axis=0, keepdims=True)).sum(axis=1).argmin()]
+    offsets = codes - start[None]
+    squares = jnp.square(offsets).mean(axis=1)
+    spread = len(codes) / jnp.where(squares > 0, 1 / squares, 0).sum()  # the harmonic mean: far codes hardly count
+    weights = 1 / (squares + spread)
+    centre = start + (weights[:, None] * offsets).sum(axis=0) / weights.sum()
+    unit = jnp.ldexp(jnp.float32(1), jnp.frexp(jnp.sqrt(spread))[1])
+    return jnp.where(jnp.isfinite(spread), unit * jnp.rint(centre / unit), start)  # infinite where all codes are one
 
 
 def _evenly_used(codes: Array) -> CodebookState:
@@ -351,30 +373,16 @@ def _dead(state: CodebookState, threshold: float) -> Array:
     return state.frequency < threshold / len(state.frequency)
 
 
-def _check_num_codes(num_codes: int) -> None:
-    if num_codes < 2:
-        raise ValueError(f"num_codes must be at least 2, got {num_codes}")
-
-
-def _floating(values: Array, name: str) -> Array:
-    values = jnp.asarray(values)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating, got {values.dtype}; convert it first")
-    return values
-
-
 def _detached(values: Array, name: str) -> Array:
     """The values in float32, without a gradient."""
-    return jax.lax.stop_gradient(_floating(values, name)).astype(jnp.float32)
-
-
-def _integers(indices: Array) -> Array:
-    indices = jnp.asarray(indices)
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"indices must be integers, got {indices.dtype}")
-    return indices
+    return jax.lax.stop_gradient(floating(values, name)).astype(jnp.float32)
 
 
 def _check_dim(encoded: Array, dim: int) -> None:
     if encoded.ndim == 0 or encoded.shape[-1] != dim:
         raise ValueError(f"encoded must be [..., {dim}] for codes of {dim} dimensions, got {encoded.shape}")
+
+
+def _check_positions(name: str, values: Array) -> None:
+    if not values.size:
+        raise ValueError(f"{name} must hold at least one position, got {values.shape}: its means would be NaN")

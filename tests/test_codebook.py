@@ -1,5 +1,6 @@
 """The codebook against arithmetic by hand, float64 NumPy and the authors' count form."""
 
+import itertools
 from functools import partial
 
 import chex
@@ -11,6 +12,7 @@ from scipy import stats
 
 from jaxvae import codebook, losses
 from jaxvae.codebook import CodebookState
+from jaxvae.quantizers import EMACodebook, Grouped
 
 K, D, N = 16, 5, 240
 
@@ -110,6 +112,24 @@ def test_seeding_draws_rows_and_lloyd_moves_them_to_the_means(key):
     np.testing.assert_allclose(once, means, rtol=1e-5)
 
 
+def test_each_code_is_drawn_independently_of_the_others():
+    """With one noise for all draws, a point that was nearly drawn first would be likelier to be drawn next."""
+    points, num = np.array([0.0, 1.0, 3.0, 4.0]), 6000
+
+    def three(key):
+        return codebook.vectors(codebook.seed_codebook(jnp.float32(points)[:, None], 3, key=key, iterations=0))
+
+    codes = np.asarray(jax.jit(jax.vmap(three))(jax.random.split(jax.random.key(0), num)))[..., 0]
+    drawn = [tuple(row) for row in np.abs(codes[..., None] - points).argmin(-1)]
+    expected = {}
+    for first, second, third in itertools.permutations(range(4), 3):
+        to_first = np.square(points - points[first])
+        to_both = np.minimum(to_first, np.square(points - points[second]))
+        probability = to_first[second] / to_first.sum() * to_both[third] / to_both.sum() / 4
+        expected[first, second, third] = num * probability
+    assert stats.chisquare([drawn.count(order) for order in expected], list(expected.values())).pvalue > 1e-3
+
+
 def test_seeding_from_fewer_points_than_codes_stays_finite(key):
     points = jnp.repeat(jnp.asarray(1000 + normal(0, 3, D)), 7, axis=0)
     codes = np.asarray(vectors(seed_codebook(points, K, key=key)))
@@ -140,6 +160,8 @@ def test_a_cost_is_added_to_the_squared_distance():
     np.testing.assert_array_equal(nearest(codes, encoded, cost), expected)
     assert (expected != squares.argmin(1)).sum() > 30
     np.testing.assert_array_equal(nearest(codes, encoded, jnp.full(50, 7.0)), squares.argmin(1))
+    equal = np.tile(codes[:1], (50, 1))
+    np.testing.assert_array_equal(nearest(equal, encoded, cost), np.full(300, np.argmin(cost)))
 
 
 def test_nearest_takes_any_shape_and_widens_narrow_types():
@@ -160,6 +182,54 @@ def test_ties_go_to_the_lowest_index(num_codes, dim):
     np.testing.assert_array_equal(nearest(codes, encoded), nearest_reference(distinct, encoded))
     corners = jnp.float32([[1, 0], [-1, 0], [0, 1], [0, -1]])
     np.testing.assert_array_equal(nearest(corners, jnp.float32([[0, 0], [-1, 1], [1, -1]])), [0, 1, 0])
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8])
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (100.0, 1.0), (3.5, 37 / 64)])
+@pytest.mark.parametrize("outlier", [None, 1e5])
+def test_exact_ties_of_distinct_codes_go_to_the_lowest(dim, offset, scale, outlier):
+    rng = np.random.default_rng(dim)
+    codes = rng.permutation(np.unique(rng.integers(-4, 5, (200, dim)), axis=0)).astype(float)
+    encoded = rng.integers(-8, 9, (3000, dim)) / 2
+    if outlier:
+        codes = np.insert(codes, 7, outlier, axis=0)
+    codes, encoded = scale * (codes + offset), scale * (encoded + offset)
+    expected = nearest_reference(codes, encoded)
+    squares = np.square(encoded[:, None] - codes[None]).sum(-1)
+    assert ((squares == squares.min(1, keepdims=True)).sum(1) > 1).sum() > 30
+    np.testing.assert_array_equal(nearest(jnp.float32(codes), jnp.float32(encoded)), expected)
+
+
+@pytest.mark.parametrize("far", [1e5, -1e8])
+@pytest.mark.parametrize("num_far", [1, 50, 200])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_codes_far_away_do_not_blur_the_others(far, num_far, offset):
+    codes, encoded = normal(0, 512, 64), normal(1, 300, 64)
+    for moved in (np.full((num_far, 64), far), far * normal(2, num_far, 64)):
+        codes[100 : 100 + num_far] = moved
+        expected = nearest_reference(codes + np.float32(offset), encoded + np.float32(offset))
+        np.testing.assert_array_equal(nearest(codes + np.float32(offset), encoded + np.float32(offset)), expected)
+
+
+@pytest.mark.parametrize("centre", [1.5, 1000.3])
+@pytest.mark.parametrize("num_equal", [0, 40, 64])
+def test_codes_close_together_keep_their_differences(centre, num_equal):
+    """However many of them are equal: all of them have no spread that the centre could be rounded to."""
+    spread = 1e-6 * centre
+    codes, encoded = centre + spread * normal(0, 64, 8), centre + spread * normal(1, 300, 8)
+    codes[:num_equal] = codes[0]
+    codes, encoded = np.float32(codes), np.float32(encoded)
+    np.testing.assert_array_equal(nearest(codes, encoded), nearest_reference(codes, encoded))
+
+
+def test_codes_opposite_each_other_tie_at_the_middle():
+    codes = normal(0, 30, 16)
+    codes = np.concatenate([codes, -codes])[np.random.default_rng(1).permutation(60)]
+    for scale in (1e-3, 1.0, 1e3):
+        for k in range(0, 60, 7):
+            pair = scale * np.roll(codes, k, axis=0)
+            expected = nearest_reference(pair, np.zeros((1, 16)))
+            np.testing.assert_array_equal(nearest(pair, np.zeros((1, 16), np.float32)), expected)
 
 
 # Moving averages
@@ -418,6 +488,41 @@ def test_perplexity_and_usage():
     assert usage(jnp.zeros(3, jnp.uint8), 2).dtype == jnp.float32
 
 
+# Types of integers
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"])
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+def test_indices_of_any_integer_type_mean_the_same(dtype, compiled):
+    """256 codes, or 128: a comparison with their number does not fit the narrow type."""
+    num_codes = 128 if dtype == "int8" else 256
+    state, encoded = state_of(normal(0, num_codes, D)), jnp.asarray(normal(1, N, D))
+    wide = np.random.default_rng(0).integers(0, num_codes, N).astype(np.int32)
+
+    def everything(indices):
+        counts = jnp.asarray(np.bincount(wide, minlength=num_codes)).astype(indices.dtype)
+        forms = (codebook.batch_means, codebook.segment_means, codebook.one_hot_means)
+        return (
+            codebook.ema_update(state, encoded, indices, decay=0.9),
+            codebook.usage(indices, num_codes),
+            codebook.perplexity(counts),
+            *(form(encoded, indices, num_codes) for form in forms),
+        )
+
+    run = jax.jit(everything) if compiled else everything
+    chex.assert_trees_all_equal(run(jnp.asarray(wide.astype(dtype))), run(jnp.asarray(wide)))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32"])
+def test_indices_out_of_range_are_left_out_of_the_sums(dtype):
+    """-1, or what it is without a sign, and K itself."""
+    indices = jnp.asarray(np.array([0, 5, 2, -1, 1, 16, 2, 2]).astype(dtype))
+    for form in (codebook.batch_means, codebook.segment_means, codebook.one_hot_means):
+        means = jax.jit(form, static_argnums=2)(jnp.ones((8, 2)), indices, K)
+        np.testing.assert_array_equal(8 * means.frequency[:6], [1, 1, 3, 0, 0, 1])
+        assert 8 * means.frequency.sum() == 8 * means.moment[:, 0].sum() == 6
+
+
 # Transformations
 
 
@@ -472,6 +577,26 @@ def test_a_batch_split_over_devices_gives_the_same_codebook(key):
         np.testing.assert_array_equal(shard.data, sharded[0].moment.addressable_shards[0].data)
 
 
+def test_every_group_draws_from_a_key_of_its_own(key):
+    """The groups see the same vectors: with one key for all of them they would start, seed and restart alike."""
+    quantizer = Grouped(EMACodebook(K, decay=0.5, restart_threshold=0.5), groups=3)
+    encoded = jnp.tile(jnp.asarray(normal(0, N, D)), 3)
+    states = {
+        "random": quantizer.init(3 * D, key=key)[1],
+        "seeded": quantizer.init(3 * D, key=key, encoded=encoded)[1],
+    }
+    dead = {"frequency": jnp.full((3, K), 1e-3 / K), "moment": jnp.ones((3, K, D))}
+    indices = jnp.zeros((N, 3), jnp.int32)
+    states["restarted"], metrics = quantizer.update(dead, encoded, indices, key=key)
+    for name, state in states.items():
+        moments = np.asarray(state["moment"])
+        for one, other in itertools.combinations(range(3), 2):
+            assert not np.allclose(moments[one, 1:], moments[other, 1:]), name
+    # The first code is used by all, the others restart in every group, not in the first alone.
+    assert metrics["restarts"] == 3 * (K - 1)
+    np.testing.assert_array_equal(states["restarted"]["frequency"][:, 1:], np.full((3, K - 1), np.float32(1 / K)))
+
+
 # Refusals
 
 STATE = CodebookState(jnp.ones(4) / 4, jnp.ones((4, 3)) / 4)
@@ -523,6 +648,27 @@ Z, INDICES = jnp.ones((2, 5, 3)), jnp.zeros((2, 5), jnp.int32)
         (lambda: codebook.restart_dead_codes(STATE, Z, key=KEY, threshold=1), ValueError, r"in \[0, 1\), .* got 1"),
         (lambda: codebook.dead_codes(STATE, threshold=-0.1), ValueError, r"in \[0, 1\), .* got -0.1"),
         (lambda: codebook.usage(Z, 4), TypeError, "indices must be integers, got float32"),
+        (lambda: codebook.batch_means(Z, Z[..., 0], 4), TypeError, "indices must be integers, got float32"),
+        (lambda: codebook.init_codebook(4.0, 3, key=KEY), TypeError, "num_codes must be an integer, got 4.0"),
+        (lambda: codebook.nearest(Z[0, :0], Z), ValueError, r"codes must be \[K, D\], got \(0, 3\)"),
+        (lambda: codebook.perplexity(jnp.zeros(0)), ValueError, r"usage must be \[K\], got \(0,\)"),
+        (lambda: codebook.usage(INDICES[:0], 4), ValueError, r"indices must hold at least one position, got \(0,\)"),
+        (
+            lambda: codebook.ema_update(STATE, Z[:0], INDICES[:0], decay=0.9),
+            ValueError,
+            r"encoded must hold at least one position, got \(0, 5, 3\)",
+        ),
+        (
+            lambda: codebook.restart_dead_codes(STATE, Z[:0], key=KEY),
+            ValueError,
+            r"encoded must hold at least one position, got \(0, 5, 3\)",
+        ),
+        (
+            lambda: codebook.batch_means(Z[:0], INDICES[:0], 4),
+            ValueError,
+            r"encoded must hold at least one position, got \(0, 5, 3\)",
+        ),
+        (lambda: codebook.seed_codebook(Z[0, :0], 4, key=KEY), ValueError, r"got \(0, 3\); N must be at least 1"),
         (lambda: codebook.usage(INDICES, 1), ValueError, "num_codes must be at least 2, got 1"),
     ],
 )

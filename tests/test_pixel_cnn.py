@@ -1,6 +1,7 @@
 """The PixelCNN: what may reach what, exact probabilities of tiny maps, and samples against whole passes."""
 
 import itertools
+import pickle
 from functools import partial
 
 import jax
@@ -10,13 +11,15 @@ import optax
 import pytest
 from scipy import special, stats
 
-from jaxvae.keys import draw, example_keys
-from jaxvae.models.pixel_cnn import PixelCNN, complete, pixel_cnn_loss, sample
+from jaxvae.keys import example_keys, noise
+from jaxvae.models.pixel_cnn import PixelCNN
+from jaxvae.objectives import pixel_cnn_loss
 
 TINY = PixelCNN(2, (3, 3), channels=8, layers=2)
 CLASSES = PixelCNN(5, (4, 6), channels=8, layers=2, num_classes=3)
 IMAGE = PixelCNN(4, [5, 4, 1], channels=8, layers=2, kernel=5)
 LABEL = jnp.array([0, 1, 2, 1])
+KEY = jax.random.key(0)
 
 
 def init(model):
@@ -53,7 +56,7 @@ def fill(model, params, values, position, *, key, label, temperature):
     num = len(values)
     logits = model.apply(params, values, label).logits.reshape(num, -1, model.num_values)[:, position]
     keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys(key, jnp.arange(num)), position)
-    drawn = jnp.argmax(logits + temperature * draw(jax.random.gumbel, keys, logits.shape), axis=-1)
+    drawn = jnp.argmax(logits + temperature * noise(jax.random.gumbel, keys, logits.shape), axis=-1)
     return values.reshape(num, -1).at[:, position].set(drawn).reshape(values.shape)
 
 
@@ -100,7 +103,7 @@ def test_samples_come_as_often_as_they_are_probable(key):
     params, num = init(TINY), 20_000
     probability = np.exp(np.float64(log_prob_of(TINY, params, ALL)))
     expected = num * probability / probability.sum()
-    drawn = np.asarray(sample(TINY, params, num, key=key)).reshape(num, 9) @ 2 ** np.arange(8, -1, -1)
+    drawn = np.asarray(TINY.sample(params, num, key=key)).reshape(num, 9) @ 2 ** np.arange(8, -1, -1)
     counts = np.bincount(drawn, minlength=512)
     common = expected > 5  # the others are counted together
     assert common.sum() > 100
@@ -116,7 +119,7 @@ def test_samples_come_as_often_as_they_are_probable(key):
 def test_samples_equal_those_of_whole_passes(model, label, temperature, key):
     params = init(model)
     options = {"key": key, "label": label, "temperature": temperature}
-    drawn = sample(model, params, 4, **options)
+    drawn = model.sample(params, 4, **options)
     assert drawn.dtype == jnp.int32
     np.testing.assert_array_equal(drawn, whole_passes(model, params, 4, **options))
     examples = np.unique(drawn, axis=0)
@@ -125,7 +128,7 @@ def test_samples_equal_those_of_whole_passes(model, label, temperature, key):
 
 def test_the_first_samples_do_not_depend_on_how_many_follow(key):
     params = init(TINY)
-    np.testing.assert_array_equal(sample(TINY, params, 4, key=key), sample(TINY, params, 20, key=key)[:4])
+    np.testing.assert_array_equal(TINY.sample(params, 4, key=key), TINY.sample(params, 20, key=key)[:4])
 
 
 def test_known_values_stay_and_the_rest_is_drawn_given_them(key):
@@ -133,11 +136,11 @@ def test_known_values_stay_and_the_rest_is_drawn_given_them(key):
     num = 10_000
     values = jnp.broadcast_to(jnp.array([[1, 0, 1], [0, 0, 0], [0, 0, 0]]), (num, 3, 3))
     known = jnp.zeros((num, 3, 3), bool).at[:, 0].set(True)
-    drawn = complete(TINY, params, values, known, key=key)
+    drawn = TINY.complete(params, values, known, key=key)
     np.testing.assert_array_equal(drawn[:, 0], values[:, 0])
     probability = np.exp(np.float64(log_prob_of(TINY, params, ALL)))
-    given = probability * (ALL[:, 0] == [1, 0, 1]).all(axis=1)
-    expected = np.einsum("n,nij->ij", given / given.sum(), ALL)
+    conditional = probability * (ALL[:, 0] == [1, 0, 1]).all(axis=1)
+    expected = np.einsum("n,nij->ij", conditional / conditional.sum(), ALL)
     np.testing.assert_allclose(drawn.mean(axis=0), expected, atol=4 * 0.5 / np.sqrt(num))
 
 
@@ -195,7 +198,7 @@ def test_the_label_moves_the_first_position_and_its_errors_say_what_to_pass():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"expected values \(batch, 3, 3\), got \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"expected values \(batch, 3, 3\), at least one, got \(2, 3, 4\)"):
         logits_of(TINY, init(TINY), jnp.zeros((2, 3, 4), jnp.int32))
     with pytest.raises(ValueError, match=r"shape must be \(H, W\) or \(H, W, 1\), got \(8, 8, 3\)"):
         PixelCNN(256, (8, 8, 3))
@@ -203,15 +206,105 @@ def test_shapes_that_do_not_fit_are_refused():
         PixelCNN(2, (3, 3), kernel=4)
 
 
-def test_intensities_are_read_as_levels():
+def test_intensities_are_read_as_levels(key):
     params, levels = init(IMAGE), maps(IMAGE, 4)
-    image = levels.astype(jnp.float32) / 3
-    np.testing.assert_allclose(log_prob_of(IMAGE, params, image), log_prob_of(IMAGE, params, levels), rtol=1e-6)
+    x = levels.astype(jnp.float32) / 3
+    np.testing.assert_allclose(log_prob_of(IMAGE, params, x), log_prob_of(IMAGE, params, levels), rtol=1e-6)
+    loss, _ = pixel_cnn_loss(IMAGE, params, (), {"x": x}, key=key, step=0, field="x")
+    np.testing.assert_allclose(loss, -log_prob_of(IMAGE, params, levels).mean(), rtol=1e-6)
 
 
 def test_an_out_of_range_value_gives_nan_for_its_example_alone():
     values = jnp.asarray(ALL).at[1, 1, 1].set(2).at[3, 0, 0].set(-1)
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(log_prob_of(TINY, init(TINY), values))), [1, 3])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint16", "uint32"])
+def test_values_and_labels_of_every_integer_type_mean_the_same(dtype, key):
+    """256 values and 256 classes: a comparison within uint8 would take all of them for out of range."""
+    model = PixelCNN(256, (2, 3), channels=4, layers=1, num_classes=256)
+    params, largest = init(model), min(np.iinfo(dtype).max, 255)
+    values = jnp.array([[[0, 1, 2], [3, 127, largest]], [[largest] * 3, [100] * 3]])
+    label = jnp.array([largest, 0])
+    expected = log_prob_of(model, params, values, label)
+    assert np.isfinite(expected).all()
+    values, label = values.astype(dtype), label.astype(dtype)
+    np.testing.assert_array_equal(log_prob_of(model, params, values, label), expected)
+    # Not traced, where an index out of range would be an error.
+    np.testing.assert_allclose(model.apply(params, values, label, method="log_prob"), expected, rtol=1e-5)
+    loss, _ = pixel_cnn_loss(model, params, (), {"code": values, "label": label}, key=key, step=0)
+    np.testing.assert_allclose(loss, -expected.mean(), rtol=1e-5)
+    known = jnp.zeros((2, 2, 3), bool).at[:, 0].set(True)
+    drawn = model.complete(params, values, known, key=key, label=label)
+    wide = model.complete(params, values.astype(jnp.int32), known, key=key, label=label.astype(jnp.int32))
+    np.testing.assert_array_equal(drawn, wide)
+    np.testing.assert_array_equal(drawn[:, 0], values[:, 0])
+    assert drawn.dtype == jnp.int32
+
+
+def test_a_negative_value_or_label_of_a_narrow_type_is_out_of_range(key):
+    params, values = init(CLASSES), maps(CLASSES, 4).astype(jnp.int8)
+    negative = values.at[2, 1, 1].set(-1)
+    np.testing.assert_array_equal(np.isnan(log_prob_of(CLASSES, params, negative, LABEL)), [False, False, True, False])
+    bad = LABEL.astype(jnp.int8).at[1].set(-1)
+    np.testing.assert_array_equal(np.isnan(log_prob_of(CLASSES, params, values, bad)), [False, True, False, False])
+    with pytest.raises(ValueError, match=r"label -1 at index 1 is outside 0 .. 2"):
+        CLASSES.apply(params, values, bad)
+    with pytest.raises(ValueError, match=r"value -1 at index 2, 1, 1 is outside 0 .. 4"):
+        CLASSES.complete(params, negative, values >= 0, key=key, label=LABEL)
+
+
+RBG = jax.random.key(0, impl="rbg")
+KNOWN = jnp.ones((2, 3, 3), bool)
+REFUSED = {
+    "another generator": (lambda p: TINY.sample(p, 2, key=RBG), TypeError, "key must be a threefry key"),
+    "no maps": (lambda p: TINY.sample(p, 0, key=KEY), ValueError, "num must be at least 1, got 0"),
+    "half a map": (lambda p: TINY.sample(p, 1.5, key=KEY), TypeError, "num must be an integer, got 1.5"),
+    "temperature": (
+        lambda p: TINY.sample(p, 2, key=KEY, temperature=float("nan")),
+        ValueError,
+        "temperature must be a finite number, zero or more, got nan",
+    ),
+    "floating values": (
+        lambda p: TINY.complete(p, jnp.zeros((2, 3, 3)), KNOWN, key=KEY),
+        TypeError,
+        "values must be integers, got float32",
+    ),
+    "known, as numbers": (
+        lambda p: TINY.complete(p, ALL[:2], KNOWN.astype(int), key=KEY),
+        TypeError,
+        "known must be bool, true where a value stays, got int32",
+    ),
+    "known of another shape": (
+        lambda p: TINY.complete(p, ALL[:2], KNOWN[0], key=KEY),
+        ValueError,
+        r"known must be \(2, 3, 3\), as the values are, got \(3, 3\)",
+    ),
+    "nothing": (
+        lambda p: TINY.apply(p, ALL[:0], method="log_prob"),
+        ValueError,
+        r"expected values \(batch, 3, 3\), at least one, got \(0, 3, 3\)",
+    ),
+    "another field": (
+        lambda p: pixel_cnn_loss(TINY, p, (), {"x": ALL[:2]}, key=KEY, step=0),
+        ValueError,
+        "the batch has no 'code', only x: pass field=",
+    ),
+    "one value": (lambda p: PixelCNN(1, (3, 3)), ValueError, "num_values must be at least 2, got 1"),
+    "no classes": (lambda p: PixelCNN(2, (3, 3), num_classes=0), ValueError, "num_classes must be at least 1, got 0"),
+    "no height": (lambda p: PixelCNN(2, (0, 3)), ValueError, r"shape must be at least 1, got \(0, 3\)"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(init(TINY))
+
+
+def test_a_model_pickles():
+    for model in (TINY, CLASSES, IMAGE):
+        assert pickle.loads(pickle.dumps(model)) == model
 
 
 def test_bfloat16_computes_near_float32(key):
@@ -221,7 +314,7 @@ def test_bfloat16_computes_near_float32(key):
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, exact, atol=0.05)
     assert np.abs(rounded - exact).max() > 1e-5
-    drawn = sample(narrow, params, 4, key=key, label=LABEL)
+    drawn = narrow.sample(params, 4, key=key, label=LABEL)
     np.testing.assert_array_equal(drawn, jnp.clip(drawn, 0, 4))
 
 
@@ -246,7 +339,7 @@ def test_training_learns_maps_that_leave_only_the_first_value_open(key):
     params, losses = train(init(model))
     assert losses[0] > 16
     np.testing.assert_allclose(losses[-1], np.log(4), atol=0.02)
-    drawn = sample(model, params, 200, key=key)
+    drawn = model.sample(params, 200, key=key)
     np.testing.assert_array_equal(jnp.unique(drawn[:, 0, 0]), jnp.arange(4))
     right = (drawn == batch["code"][drawn[:, 0, 0]]).all(axis=(1, 2))
     assert right.mean() > 0.95

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from jaxvae._checks import at_least, integers, out_of_range, weight_at
 from jaxvae.convolution import Conv
 from jaxvae.distributions import Categorical
-from jaxvae.keys import check_key, draw, example_keys
-from jaxvae.models.vae import check_num, weight_at
-from jaxvae.networks import out_of_range
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+from jaxvae.keys import check_key, example_keys, noise
+from jaxvae.types import Array, PRNGKey, PyTree
 
 
 class PixelCNN(nn.Module):
@@ -29,7 +28,21 @@ class PixelCNN(nn.Module):
 
     A vertical stack sees the rows above, a horizontal one the pixels to the left and the vertical stack, so that no
     earlier position is hidden. Nothing is masked: the input is moved by one row or pixel, and windows end where they
-    stand. A position sees L·(k // 2) columns to either side and that many rows and one.
+    stand. What a first layer sees of the values for the position `?`, with windows of k = 3::
+
+            vertical stack                  horizontal stack
+               . . . . .                       . . . . .
+               . v v v .                       . . . . .
+               . v v v .     -- link -->       . . . . .
+               . . ? . .                       h h ? . .
+
+        rows:    features, a row down      --> [down]  ---> [down]  ---> ... [down]
+                                                  | link       | link          | link
+                                                  v            v               v
+        pixels:  features, a pixel right   --> [right] ---> [right] ---> ... [right] ---> logits
+
+    A link goes down only, never from the pixels to the rows: so a row of the vertical stack needs the rows above and no
+    pixel of its own. After L layers a position sees L·(k // 2) columns to either side and that many rows and one.
 
     Attributes:
       num_values: K, at least 2.
@@ -56,9 +69,10 @@ class PixelCNN(nn.Module):
             raise ValueError(f"shape must be (H, W) or (H, W, 1), got {self.shape}")
         if self.kernel < 3 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 3, got {self.kernel}")
-        for name, least in (("num_values", 2), ("channels", 1), ("layers", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(2, num_values=self.num_values)
+        at_least(1, channels=self.channels, layers=self.layers, shape=self.shape)
+        if self.num_classes is not None:
+            at_least(1, num_classes=self.num_classes)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -80,14 +94,15 @@ class PixelCNN(nn.Module):
 
         Returns:
           A record with logits [B, *shape, K] float32. Its `log_prob(values)` is exact; its `sample` is not a sample of
-          the model, see `jaxvae.models.pixel_cnn.sample`.
+          the model, see the method `sample`.
 
         Raises:
           TypeError: the labels are not integers.
           ValueError: values or labels of another shape, a label where the model has no classes, or none where it has,
             or one that is out of range and not traced.
         """
-        _check_values(self, values)
+        values = jnp.asarray(values)
+        self.check_values(values)
         features = self.embed(values.reshape(values.shape[:3]))
         rows, pixels = _blank(features, axis=1, size=1), _blank(features, axis=2, size=1)
         rows = jnp.concatenate([rows, features[:, :-1]], axis=1)
@@ -100,8 +115,84 @@ class PixelCNN(nn.Module):
         return Categorical(logits.reshape(*values.shape, self.num_values))
 
     def log_prob(self, values: Array, label: Array | None = None) -> Array:
-        """Log p(values | label), [B] nats."""
+        """Log p(values | label), [B] nats: exact."""
+        values = jnp.asarray(values)
+        if jnp.issubdtype(values.dtype, jnp.integer):
+            values = integers(values, "values")
         return self(values, label).log_prob(values)
+
+    @nn.nowrap
+    def sample(
+        self,
+        params: PyTree,
+        num: int,
+        *,
+        key: PRNGKey,
+        label: Array | None = None,
+        temperature: float | Array = 1.0,
+    ) -> Array:
+        """Draw `num` maps, position by position. A plain method.
+
+        Args:
+          params: what `init` returned.
+          num: N.
+          key: of shape (); position p of example i draws from `fold_in(fold_in(key, i), p)`, so the first maps are the
+            same for every larger N.
+          label: [N] integers, where the model has classes.
+          temperature: of each value's distribution, zero or more; 0 takes the most probable value. A traced one is not
+            checked.
+
+        Returns:
+          [N, *shape] int32.
+
+        Raises:
+          TypeError: the key is not typed, or the labels are not integers.
+          ValueError: the labels do not fit the model, N is below 1, or the temperature is negative or not finite.
+        """
+        at_least(1, num=num)
+        nothing = jnp.zeros((num, *self.shape), jnp.int32)
+        return self.complete(params, nothing, nothing > 0, key=key, label=label, temperature=temperature)
+
+    @nn.nowrap
+    def complete(
+        self,
+        params: PyTree,
+        values: Array,
+        known: Array,
+        *,
+        key: PRNGKey,
+        label: Array | None = None,
+        temperature: float | Array = 1.0,
+    ) -> Array:
+        """As `sample`, but `values` [N, *shape] integer stay where `known` [N, *shape] bool is true.
+
+        The unknown ones are drawn given what comes before them, not after: exact only where the known come first.
+
+        All positions together cost about one pass of the model: a row of the vertical stack is computed when the row
+        above is complete, a pixel of the horizontal one when its left neighbour is, and each layer carries the last
+        k // 2 of its inputs.
+
+        Raises:
+          TypeError: as `sample`, or the values are not integers, or `known` is not bool.
+          ValueError: as `sample`, or values or known do not fit the model; a traced value is not checked.
+        """
+        check_key(key)
+        values, known = integers(values, "values"), jnp.asarray(known)
+        self.check_values(values)
+        if known.dtype != bool:
+            raise TypeError(f"known must be bool, true where a value stays, got {known.dtype}")
+        if known.shape != values.shape:
+            raise ValueError(f"known must be {values.shape}, as the values are, got {known.shape}")
+        out_of_range("value", jnp.where(known, values, 0), self.num_values)
+        label = self.checked_label(label, len(values))
+        return _complete(self, params, values, known, key, label, weight_at("temperature", temperature, 0))
+
+    @nn.nowrap
+    def check_values(self, values: Array) -> None:
+        """Raise `ValueError` unless values of this shape fit the model."""
+        if values.shape[1:] != self.shape or not values.size:
+            expected = ", ".join(map(str, ("batch", *self.shape)))
+            raise ValueError(f"expected values ({expected}), at least one, got {values.shape}")
 
     def embed(self, values: Array) -> Array:
         """Values [B, H, W] -> features [B, H, W, C]."""
@@ -152,6 +243,7 @@ class PixelCNN(nn.Module):
         logits = self.output(nn.relu(self.hidden(nn.relu(pixels))))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), tuple(after)
 
+    @nn.nowrap
     def checked_label(self, label: Array | None, batch: int) -> Array | None:
         """The labels; one out of range is an error or, where it is traced, one that gives NaN."""
         if self.num_classes is None and label is not None:
@@ -160,8 +252,7 @@ class PixelCNN(nn.Module):
             return None
         if label is None:
             raise ValueError(f"the model has {self.num_classes} classes: pass label [B]")
-        if not jnp.issubdtype(label.dtype, jnp.integer):
-            raise TypeError(f"labels must be integers (batch,), got {label.dtype}")
+        label = integers(label, "labels", "(batch,)")
         if label.shape != (batch,):
             raise ValueError(f"labels must be integers ({batch},), got {label.shape}")
         return jnp.where(out_of_range("label", label, self.num_classes), self.num_classes, label)
@@ -198,113 +289,6 @@ class GatedLayer(nn.Module):
         return pixels[:, :, self.kernel // 2 :] + self.residual(_gate(self.right(pixels) + link))
 
 
-def pixel_cnn_loss(
-    model: Any,
-    params: PyTree,
-    model_state: PyTree,
-    batch: Batch,
-    *,
-    key: PRNGKey,
-    step: Array | int,
-    field: str = "code",
-) -> tuple[Array, tuple[PyTree, Metrics]]:
-    r"""The mean negative log-likelihood, in nats per example: no bound, the model's own.
-
-    .. math:: -\frac1B \sum_b \sum_{ij} \log p(x_{bij} | x_{b,<ij}, y_b)
-
-    Args:
-      model: a `PixelCNN`.
-      params: what `model.init` returned.
-      model_state: handed through; a PixelCNN has none.
-      batch: `field` [B, *shape], as `PixelCNN` takes values; "label" [B] integer where the model has classes.
-      key: not used.
-      step: not used.
-      field: "code" for index maps, "image" for pixels.
-
-    Returns:
-      The loss and `(model_state, metrics)`, means over the batch: "loss" and "nll" in nats per example,
-      "nats_per_value" in nats per position.
-
-    Raises:
-      TypeError: the labels are not integers.
-      ValueError: values or labels do not fit the model.
-
-    References:
-      van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016.
-    """
-    del key, step
-    values = batch[field]
-    label = None if model.num_classes is None else batch.get("label")
-    nll = -model.apply(params, values, label, method="log_prob").mean()
-    return nll, (model_state, {"loss": nll, "nll": nll, "nats_per_value": nll / values[0].size})
-
-
-def sample(
-    model: Any,
-    params: PyTree,
-    num: int,
-    *,
-    key: PRNGKey,
-    label: Array | None = None,
-    temperature: float | Array = 1.0,
-) -> Array:
-    """Draw `num` maps, position by position.
-
-    Args:
-      model: a `PixelCNN`.
-      params: what `model.init` returned.
-      num: N.
-      key: of shape (); position p of example i draws from `fold_in(fold_in(key, i), p)`, so the first maps are the same
-        for every larger N.
-      label: [N] integers, where the model has classes.
-      temperature: of each value's distribution, zero or more; 0 takes the most probable value. A traced one is not
-        checked.
-
-    Returns:
-      [N, *shape] int32.
-
-    Raises:
-      TypeError: the key is not typed, or the labels are not integers.
-      ValueError: the labels do not fit the model, N is below 1, or the temperature is negative or not finite.
-    """
-    check_num(num)
-    nothing = jnp.zeros((num, *model.shape), jnp.int32)
-    return complete(model, params, nothing, nothing > 0, key=key, label=label, temperature=temperature)
-
-
-def complete(
-    model: Any,
-    params: PyTree,
-    values: Array,
-    known: Array,
-    *,
-    key: PRNGKey,
-    label: Array | None = None,
-    temperature: float | Array = 1.0,
-) -> Array:
-    """As `sample`, but `values` [N, *shape] integer stay where `known` [N, *shape] is true.
-
-    The unknown ones are drawn given what comes before them, not after: exact only where the known come first.
-
-    All positions together cost about one pass of the model: a row of the vertical stack is computed when the row above
-    is complete, a pixel of the horizontal one when its left neighbour is, and each layer carries the last k // 2 of
-    its inputs.
-
-    Raises:
-      TypeError: as `sample`, or the values are not integers.
-      ValueError: as `sample`, or values or known do not fit the model.
-    """
-    check_key(key)
-    if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise TypeError(f"values must be integers, got {values.dtype}")
-    _check_values(model, values)
-    if known.shape != values.shape:
-        raise ValueError(f"known must be {values.shape}, as the values are, got {known.shape}")
-    out_of_range("value", jnp.where(known, values, 0), model.num_values)
-    label = model.checked_label(label, len(values))
-    return _complete(model, params, values, known, key, label, weight_at("temperature", temperature, 0))
-
-
 @partial(jax.jit, static_argnames="model")
 def _complete(
     model: Any,
@@ -324,8 +308,8 @@ def _complete(
         position, value, is_known, links = x
         logits, before = model.apply(params, left, before, links, method="horizontal")
         logits = logits[:, 0, 0]
-        noise = draw(jax.random.gumbel, jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits.shape)
-        drawn = jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+        gumbel = noise(jax.random.gumbel, jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits.shape)
+        drawn = jnp.argmax(logits + temperature * gumbel, axis=-1).astype(jnp.int32)
         value = jnp.where(is_known, value, drawn)
         feature = model.apply(params, value[:, None, None], method="embed")
         return (feature, before), (value, feature[:, :, 0])
@@ -348,11 +332,6 @@ def _complete(
     start = blank(1, width), (blank(model.kernel // 2, width),) * model.layers
     _, drawn = jax.lax.scan(next_row, start, (positions, by_position(values), by_position(known)))
     return drawn.transpose(2, 0, 1).reshape(values.shape)
-
-
-def _check_values(model: Any, values: Array) -> None:
-    if values.shape[1:] != model.shape:
-        raise ValueError(f"expected values ({', '.join(map(str, ('batch', *model.shape)))}), got {values.shape}")
 
 
 def _gate(sums: Array) -> Array:

@@ -1,0 +1,103 @@
+"""The objective of vector-quantised autoencoders, whatever quantises."""
+
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from jaxvae import codebook
+from jaxvae._checks import check_shape, check_x, weight_at
+from jaxvae._whole_batch import in_evaluation, needs_whole_batch
+from jaxvae.keys import check_key
+from jaxvae.models._parts import check_nats
+from jaxvae.models.vae import mean_shape
+from jaxvae.models.vq_vae import QUANTIZER, VQVAE, quantizer_variables
+from jaxvae.objectives._apply import apply, networks_key
+from jaxvae.types import Array, Batch, Likelihood, Metrics, PRNGKey, PyTree, Quantized
+
+
+def vq_vae_loss(
+    model: VQVAE,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+    variance: float | None = None,
+    commitment_weight: float = 0.25,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""Distortion + commitment + the quantiser's own loss, and the quantiser's next state.
+
+    .. math:: \frac1B \sum_i d(x_i, \hat x_i) + \alpha \| z_e - \mathrm{sg}[z_q] \|^2
+              \; (+ \, \| \mathrm{sg}[z_e] - z_q \|^2 \text{ of a } \texttt{GradientCodebook})
+
+    The squared terms are means over the example. The gradient of the distortion passes the quantisation as if it were
+    the identity.
+
+    Args:
+      model: a `VQVAE`.
+      params: as `model.init_with_quantizer` returned them: "params", and "quantizer" where it has parameters.
+      model_state: likewise: "quantizer" where it has a state.
+      batch: "x" [B, ...] floating.
+      key: given to the quantiser's `update`, for the vectors that dead codes restart from; also for dropout.
+      step: not used.
+      variance: of the training data. The distortion is then the squared error over it, the mean over the example: 1 for
+        a model that knows the mean only. None: -log p(x|z) in nats, which a likelihood of quantised values makes a
+        figure in bits.
+      commitment_weight: α.
+
+    Returns:
+      The loss and `(model_state, metrics)`: "loss", "distortion" and "commitment", means over the batch, and what the
+      quantiser measures, such as "batch_perplexity" and "restarts" of an `EMACodebook`.
+
+    Raises:
+      TypeError: x is not floating, or the key is not typed.
+      ValueError: x or the vectors do not have the shape of model and codes, there are no codes, the quantiser or the
+        likelihood does not return one number for each example, or a weight is out of range.
+
+    A quantiser's `update` looks at the whole batch: train under `jit`, on one device or over a mesh. `make_eval_step`
+    leaves out the update with its metrics, so that the others are means over the examples.
+    """
+    del step
+    if variance is not None and not 0 < variance < math.inf:
+        raise ValueError(f"variance must be positive, got {variance}")
+    weight_at("commitment_weight", commitment_weight, 0)
+    check_key(key)
+    x, evaluating = batch["x"], in_evaluation()
+    check_x(x)
+    if not evaluating:
+        needs_whole_batch("vq_vae_loss")
+
+    own_key = networks_key(key, batch)
+    encoded, next_state = apply(model, params, model_state, x, method="encode", networks_key=own_key)
+    parameters, state = quantizer_variables(params, model_state)
+    quantized = model.quantizer(parameters, state, encoded)
+    _check_quantized(quantized, len(x))
+    latent = codebook.straight_through(encoded, quantized.vectors)
+    reconstruction, next_state = apply(model, params, next_state, latent, method="decode", networks_key=own_key)
+
+    metrics = {"distortion": _distortion(reconstruction, x, variance), "commitment": quantized.commitment.mean()}
+    metrics["loss"] = metrics["distortion"] + commitment_weight * metrics["commitment"] + quantized.loss.mean()
+    measured = dict(quantized.metrics)
+    if not evaluating:
+        state, about_the_batch = model.quantizer.update(state, encoded, quantized.indices, key=key)
+        measured |= about_the_batch
+        if isinstance(next_state, Mapping) and QUANTIZER in next_state:
+            next_state = {**next_state, QUANTIZER: state}
+    metrics |= {name: jnp.asarray(value, jnp.float32) for name, value in measured.items()}
+    return metrics["loss"], (next_state, metrics)
+
+
+def _distortion(reconstruction: Likelihood, x: Array, variance: float | None) -> Array:
+    check_shape(mean_shape(reconstruction), x.shape)
+    if variance is None:
+        return -check_nats("the likelihood", reconstruction.log_prob(x), len(x)).mean()
+    return jnp.square(reconstruction.mean - x).reshape(len(x), -1).mean(axis=1).mean() / variance
+
+
+def _check_quantized(quantized: Quantized, count: int) -> None:
+    for name in ("commitment", "loss"):
+        shape = jnp.shape(getattr(quantized, name))
+        if shape != (count,):
+            raise ValueError(f"the quantiser's {name} must be ({count},), one number for each example, got {shape}")
