@@ -19,7 +19,7 @@ def test_the_loss_is_the_float64_distortion(key):
     params, model_state = variant.init(key=key)
     value, (_, metrics) = variant.loss_fn(params, model_state, batch(6), key=key, step=0)
 
-    features = np.asarray(batch(6)["image"], np.float64).reshape(6, -1)
+    features = np.asarray(batch(6)["x"], np.float64).reshape(6, -1)
     image = features
     for network in ("encoder", "decoder"):
         for layer in ("Dense_0", "output"):
@@ -53,7 +53,7 @@ def test_a_linear_autoencoder_finds_the_principal_components(key):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, 1500))
     train_step = jaxvae.make_train_step(partial(jaxvae.autoencoder_loss, model), optimizer)
     state = jaxvae.init_train_state(lambda *, key: (model.init(key, jnp.zeros((1, X))), ()), optimizer, key=key)
-    source = {"image": jnp.asarray(data, jnp.float32), "index": jnp.arange(N, dtype=jnp.int32)}
+    source = {"x": jnp.asarray(data, jnp.float32), "index": jnp.arange(N, dtype=jnp.int32)}
     rows = jnp.broadcast_to(source["index"], (1500, N))
     _, metrics = jaxvae.make_train_epoch(train_step)(state, source, rows)
     squared_error = 2 * np.asarray(metrics["distortion"], np.float64) - X * np.log(2 * np.pi)

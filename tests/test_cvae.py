@@ -53,13 +53,13 @@ def linear_gaussian(dependent, off=0.0, wider=0.0):
 
     gap = 0.5 * (np.expm1(wider) - wider + off**2 / variance).sum()  # KL(q || posterior)
     likelihood = partial(DiagGaussian, log_var=jnp.log(NOISE))
-    return CVAE(encoder, decoder, likelihood, prior if dependent else None, latent_dim=2), log_prob, gap
+    return CVAE(encoder, decoder, likelihood, latent_dim=2, **({"prior": prior} if dependent else {})), log_prob, gap
 
 
 @pytest.fixture
 def pairs():
     rng = np.random.default_rng(1)
-    return {"image": rng.normal(size=(B, 6)), "condition": rng.normal(size=(B, 3)), "index": np.arange(B)}
+    return {"x": rng.normal(size=(B, 6)), "condition": rng.normal(size=(B, 3)), "index": np.arange(B)}
 
 
 both_priors = pytest.mark.parametrize("dependent", [False, True], ids=["p(z)", "p(z|c)"])
@@ -69,9 +69,9 @@ both_priors = pytest.mark.parametrize("dependent", [False, True], ids=["p(z)", "
 def test_at_the_exact_posterior_every_weight_is_the_likelihood(dependent, pairs, key, x64):
     model, log_prob, _ = linear_gaussian(dependent)
     batch = {name: jnp.asarray(values) for name, values in pairs.items()}
-    exact = log_prob(pairs["image"], pairs["condition"])
-    weights = jaxvae.vae_log_weights(model, {}, (), batch, key=key, num_samples=7)
-    np.testing.assert_allclose(weights, np.broadcast_to(exact, (7, B)), rtol=1e-6)
+    exact = log_prob(pairs["x"], pairs["condition"])
+    log_weights = jaxvae.objectives.vae_log_weights(model, {}, (), batch, key=key, num_samples=7)
+    np.testing.assert_allclose(log_weights, np.broadcast_to(exact, (7, B)), rtol=1e-6)
     for loss_fn in (jaxvae.cvae_loss, jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=3)):
         if loss_fn is jaxvae.cvae_loss:  # its rate is in closed form, so only many draws agree
             loss_fn = partial(loss_fn, num_samples=20_000)
@@ -83,7 +83,7 @@ def test_the_elbo_is_the_likelihood_less_the_divergence_from_the_posterior(depen
     model, log_prob, gap = linear_gaussian(dependent, off=0.2, wider=0.5)
     assert gap > 0.1
     batch = {name: jnp.asarray(values) for name, values in pairs.items()}
-    exact = log_prob(pairs["image"], pairs["condition"]).mean() - gap
+    exact = log_prob(pairs["x"], pairs["condition"]).mean() - gap
     value, (_, metrics) = jaxvae.cvae_loss(model, {}, (), batch, key=key, step=0, num_samples=50_000)
     np.testing.assert_allclose(-value, exact, atol=0.02)
     np.testing.assert_allclose(metrics["rate"] + metrics["distortion"], value, rtol=1e-12)
@@ -95,34 +95,33 @@ def test_the_elbo_is_the_likelihood_less_the_divergence_from_the_posterior(depen
 def test_three_estimates_of_the_likelihood_in_their_order(dependent, pairs, key, x64):
     model, log_prob, _ = linear_gaussian(dependent, off=0.2, wider=0.5)
     batch = {name: jnp.asarray(values) for name, values in pairs.items()}
-    exact = log_prob(pairs["image"], pairs["condition"])
-    weights = jaxvae.vae_log_weights(model, {}, (), batch, key=key, num_samples=5000)
-    assert np.all(jaxvae.iwae_bound(weights[:100]) >= weights[:100].mean(axis=0))
-    np.testing.assert_allclose(jaxvae.iwae_bound(weights), exact, atol=0.02)
-    from_prior = jaxvae.cvae_prior_log_weights(model, {}, (), batch, key=key, num_samples=200_000)
-    np.testing.assert_allclose(jaxvae.iwae_bound(from_prior), exact, atol=0.1)
+    exact = log_prob(pairs["x"], pairs["condition"])
+    log_weights = jaxvae.objectives.vae_log_weights(model, {}, (), batch, key=key, num_samples=5000)
+    assert np.all(jaxvae.losses.iwae_bound(log_weights[:100]) >= log_weights[:100].mean(axis=0))
+    np.testing.assert_allclose(jaxvae.losses.iwae_bound(log_weights), exact, atol=0.02)
+    from_prior = jaxvae.objectives.cvae_prior_log_weights(model, {}, (), batch, key=key, num_samples=200_000)
+    np.testing.assert_allclose(jaxvae.losses.iwae_bound(from_prior), exact, atol=0.1)
 
 
 def labelled(prior=False, **options):
-    """A small model of images and labels."""
-    network = jaxvae.MLPEncoder(3, (16,)) if prior else None
+    """A small model of x and labels."""
+    options |= {"prior": jaxvae.MLPEncoder(3, (16,))} if prior else {}
     return CVAE(
         jaxvae.Conditioned(jaxvae.MLPEncoder(3, (16,))),
         jaxvae.Conditioned(jaxvae.MLPDecoder(SHAPE, (16,))),
-        prior=network,
         embed=jaxvae.LabelEmbedding(CLASSES, 4),
         **options,
     )
 
 
 def labelled_batch(dtype=jnp.int32):
-    image = jax.random.uniform(jax.random.key(3), (B, *SHAPE))
-    return {"image": image, "condition": jnp.array([0, 1, 2, 0, 1], dtype), "index": jnp.arange(B)}
+    x = jax.random.uniform(jax.random.key(3), (B, *SHAPE))
+    return {"x": x, "condition": jnp.array([0, 1, 2, 0, 1], dtype), "index": jnp.arange(B)}
 
 
 def init(model):
     batch = labelled_batch()
-    return model.init(jax.random.key(1), batch["image"][:1], batch["condition"][:1])
+    return model.init(jax.random.key(1), batch["x"][:1], batch["condition"][:1])
 
 
 def test_a_prior_network_at_the_standard_normal_changes_nothing(key):
@@ -133,10 +132,10 @@ def test_a_prior_network_at_the_standard_normal_changes_nothing(key):
         return jnp.zeros((len(features), 3)), jnp.zeros((len(features), 3))
 
     plain = jaxvae.cvae_loss(model, params, (), batch, key=key, step=0)
-    given = jaxvae.cvae_loss(model.clone(prior=standard), params, (), batch, key=key, step=0)
-    chex.assert_trees_all_equal(plain, given)
-    posterior = model.apply(params, batch["image"], batch["condition"], method="encode")
-    np.testing.assert_array_equal(plain[1][1]["rate"], jaxvae.gaussian_kl(*posterior).mean())
+    same = jaxvae.cvae_loss(model.clone(prior=standard), params, (), batch, key=key, step=0)
+    chex.assert_trees_all_equal(plain, same)
+    posterior = model.apply(params, batch["x"], batch["condition"], method="encode")
+    np.testing.assert_array_equal(plain[1][1]["rate"], jaxvae.losses.gaussian_kl(*posterior).mean())
 
 
 def test_the_gradient_reaches_the_prior_network_and_the_embedding(key):
@@ -156,7 +155,8 @@ def test_a_sample_is_decoded_from_the_prior_given_its_own_condition(prior, key):
     mean = model.apply(params, label, key=keys, method="sample").mean
     np.testing.assert_array_equal(mean[0], mean[2])  # one key, one class: one image
     assert not np.allclose(mean[0], mean[1])
-    latent = model.apply(params, label, method="latent_prior").sample(key=keys)
+    record = model.apply(params, label, method="latent_prior")
+    latent = record.sample(key=keys) if prior else record.sample(3, key=keys)
     np.testing.assert_allclose(mean, model.apply(params, latent, label, method="decode").mean, rtol=1e-6)
     if not prior:
         np.testing.assert_allclose(latent, DiagGaussian(jnp.zeros((3, 3)), jnp.zeros((3, 3))).sample(key=keys))
@@ -165,7 +165,7 @@ def test_a_sample_is_decoded_from_the_prior_given_its_own_condition(prior, key):
 def test_transfer_keeps_the_latent_and_changes_the_condition():
     model, batch = labelled(), labelled_batch()
     params = init(model)
-    image, label = batch["image"], batch["condition"]
+    image, label = batch["x"], batch["condition"]
     latent = model.apply(params, image, label, method="encode").mean
     other = (label + 1) % CLASSES
     moved = model.apply(params, image, label, other, method="transfer").mean
@@ -222,10 +222,10 @@ def test_a_batch_without_conditions_and_integers_without_an_embedding_are_refuse
     model, batch = labelled(), labelled_batch()
     params = init(model)
     bare = {name: values for name, values in batch.items() if name != "condition"}
-    with pytest.raises(ValueError, match=r"needs batch\['condition'\], got image, index"):
+    with pytest.raises(ValueError, match=r"needs batch\['condition'\], got index, x"):
         jaxvae.cvae_loss(model, params, (), bare, key=key, step=0)
     with pytest.raises(TypeError, match=r"labels need CVAE\(..., embed=LabelEmbedding\(K\)\)"):
         jaxvae.cvae_loss(model.clone(embed=None), params, (), batch, key=key, step=0)
-    nameless = model.clone(encoder=lambda image, features: (features, features))
-    with pytest.raises(ValueError, match=r"pass CVAE\(..., latent_dim=D\)"):
-        nameless.apply(params, batch["condition"], method="latent_prior")
+    nameless = model.clone(encoder=lambda x, features: (features, features))
+    with pytest.raises(ValueError, match=r"pass VAE\(..., latent_dim=D\)"):
+        nameless.apply(params, batch["condition"], key=key, method="sample")

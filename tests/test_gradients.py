@@ -9,7 +9,6 @@ import pytest
 from variants import VARIANTS, batch, vq_vae
 
 import jaxvae
-from jaxvae.models.vq_vae import quantize
 
 B, DIRECTIONS, STEP = 3, 3, 1e-6
 # One of each objective; the likelihoods' own gradients are in tests/test_losses.py, the convolutions' in
@@ -20,8 +19,10 @@ OBJECTIVES = [
     *("conditional", "semi-supervised"),
 ]
 VQ_VAES = {
-    "groups by moving averages": vq_vae((2, 8, 2), restart_threshold=0.0, commitment_weight=0.7),
-    "codes by gradient": vq_vae(learned=True, commitment_weight=0.7),
+    "groups by moving averages": vq_vae(
+        jaxvae.Grouped(jaxvae.EMACodebook(8, restart_threshold=0.0), 2), commitment_weight=0.7
+    ),
+    "codes by gradient": vq_vae(jaxvae.GradientCodebook(8), commitment_weight=0.7),
 }
 
 
@@ -66,9 +67,9 @@ def check_gradient(value, params, smooth=None):
 def test_the_gradient_is_the_derivative(name, x64):
     variant = VARIANTS[name]
     params, model_state = start_from(variant.init)
-    images = wide(batch(B))
+    examples = wide(batch(B))
     check_gradient(
-        lambda params: variant.loss_fn(params, model_state, images, key=jax.random.key(2), step=jnp.int32(20))[0],
+        lambda params: variant.loss_fn(params, model_state, examples, key=jax.random.key(2), step=jnp.int32(20))[0],
         params,
     )
 
@@ -90,24 +91,26 @@ def test_the_gradient_of_a_vq_vae_is_that_of_its_terms(name, x64):
     """
     variant = VQ_VAES[name]
     start, model_state = start_from(variant.init)
-    image = wide(batch(B))["image"]
+    x = wide(batch(B))["x"]
     encode, decode = (jax.jit(partial(variant.model.apply, method=method)) for method in ("encode", "decode"))
-    encoded = encode(start, image)
-    indices, quantized = quantize(encoded, jaxvae.code_vectors(start, model_state))
+    encoded = encode({"params": start["params"]}, x)
+    quantizer, state = variant.model.quantizer, dict(model_state or {}).get("quantizer", {})
+    quantized, indices = quantizer(start.get("quantizer", {}), state, encoded)[:2]
 
     def distance(encoded, codes):
         return jnp.square(encoded - codes).reshape(B, -1).mean(axis=1)
 
     def terms(params):
-        moved = encode(params, image)
-        distortion = -decode(params, quantized + moved - encoded).log_prob(image)
+        networks = {"params": params["params"]}
+        moved = encode(networks, x)
+        distortion = -decode(networks, quantized + moved - encoded).log_prob(x)
         total = distortion + 0.7 * distance(moved, quantized)
-        if "codebook" in params:
-            total += distance(encoded, params["codebook"]["codes"][indices])
+        if "quantizer" in params:
+            total += distance(encoded, params["quantizer"]["codes"][indices])
         return total.mean()
 
     def value(params):
-        return variant.loss_fn(params, model_state, batch(B) | {"image": image}, key=jax.random.key(2), step=0)[0]
+        return variant.loss_fn(params, model_state, batch(B) | {"x": x}, key=jax.random.key(2), step=0)[0]
 
     np.testing.assert_allclose(value(start), terms(start), rtol=1e-12)
     check_gradient(value, start, smooth=terms)

@@ -21,7 +21,7 @@ POSTERIOR_VAR = 1 / (1 + (WEIGHTS**2).sum(1) / np.exp(LOG_VAR))
 COVARIANCE = WEIGHTS.T @ WEIGHTS + np.exp(LOG_VAR) * np.eye(X)
 DATA = np.random.default_rng(1).multivariate_normal(np.zeros(X), COVARIANCE, N)
 EXACT = stats.multivariate_normal(np.zeros(X), COVARIANCE).logpdf(DATA)
-BATCH = {"image": jnp.asarray(DATA, jnp.float32), "index": jnp.arange(N)}
+BATCH = {"x": jnp.asarray(DATA, jnp.float32), "index": jnp.arange(N)}
 
 
 class Model:
@@ -42,7 +42,7 @@ class Model:
 
 MODEL = Model()
 PARAMS = jax.tree.map(
-    jnp.float32,
+    np.float32,  # constants to the model, unless a caller's transformation traces them
     {
         "gain": WEIGHTS.T * POSTERIOR_VAR / np.exp(LOG_VAR),
         "log_var": np.log(POSTERIOR_VAR),
@@ -58,7 +58,7 @@ def bound(params, key, num_samples, **options):
 
 @pytest.mark.parametrize("num_samples", [1, 3, 50])
 def test_with_the_exact_posterior_the_bound_is_log_p_for_every_number_of_samples(num_samples, key):
-    weights = jaxvae.vae_log_weights(MODEL, PARAMS, (), BATCH, key=key, num_samples=num_samples)
+    weights = jaxvae.objectives.vae_log_weights(MODEL, PARAMS, (), BATCH, key=key, num_samples=num_samples)
     assert weights.shape == (num_samples, N)
     np.testing.assert_allclose(weights, np.broadcast_to(EXACT, weights.shape), atol=2e-5)  # no variance
     np.testing.assert_allclose(bound(PARAMS, key, num_samples), EXACT.mean(), atol=1e-5)
@@ -78,7 +78,7 @@ def test_one_sample_is_the_sampled_elbo_and_the_loss_is_the_mean_bound_of_the_lo
     sampled, (_, metrics) = jaxvae.sampled_vae_loss(MODEL, OFF, (), BATCH, key=key, step=0)
     np.testing.assert_allclose(one, -sampled, rtol=1e-6)
     np.testing.assert_allclose(metrics["negative_elbo"], metrics["rate"] + metrics["distortion"], rtol=1e-6)
-    weights = jaxvae.vae_log_weights(MODEL, OFF, (), BATCH, key=key, num_samples=7)
+    weights = jaxvae.objectives.vae_log_weights(MODEL, OFF, (), BATCH, key=key, num_samples=7)
     np.testing.assert_allclose(bound(OFF, key, 7), losses.iwae_bound(weights).mean(), rtol=1e-6)
     value, (_, metrics) = jaxvae.iwae_loss(MODEL, OFF, (), BATCH, key=key, step=0, num_samples=7)
     np.testing.assert_allclose(metrics["negative_elbo"], -weights.mean(), rtol=1e-6)
@@ -97,7 +97,7 @@ def test_the_gradient_weighs_each_sample_by_its_share(key):
     """Autodiff of the log-mean-exp: Σ_s (w_s / Σ w) ∇ log w_s, so the best samples count most."""
 
     def log_weights(params):
-        return jaxvae.vae_log_weights(MODEL, params, (), BATCH, key=key, num_samples=6)
+        return jaxvae.objectives.vae_log_weights(MODEL, params, (), BATCH, key=key, num_samples=6)
 
     weights = np.asarray(log_weights(OFF), np.float64)
     shares = np.exp(weights - weights.max(0)) / np.exp(weights - weights.max(0)).sum(0)

@@ -10,8 +10,8 @@ from jax.flatten_util import ravel_pytree
 from scipy import stats
 
 import jaxvae
-from jaxvae import classical
-from jaxvae.evaluation import diagnostics
+from jaxvae.evaluation import classical, diagnostics
+from jaxvae.objectives import linear_vae_loss, vae_log_weights
 
 N, X, D = 300, 6, 2
 RNG = np.random.default_rng(0)
@@ -20,11 +20,11 @@ GAUSSIAN = classical.fit_gaussian(DATA)
 PPCA = classical.ppca_from_gaussian(GAUSSIAN, D)
 BEST = classical.ppca_max_log_prob(GAUSSIAN.eigenvalues, D)
 TURN = np.array([[np.cos(0.6), -np.sin(0.6)], [np.sin(0.6), np.cos(0.6)]])
-MODEL = jaxvae.linear_vae((X,), D)
+MODEL = jaxvae.models.linear_vae((X,), D)
 
 
 def source(dtype=jnp.float32):
-    return {"image": jnp.asarray(DATA, dtype), "index": jnp.arange(N, dtype=jnp.int32)}
+    return {"x": jnp.asarray(DATA, dtype), "index": jnp.arange(N, dtype=jnp.int32)}
 
 
 def best_params(ppca, dtype=jnp.float32):
@@ -44,8 +44,8 @@ def best_params(ppca, dtype=jnp.float32):
 
 
 @jax.jit
-def elbo(params, images):
-    return -jaxvae.linear_vae_loss(MODEL, params, (), images, key=None, step=0)[0]
+def elbo(params, examples):
+    return -linear_vae_loss(MODEL, params, (), examples, key=None, step=0)[0]
 
 
 def worse_params():
@@ -56,7 +56,7 @@ def worse_params():
 def test_the_loss_is_the_float64_negative_elbo():
     """With the expected distortion as that of x ~ N(Wμ + b, W S Wᵀ + σ²I): a trace, by another way."""
     params = worse_params()
-    value, (_, metrics) = jax.jit(partial(jaxvae.linear_vae_loss, MODEL, key=None, step=0))(params, (), source())
+    value, (_, metrics) = jax.jit(partial(linear_vae_loss, MODEL, key=None, step=0))(params, (), source())
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
     weights, bias = p["decoder"]["output"]["kernel"], p["decoder"]["output"]["bias"]
     mean = DATA @ p["encoder"]["mean"]["kernel"] + p["encoder"]["mean"]["bias"]
@@ -88,7 +88,7 @@ def test_at_the_optimum_the_elbo_is_log_p_and_the_weights_do_not_vary(x64, key):
     np.testing.assert_allclose(elbo(params, source(x64)), PPCA.log_prob(DATA).mean(), atol=1e-10)
     np.testing.assert_allclose(elbo(params, source(x64)), BEST, atol=1e-10)
     # Not under jit: as the tests compile, a program may draw its float32 noise twice and round it differently.
-    weights = jaxvae.vae_log_weights(MODEL, params, (), source(x64), key=key, num_samples=5)
+    weights = vae_log_weights(MODEL, params, (), source(x64), key=key, num_samples=5)
     np.testing.assert_allclose(weights, np.broadcast_to(PPCA.log_prob(DATA), weights.shape), atol=1e-10)
 
 
@@ -116,19 +116,19 @@ def test_no_other_parameters_have_a_higher_elbo(x64):
 def test_what_each_latent_carries(x64):
     """Var(μᵢ) = 1 - σ²/λᵢ and KLᵢ = ½ log(λᵢ/σ²), with λ the data's eigenvalues."""
     encode = jax.jit(partial(MODEL.apply, method="encode"))
-    posterior = encode(best_params(PPCA, x64), source(x64)["image"])
+    posterior = encode(best_params(PPCA, x64), source(x64)["x"])
     ratio = GAUSSIAN.eigenvalues[:D] / PPCA.noise_variance
     variance = 1 - 1 / ratio
     np.testing.assert_allclose(np.var(posterior.mean, axis=0), variance, rtol=1e-10)
     np.testing.assert_allclose(diagnostics.kl_per_dimension(*posterior), 0.5 * np.log(ratio), rtol=1e-10)
-    assert jaxvae.active_units(posterior.mean) == 2
-    assert jaxvae.active_units(posterior.mean, threshold=variance.mean()) == 1
+    assert jaxvae.evaluation.diagnostics.active_units(posterior.mean) == 2
+    assert jaxvae.evaluation.diagnostics.active_units(posterior.mean, threshold=variance.mean()) == 1
 
 
 def test_training_reaches_the_closed_form_and_never_exceeds_it(key):
     steps = 2000
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps))
-    train_step = jaxvae.make_train_step(partial(jaxvae.linear_vae_loss, MODEL), optimizer)
+    train_step = jaxvae.make_train_step(partial(linear_vae_loss, MODEL), optimizer)
     state = jaxvae.init_train_state(lambda *, key: (MODEL.init(key, jnp.zeros((1, X))), ()), optimizer, key=key)
     rows = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (steps, N))
     state, metrics = jaxvae.make_train_epoch(train_step)(state, source(), rows)

@@ -26,15 +26,16 @@ def variants_where(condition):
 every_random_variant = variants_where(lambda v: v.draws)
 every_mean_over_examples = variants_where(lambda v: not v.pairs)
 every_variant_of_one_size = variants_where(lambda v: not v.any_size)
-every_vae = variants_where(lambda v: isinstance(v.model, jaxvae.VAE))
+every_vae = variants_where(lambda v: type(v.model) is jaxvae.VAE)
+every_plain_vae = variants_where(lambda v: type(v.model) is jaxvae.VAE and v.model.prior == jaxvae.StandardNormal())
 
 
 def init(variant, seed=1):
     return variant.init(key=jax.random.key(seed))
 
 
-def loss(variant, params, model_state, images, key, step=0):
-    return variant.loss_fn(params, model_state, images, key=key, step=jnp.int32(step))
+def loss(variant, params, model_state, examples, key, step=0):
+    return variant.loss_fn(params, model_state, examples, key=key, step=jnp.int32(step))
 
 
 @cache
@@ -83,14 +84,14 @@ def test_loss_and_gradient_do_not_change_when_the_batch_is_doubled(variant, key)
 @every_random_variant
 def test_the_noise_belongs_to_the_example_and_the_step(variant, key):
     params, model_state = init(variant)
-    images = batch(B)
+    examples = batch(B)
     order = jnp.array([4, 0, 5, 2, 1, 3])
-    shuffled = {name: values[order] for name, values in images.items()}
-    value, (_, metrics) = loss(variant, params, model_state, images, key)
+    shuffled = {name: values[order] for name, values in examples.items()}
+    value, (_, metrics) = loss(variant, params, model_state, examples, key)
     np.testing.assert_allclose(value, loss(variant, params, model_state, shuffled, key)[0], rtol=1e-5)
-    _, (_, other) = loss(variant, params, model_state, images, jax.random.key(5))
+    _, (_, other) = loss(variant, params, model_state, examples, jax.random.key(5))
     assert metrics["distortion"] != other["distortion"]
-    elsewhere = {**images, "index": images["index"] + 100}
+    elsewhere = {**examples, "index": examples["index"] + 100}
     assert metrics["distortion"] != loss(variant, params, model_state, elsewhere, key)[1][1]["distortion"]
 
 
@@ -98,30 +99,30 @@ def test_the_noise_belongs_to_the_example_and_the_step(variant, key):
 def test_training_compiles_once_and_lowers_the_loss(variant, key):
     optimizer = optax.adam(1e-2)
     state = jaxvae.init_train_state(variant.init, optimizer, key=key)
-    images = batch(B)
-    step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(variant.loss_fn, optimizer), n=1))
-    before = variant.loss_fn(state.params, state.model_state, images, key=key, step=jnp.int32(100))[0]
+    examples = batch(B)
+    step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(variant.loss_fn, optimizer).__call__, n=1))
+    before = variant.loss_fn(state.params, state.model_state, examples, key=key, step=jnp.int32(100))[0]
     for _ in range(60):
-        state, _ = step(state, images)
-    after = variant.loss_fn(state.params, state.model_state, images, key=key, step=jnp.int32(100))[0]
+        state, _ = step(state, examples)
+    after = variant.loss_fn(state.params, state.model_state, examples, key=key, step=jnp.int32(100))[0]
     assert int(state.step) == 60
     assert int(state.first_bad) == -1
     assert after < before - 1
 
 
 @every_variant
-def test_eight_bit_images_are_refused(variant, key):
-    images = {**batch(B), "image": jnp.zeros((B, *SHAPE), jnp.uint8)}
-    with pytest.raises(TypeError, match=r"images must be floating in \[0, 1\], got uint8; scale them first"):
-        loss(variant, *init(variant), images, key)
+def test_eight_bit_x_is_refused(variant, key):
+    examples = {**batch(B), "x": jnp.zeros((B, *SHAPE), jnp.uint8)}
+    with pytest.raises(TypeError, match=r"x must be floating, got uint8; scale it first"):
+        loss(variant, *init(variant), examples, key)
 
 
 @every_variant_of_one_size
 @pytest.mark.parametrize("shape", [(8, 8, 1), (B, 4, 16, 1), (B, 8, 8), (B, 7, 7, 1)])
-def test_images_of_another_shape_are_refused(variant, shape, key):
-    images = {"image": jnp.zeros(shape), "index": jnp.arange(shape[0])}
-    with pytest.raises(ValueError, match=rf"expected images \(batch, 8, 8, 1\), got \({shape[0]}, "):
-        loss(variant, *init(variant), images, key)
+def test_x_of_another_shape_is_refused(variant, shape, key):
+    examples = {"x": jnp.zeros(shape), "index": jnp.arange(shape[0])}
+    with pytest.raises(ValueError, match=rf"expected x \(batch, 8, 8, 1\), got \({shape[0]}, "):
+        loss(variant, *init(variant), examples, key)
 
 
 @every_random_variant
@@ -132,57 +133,59 @@ def test_an_old_style_key_is_refused(variant):
 
 @every_vae
 def test_methods_have_their_shapes(variant, key):
-    model, image = variant.model, batch(B)["image"]
+    model, x = variant.model, batch(B)["x"]
 
     def call(params, *arguments, method, then=lambda output: output, **keywords):
         return jax.eval_shape(lambda: then(model.apply(params, *arguments, method=method, **keywords)))
 
     params, _ = init(variant)
-    posterior = call(params, image, method="encode")
+    posterior = call(params, x, method="encode")
     chex.assert_shape(jax.tree.leaves(posterior), (B, 3))
     latent = jnp.zeros((B, 3))
     for shape, then in (
         ((B, *SHAPE), lambda record: record.mean),
         ((B, *SHAPE), lambda record: record.mode()),
         ((B, *SHAPE), lambda record: record.sample(key=key)),
-        ((B,), lambda record: record.log_prob(image)),
+        ((B,), lambda record: record.log_prob(x)),
     ):
         chex.assert_shape(call(params, latent, method="decode", then=then), shape)
     sample = call(params, 4, key=key, method="sample", then=lambda record: record.mean)
     chex.assert_shape(sample, (4, *SHAPE))
-    chex.assert_shape(call(params, image, key=key, num_samples=5, method="log_weights"), (5, B))
+    terms = call(params, x, key=key, num_samples=5, method="terms")
+    chex.assert_shape([terms.log_likelihood, terms.log_ratio], (5, B))
+    assert {name: rate.shape[:2] in ((1, B), (5, B)) for name, rate in terms.rates.items()} == {"z": True}
 
 
-@every_vae
+@every_plain_vae
 def test_log_weights_are_the_sampled_elbo(variant, key):
     """log p(x|z) + log p(z) - log q(z|x), each from its own float64 formula, at the same draws."""
     params, model_state = init(variant)
-    images = batch(B)
+    examples = batch(B)
     model = variant.model
-    weights = variant.log_weights_fn(params, model_state, images, key=key, num_samples=3)
-    posterior = model.apply(params, images["image"], method="encode")
-    keys = jaxvae.sample_keys(jaxvae.example_keys(key, images["index"]), 3)
-    log_prob = jax.jit(lambda z: model.apply(params, z, method="decode").log_prob(images["image"]))
+    log_weights = variant.log_weights_fn(params, model_state, examples, key=key, num_samples=3)
+    posterior = model.apply(params, examples["x"], method="encode")
+    keys = jaxvae.keys.sample_keys(jaxvae.keys.example_keys(key, examples["index"]), 3)
+    log_prob = jax.jit(lambda z: model.apply(params, z, method="decode").log_prob(examples["x"]))
     for s in range(3):
         z = posterior.sample(key=keys[s])
         log_x = log_prob(z)
         z, mean, log_var = (np.asarray(a, np.float64) for a in (z, *posterior))
         log_ratio = 0.5 * ((z - mean) ** 2 / np.exp(log_var) + log_var - z**2).sum(1)
-        np.testing.assert_allclose(weights[s], log_x + log_ratio, rtol=2 * variant.tolerance)
-    more = variant.log_weights_fn(params, model_state, images, key=key, num_samples=5)
-    np.testing.assert_allclose(more[:3], weights, rtol=variant.tolerance)
+        np.testing.assert_allclose(log_weights[s], log_x + log_ratio, rtol=2 * variant.tolerance)
+    more = variant.log_weights_fn(params, model_state, examples, key=key, num_samples=5)
+    np.testing.assert_allclose(more[:3], log_weights, rtol=variant.tolerance)
 
 
 def test_the_elbo_equals_a_float64_sum_over_the_example(key):
     """Nothing is averaged over pixels, so beta = 1 means the same at every resolution."""
     variant = VARIANTS["bernoulli"]
     params, model_state = init(variant)
-    images = batch(B)
-    value, (_, metrics) = loss(variant, params, model_state, images, key)
-    posterior = variant.model.apply(params, images["image"], method="encode")
-    z = posterior.sample(key=jaxvae.sample_keys(jaxvae.example_keys(key, images["index"]), 1)[0])
+    examples = batch(B)
+    value, (_, metrics) = loss(variant, params, model_state, examples, key)
+    posterior = variant.model.apply(params, examples["x"], method="encode")
+    z = posterior.sample(key=jaxvae.keys.sample_keys(jaxvae.keys.example_keys(key, examples["index"]), 1)[0])
     logits = np.asarray(variant.model.apply(params, z, method="decode").logits, np.float64)
-    x, mean, log_var = (np.asarray(a, np.float64) for a in (images["image"], *posterior))
+    x, mean, log_var = (np.asarray(a, np.float64) for a in (examples["x"], *posterior))
     distortion = (np.logaddexp(0, logits) - x * logits).reshape(B, -1).sum(1).mean()
     rate = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var).sum(1).mean()
     np.testing.assert_allclose(metrics["distortion"], distortion, rtol=1e-6)
@@ -223,7 +226,7 @@ def test_beta_may_be_traced(key):
 
 def test_any_callables_make_a_vae_and_one_without_latent_dim_says_so(key):
     model = jaxvae.VAE(
-        encoder=lambda image: (image.reshape(len(image), -1)[:, :2], jnp.zeros((len(image), 2))),
+        encoder=lambda x: (x.reshape(len(x), -1)[:, :2], jnp.zeros((len(x), 2))),
         decoder=lambda latent: jnp.broadcast_to(latent.sum(-1)[:, None, None, None], (len(latent), *SHAPE)),
         likelihood=partial(DiagGaussian, log_var=0.0),
     )

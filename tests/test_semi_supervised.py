@@ -12,14 +12,15 @@ from variants import SHAPE
 
 import jaxvae
 from jaxvae.models.cvae import CVAE
-from jaxvae.models.semi_supervised import SemiSupervisedVAE, semi_supervised_loss
+from jaxvae.models.semi_supervised import SemiSupervisedVAE
+from jaxvae.objectives import semi_supervised_loss
 
 B, M, K, D = 4, 6, 3, 2
 HEAVY = 1e4  # logits so far apart that a softmax is 0 and 1
 
 
 def small(classifier=None):
-    """A small model of images and labels."""
+    """A small model of x and labels."""
     cvae = CVAE(
         jaxvae.Conditioned(jaxvae.MLPEncoder(D, (16,))),
         jaxvae.Conditioned(jaxvae.MLPDecoder(SHAPE, (16,))),
@@ -33,10 +34,10 @@ def init(model):
 
 
 def small_batch():
-    image = jax.random.uniform(jax.random.key(2), (B + M, *SHAPE))
+    x = jax.random.uniform(jax.random.key(2), (B + M, *SHAPE))
     label = jnp.array([0, 1, 2, 2, 1, 0], jnp.int32)
-    labelled = {"image": image[B:], "label": label, "index": 100 + jnp.arange(M)}
-    return {"image": image[:B], "index": jnp.arange(B), "labelled": labelled}
+    labelled = {"x": x[B:], "label": label, "index": 100 + jnp.arange(M)}
+    return {"x": x[:B], "index": jnp.arange(B), "labelled": labelled}
 
 
 def loss_of(model, params, batch, key, alpha=2.0, weight=1.0):
@@ -52,17 +53,17 @@ value_of = jax.jit(loss_of, static_argnums=0)
 def negative_elbos(model, params, batch, key):
     """-ELBO(x, y), [B, K] float64, class by class from the Gaussian and Bernoulli formulas, one noise for all."""
     cvae, params = model.cvae, {"params": params["params"]["cvae"]}
-    keys = jaxvae.sample_keys(jaxvae.example_keys(key, batch["index"]), 1)[0]
+    keys = jaxvae.keys.sample_keys(jaxvae.keys.example_keys(key, batch["index"]), 1)[0]
 
     @jax.jit
     def run(label):
-        posterior = cvae.apply(params, batch["image"], label, method="encode")
+        posterior = cvae.apply(params, batch["x"], label, method="encode")
         return cvae.apply(params, posterior.sample(key=keys), label, method="decode").logits, posterior
 
     columns = []
     for y in range(K):
-        logits, posterior = run(jnp.full(len(batch["image"]), y))
-        x, logits, mean, log_var = (np.asarray(a, np.float64) for a in (batch["image"], logits, *posterior))
+        logits, posterior = run(jnp.full(len(batch["x"]), y))
+        x, logits, mean, log_var = (np.asarray(a, np.float64) for a in (batch["x"], logits, *posterior))
         distortion = (np.logaddexp(0, logits) - x * logits).reshape(len(x), -1).sum(1)
         columns.append(distortion + 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var).sum(1) + np.log(K))
     return np.stack(columns, axis=1)
@@ -74,14 +75,14 @@ def test_both_bounds_equal_a_float64_enumeration(key):
     value, metrics = value_of(model, params, batch, key, 2.0, 0.3)
 
     cost = negative_elbos(model, params, batch, key)
-    log_q = scipy.special.log_softmax(np.asarray(model.apply(params, batch["image"], method="classify"), float), axis=1)
+    log_q = scipy.special.log_softmax(np.asarray(model.apply(params, batch["x"], method="classify"), float), axis=1)
     unlabelled = (np.exp(log_q) * (cost + log_q)).sum(1).mean()
     np.testing.assert_allclose(metrics["negative_elbo"], unlabelled, rtol=1e-5)
     np.testing.assert_allclose(metrics["rate"] + metrics["distortion"], unlabelled, rtol=1e-5)
 
     labelled = batch["labelled"]
     rows = np.arange(M), np.asarray(labelled["label"])
-    logits = np.asarray(model.apply(params, labelled["image"], method="classify"), float)
+    logits = np.asarray(model.apply(params, labelled["x"], method="classify"), float)
     supervised = negative_elbos(model, params, labelled, key)[rows].mean()
     classification = -scipy.special.log_softmax(logits, axis=1)[rows].mean()
     np.testing.assert_allclose(metrics["labelled_negative_elbo"], supervised, rtol=1e-5)
@@ -96,7 +97,7 @@ def test_the_bound_is_the_evidence_over_the_classes_and_the_classifiers_distance
     model, batch = small(), small_batch()
     params = init(model)
     elbo = -negative_elbos(model, params, batch, key)
-    logits = np.asarray(model.apply(params, batch["image"], method="classify"), float)
+    logits = np.asarray(model.apply(params, batch["x"], method="classify"), float)
     q, posterior = scipy.special.softmax(logits, axis=1), scipy.special.softmax(elbo, axis=1)
     gap = scipy.special.rel_entr(q, posterior).sum(1)
     assert gap.min() > 1e-3
@@ -104,7 +105,7 @@ def test_the_bound_is_the_evidence_over_the_classes_and_the_classifiers_distance
     bound = value_of(model, params, batch, key)[1]["negative_elbo"]
     np.testing.assert_allclose(bound, (gap - evidence).mean(), rtol=1e-5)
 
-    best = small(lambda image: jnp.asarray(elbo, jnp.float32))
+    best = small(lambda x: jnp.asarray(elbo, jnp.float32))
     bound = value_of(best, params, batch | {"labelled": batch | {"label": jnp.zeros(B, jnp.int32)}}, key)
     np.testing.assert_allclose(bound[1]["negative_elbo"], -evidence.mean(), rtol=1e-5)
 
@@ -112,30 +113,30 @@ def test_the_bound_is_the_evidence_over_the_classes_and_the_classifiers_distance
 def finite_world(classifier):
     """p(x|y) of four binary pixels with no latent worth the name: log p(x) is a sum over K classes."""
     chance = np.random.default_rng(0).uniform(0.1, 0.9, (K, 4))
-    logits = jnp.asarray(scipy.special.logit(chance))
+    logits = scipy.special.logit(chance)
 
     def embed(label):
         return jax.nn.one_hot(label, K, dtype=logits.dtype)
 
-    def encoder(image, condition):
-        zeros = jnp.zeros((len(image), D), logits.dtype)
+    def encoder(x, condition):
+        zeros = jnp.zeros((len(x), D), logits.dtype)
         return zeros, zeros  # the prior: no rate
 
     embed.num_classes = K
     cvae = CVAE(encoder, lambda latent, condition: condition @ logits, embed=embed, latent_dim=D)
-    images = np.stack(np.meshgrid(*[[0, 1]] * 4), axis=-1).reshape(-1, 4)
-    likelihood = np.where(images[:, None] == 1, chance[None], 1 - chance[None]).prod(-1)
-    return SemiSupervisedVAE(cvae, classifier), images, likelihood
+    x = np.stack(np.meshgrid(*[[0, 1]] * 4), axis=-1).reshape(-1, 4)
+    likelihood = np.where(x[:, None] == 1, chance[None], 1 - chance[None]).prod(-1)
+    return SemiSupervisedVAE(cvae, classifier), x, likelihood
 
 
 def test_no_classifier_bounds_the_exact_likelihood_from_the_wrong_side(key, x64):
     logits = np.random.default_rng(1).normal(size=(16, K))
     exact = None
     for scale in (0.0, 1.0, HEAVY):
-        model, images, likelihood = finite_world(lambda image, scale=scale: jnp.asarray(scale * logits))
+        model, x, likelihood = finite_world(lambda x, scale=scale: jnp.asarray(scale * logits))
         exact = np.log(likelihood.mean(1))
-        assert np.exp(exact).sum() == pytest.approx(1)  # all 16 images there are
-        batch = {"image": jnp.asarray(images, float), "index": jnp.arange(16), "label": jnp.zeros(16, jnp.int32)}
+        assert np.exp(exact).sum() == pytest.approx(1)  # all 16 x there are
+        batch = {"x": jnp.asarray(x, float), "index": jnp.arange(16), "label": jnp.zeros(16, jnp.int32)}
         q = scipy.special.softmax(scale * logits, axis=1)
         gap = scipy.special.rel_entr(q, likelihood / likelihood.sum(1, keepdims=True)).sum(1)
         bound = value_of(model, {}, batch, key)[1]["negative_elbo"]
@@ -150,7 +151,7 @@ def test_where_the_classifier_is_sure_the_bound_is_that_of_the_labelled_image(ke
     label = jnp.array([2, 0, 1, 1])
     model = small(lambda image: HEAVY * jax.nn.one_hot(label, K))
     params = init(small())
-    batch = {name: small_batch()[name] for name in ("image", "index")} | {"label": label}
+    batch = {name: small_batch()[name] for name in ("x", "index")} | {"label": label}
     value, metrics = value_of(model, params, batch, key)
     np.testing.assert_allclose(metrics["negative_elbo"], metrics["labelled_negative_elbo"], rtol=1e-6)
     np.testing.assert_allclose(value, 2 * metrics["negative_elbo"], rtol=1e-6)
@@ -173,7 +174,7 @@ def test_images_without_labels_teach_the_classifier(key):
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.any(grad), f"no gradient reaches {jax.tree_util.keystr(path)}"
 
-    log_q = scipy.special.log_softmax(np.asarray(model.apply(params, batch["image"], method="classify"), float), axis=1)
+    log_q = scipy.special.log_softmax(np.asarray(model.apply(params, batch["x"], method="classify"), float), axis=1)
     q, cost = np.exp(log_q), negative_elbos(model, params, batch, key) + log_q
     by_logits = q * (cost - (q * cost).sum(1, keepdims=True))
     bias = grads["params"]["classifier"]["output"]["bias"]
@@ -214,12 +215,12 @@ def test_a_test_set_is_measured_by_its_own_labels(key):
     """Through `make_eval_step`, in batches with padding: the metrics of the whole set at once."""
     model = small()
     params = init(model)
-    images = small_batch()["labelled"] | {"index": jnp.arange(M)}
+    examples = small_batch()["labelled"] | {"index": jnp.arange(M)}
     loss_fn = partial(semi_supervised_loss, model, classification_weight=2.0)
     evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn))
     state = jaxvae.TrainState(jnp.int32(0), params, (), (), key, jnp.int32(-1))
-    measured = evaluate(state, images, jnp.array([[0, 1, 2, 3], [4, 5, -1, -1]]), key=key)
-    whole = loss_fn(params, (), images, key=jax.random.split(key)[1], step=0)[1][1]
+    measured = evaluate(state, examples, jnp.array([[0, 1, 2, 3], [4, 5, -1, -1]]), key=key)
+    whole = loss_fn(params, (), examples, key=jax.random.split(key)[1], step=0)[1][1]
     chex.assert_trees_all_close(measured, whole, rtol=1e-5)
 
 
@@ -227,9 +228,9 @@ def test_the_cvaes_methods_take_its_part_of_the_parameters(key):
     model, batch = small(), small_batch()
     params = init(model)
     inner = {"params": params["params"]["cvae"]}
-    label = model.apply(params, batch["image"], method="classify").argmax(axis=-1)
-    rebuilt = model.cvae.apply(inner, batch["image"], label, label, method="transfer").mean
-    np.testing.assert_array_equal(model.apply(params, batch["image"]).mean, rebuilt)
+    label = model.apply(params, batch["x"], method="classify").argmax(axis=-1)
+    rebuilt = model.cvae.apply(inner, batch["x"], label, label, method="transfer").mean
+    np.testing.assert_array_equal(model.apply(params, batch["x"]).mean, rebuilt)
     sample = model.cvae.apply(inner, jnp.arange(K), key=key, method="sample").mean
     assert sample.shape == (K, *SHAPE)
 
@@ -239,11 +240,11 @@ def test_what_does_not_fit_is_refused(key):
     params = init(model)
     labelled = batch["labelled"]
     for wrong, error, message in (
-        ({"image": batch["image"].astype(jnp.uint8)}, TypeError, "images must be floating .* got uint8"),
+        ({"x": batch["x"].astype(jnp.uint8)}, TypeError, "x must be floating, got uint8"),
         (
-            {"labelled": labelled | {"image": jnp.zeros((M, *SHAPE), int)}},
+            {"labelled": labelled | {"x": jnp.zeros((M, *SHAPE), int)}},
             TypeError,
-            "images must be floating .* int32",
+            "x must be floating, got int32",
         ),
         (
             {"labelled": labelled | {"label": labelled["label"] + 1}},
@@ -255,13 +256,13 @@ def test_what_does_not_fit_is_refused(key):
             TypeError,
             r"labels must be integers \(batch,\), got float32",
         ),
-        ({"image": jnp.zeros((B, 7, 7, 1))}, ValueError, r"expected images \(batch, 8, 8, 1\), got \(4, 7, 7, 1\)"),
-        ({"labelled": {"image": labelled["image"]}}, ValueError, r"needs image, label and index, got image$"),
+        ({"x": jnp.zeros((B, 7, 7, 1))}, ValueError, r"expected x \(batch, 8, 8, 1\), got \(4, 7, 7, 1\)"),
+        ({"labelled": {"x": labelled["x"]}}, ValueError, r"needs x, label and index, got x$"),
     ):
         with pytest.raises(error, match=message):
             loss_of(model, params, batch | wrong, key)
-    with pytest.raises(ValueError, match=r"needs image, label and index, got image, index$"):
-        loss_of(model, params, {name: batch[name] for name in ("image", "index")}, key)
+    with pytest.raises(ValueError, match=r"needs x, label and index, got index, x$"):
+        loss_of(model, params, {name: batch[name] for name in ("x", "index")}, key)
     with pytest.raises(ValueError, match="classification_weight must be a finite number, zero or more, got -1"):
         loss_of(model, params, batch, key, alpha=-1.0)
     with pytest.raises(ValueError, match="labelled_weight must be a finite number, zero or more, got inf"):

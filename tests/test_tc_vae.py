@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
-from variants import VARIANTS, batch
+from variants import SHAPE, VARIANTS, batch, mlp
 
 import jaxvae
 from jaxvae.distributions import DiagGaussian
+from jaxvae.objectives import rate_terms
 
 B = 6
 VARIANT = VARIANTS["bernoulli"]
@@ -44,7 +45,7 @@ def exact_terms(mean, log_var, latent):
 
 def estimated(mean, log_var, latent, **options):
     mean, log_var, latent = (jnp.asarray(a, jnp.float32) for a in (mean, log_var, latent))
-    return jax.jit(partial(jaxvae.rate_terms, **options))(DiagGaussian(mean, log_var), latent)
+    return jax.jit(partial(rate_terms, **options))(DiagGaussian(mean, log_var), latent)
 
 
 def test_the_stratified_estimate_is_exact_where_the_batch_is_the_set():
@@ -93,7 +94,7 @@ def test_the_stratified_density_is_unbiased_over_batches():
         picked = (jnp.asarray(a, jnp.float32)[rows] for a in (mean, log_var, latent))
         m, v, z = picked
         return [
-            jnp.exp(-jaxvae.rate_terms(DiagGaussian(m, v), z, num_examples=200, estimator=e).mutual_information[0])
+            jnp.exp(-rate_terms(DiagGaussian(m, v), z, num_examples=200, estimator=e).mutual_information[0])
             for e in ("stratified", "weighted")
         ]
 
@@ -171,7 +172,15 @@ def test_impossible_batches_are_refused(num, options, message):
         estimated(*correlated(num), **options)
 
 
-def test_objectives_that_look_across_the_batch_say_so():
-    for loss in (jaxvae.tc_vae_loss, jaxvae.beta_vae_loss):
-        assert loss.global_batch
-    assert not hasattr(jaxvae.vae_loss, "global_batch")
+def test_a_posterior_that_does_not_factorise_is_refused():
+    mean = jnp.zeros((4, 2))
+    with pytest.raises(TypeError, match=r"density factorises over latents .* a DiagGaussian, got Bernoulli over"):
+        rate_terms(jaxvae.Bernoulli(mean), mean, num_examples=10)
+
+
+def test_the_prior_of_the_model_is_the_one_that_each_dimension_is_compared_with(key):
+    """With all weights 1 it is the sampled negative ELBO, whatever the prior."""
+    model = jaxvae.VAE(*mlp(), prior=jaxvae.GaussianMixture(4, 3))
+    params, arguments = model.init(key, jnp.zeros((1, *SHAPE))), {"key": key, "step": 0}
+    value, _ = jaxvae.tc_vae_loss(model, params, (), batch(6), num_examples=9, beta=1.0, **arguments)
+    np.testing.assert_allclose(value, jaxvae.sampled_vae_loss(model, params, (), batch(6), **arguments)[0], rtol=1e-5)

@@ -16,7 +16,7 @@ from jaxvae.distributions import DiagGaussian
 
 MEAN, STD = 0.7, 1.6
 # The ELBO is quadratic in x: two points with the mean and the variance of x stand for its whole distribution.
-BATCH = {"image": jnp.float32([[MEAN - STD], [MEAN + STD]]), "index": jnp.arange(2)}
+BATCH = {"x": jnp.float32([[MEAN - STD], [MEAN + STD]]), "index": jnp.arange(2)}
 ROOT2 = np.sqrt(2)
 OPTIMUM = {"a": 1 / (ROOT2 * STD), "b": -MEAN / (ROOT2 * STD), "c": STD / ROOT2, "d": MEAN}
 BEST = -0.5 * np.log(np.pi * STD**2) - 1
@@ -130,8 +130,8 @@ def test_explaining_all_of_the_variance_by_the_noise_costs_half_of_log_two(x64):
 
 def test_at_the_optimum_the_model_is_the_distribution_of_the_data(key):
     x = np.linspace(MEAN - 2 * STD, MEAN + 2 * STD, 9).astype(np.float32)
-    source = {"image": jnp.asarray(x[:, None]), "index": jnp.arange(9)}
-    log_weights = partial(jaxvae.vae_log_weights, Model)
+    source = {"x": jnp.asarray(x[:, None]), "index": jnp.arange(9)}
+    log_weights = partial(jaxvae.objectives.vae_log_weights, Model)
     estimate = jaxvae.log_likelihood(
         log_weights,
         narrow(OPTIMUM),
@@ -201,7 +201,7 @@ def test_the_distortion_alone_falls_without_bound(key):
 
 @every_point
 def test_the_iwae_bound_lies_between_the_elbo_and_log_p(point, key):
-    log_prob = stats.norm(point["d"], ROOT2 * point["c"]).logpdf(np.asarray(BATCH["image"])).mean()
+    log_prob = stats.norm(point["d"], ROOT2 * point["c"]).logpdf(np.asarray(BATCH["x"])).mean()
     values = np.asarray(iwae_bounds(narrow(point), key), np.float64)
     error = values.std(ddof=1) / np.sqrt(len(values))
     assert elbo(point) + 4 * error < values.mean() < log_prob - 4 * error

@@ -1,6 +1,5 @@
 """The table of variants that the contract test and the training tests run over. A new variant is one row here."""
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jaxvae
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
 
 SHAPE = (8, 8, 1)
+STANDARD_NORMAL = jaxvae.StandardNormal()
 
 
 class Variant(NamedTuple):
@@ -23,7 +23,7 @@ class Variant(NamedTuple):
     log_weights_fn: Any
     draws: bool = True  # whether the objective uses its key
     pairs: bool = False  # whether it compares the examples of a batch with each other
-    any_size: bool = False  # whether the network takes images of other sizes too
+    any_size: bool = False  # whether the network takes x of other sizes too
 
     @property
     def tolerance(self):
@@ -37,13 +37,13 @@ def variant(model, loss=jaxvae.vae_loss, draws=True, pairs=False, **options):
         return model.init(key, jnp.zeros((1, *SHAPE))), ()
 
     log_weights = None
-    if hasattr(model, "log_weights"):
-        log_weights = jax.jit(partial(jaxvae.vae_log_weights, model), static_argnames="num_samples")
+    if hasattr(model, "propose"):
+        log_weights = jax.jit(partial(jaxvae.objectives.vae_log_weights, model), static_argnames="num_samples")
     return Variant(model, jax.jit(partial(loss, model, **options)), jax.jit(init), log_weights, draws, pairs)
 
 
-def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, **options):
-    return variant(jaxvae.VAE(encoder, decoder, likelihood), loss, **options)
+def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, prior=STANDARD_NORMAL, **options):
+    return variant(jaxvae.VAE(encoder, decoder, likelihood, prior=prior), loss, **options)
 
 
 def hierarchical(loss, **options):
@@ -70,27 +70,17 @@ def conv(**options):
     return jaxvae.ConvEncoder(3, (4, 8), 16, **options), jaxvae.ConvDecoder(SHAPE, (4, 8), 16, **options)
 
 
-def vq_vae(code_shape=(8, 4), learned=False, **options):
-    """Code shape: [K, D], or [G, K, D] for groups."""
-    *groups, num_codes, dim = code_shape
+def vq_vae(quantizer, dim=4, **options):
     model = jaxvae.VQVAE(
-        jaxvae.ResidualEncoder(dim * math.prod(groups), (8,), 1, 4), jaxvae.ResidualDecoder(1, (8,), 1, 4), Bernoulli
+        jaxvae.ResidualEncoder(dim, (8,), 1, 4), jaxvae.ResidualDecoder(1, (8,), 1, 4), quantizer, Bernoulli
     )
-
-    def init(*, key):
-        params = model.init(key, jnp.zeros((1, *SHAPE)))
-        each = partial(jaxvae.codebook.init_codebook, num_codes, dim)
-        state = jax.vmap(lambda k: each(key=k))(jax.random.split(key, *groups)) if groups else each(key=key)
-        return (
-            ({**params, "codebook": {"codes": jaxvae.code_vectors(params, state)}}, ()) if learned else (params, state)
-        )
-
+    init = jax.jit(partial(model.init_with_quantizer, jnp.zeros((1, *SHAPE)), seeded=False))
     loss = jax.jit(partial(jaxvae.vq_vae_loss, model, **options))
-    return Variant(model, loss, jax.jit(init), None, draws=False, any_size=True)
+    return Variant(model, loss, init, None, draws=False, any_size=True)
 
 
 def of_labels(loss, model_of, fields, **options):
-    """A model of images and labels; the label of example i is i modulo 3, under the names of `fields`."""
+    """A model of x and labels; the label of example i is i modulo 3, under the names of `fields`."""
     cvae = jaxvae.CVAE(*map(jaxvae.Conditioned, mlp()), embed=jaxvae.LabelEmbedding(3, 4))
     model = model_of(cvae)
 
@@ -108,10 +98,10 @@ def of_labels(loss, model_of, fields, **options):
 VARIANTS = {
     "bernoulli": vae(*mlp(), Bernoulli),
     "categorical": vae(*mlp(channels=(17,)), Categorical),
-    "gaussian": vae(*mlp(), partial(DiagGaussian, log_var=jnp.float32(-1.0))),
+    "gaussian": vae(*mlp(), partial(DiagGaussian, log_var=-1.0)),
     "one learned variance, four draws": vae(*mlp(), jaxvae.SharedScale(), num_samples=4),
     "a variance per pixel": vae(*mlp(channels=(2,)), jaxvae.PixelScale()),
-    "discretised logistic": vae(*mlp(channels=(2,)), jaxvae.PixelScale(jaxvae.logistic_image)),
+    "discretised logistic": vae(*mlp(channels=(2,)), jaxvae.PixelScale(jaxvae.networks.logistic_image)),
     "convolutional": vae(*conv(), Bernoulli),
     "bfloat16": vae(*conv(dtype=jnp.bfloat16), Bernoulli),
     "beta": vae(*mlp(), Bernoulli, beta=4.0),
@@ -119,10 +109,11 @@ VARIANTS = {
     "capacity": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=10.0, capacity=optax.linear_schedule(0.0, 5.0, 50)),
     "free bits": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=1.0, free_bits=0.05),
     "total correlation": vae(*mlp(), Bernoulli, jaxvae.tc_vae_loss, pairs=True, num_examples=100),
+    "mixture prior": vae(*mlp(), Bernoulli, prior=jaxvae.GaussianMixture(4, 3)),
     "iwae": vae(*mlp(), Bernoulli, jaxvae.iwae_loss, num_samples=4),
     "doubly reparameterised": hierarchical(jaxvae.iwae_loss, num_samples=4, doubly_reparameterized=True),
     "hierarchical": hierarchical(jaxvae.sampled_vae_loss),
-    "linear": variant(jaxvae.linear_vae(SHAPE, 3), jaxvae.linear_vae_loss, draws=False),
+    "linear": variant(jaxvae.models.linear_vae(SHAPE, 3), jaxvae.objectives.linear_vae_loss, draws=False),
     "autoencoder": autoencoder(),
     "conditional": of_labels(jaxvae.cvae_loss, lambda cvae: cvae, ["condition"], beta=2.0),
     "semi-supervised": of_labels(
@@ -131,13 +122,13 @@ VARIANTS = {
         ["label"],
         classification_weight=1.0,
     ),
-    "vq-vae": vq_vae(restart_threshold=0.0),
-    "vq-vae, groups": vq_vae((2, 8, 2), restart_threshold=0.0),
-    "vq-vae, gradient codes": vq_vae(learned=True, commitment_weight=2.0),
+    "vq-vae": vq_vae(jaxvae.EMACodebook(8, restart_threshold=0.0)),
+    "vq-vae, groups": vq_vae(jaxvae.Grouped(jaxvae.EMACodebook(8, restart_threshold=0.0), 2)),
+    "vq-vae, gradient codes": vq_vae(jaxvae.GradientCodebook(8), commitment_weight=2.0),
 }
 
 
 def batch(num, seed=0, start=0):
-    """Grey images and their indices."""
-    image = jax.random.uniform(jax.random.key(seed), (num, *SHAPE))
-    return {"image": image, "index": jnp.arange(start, start + num, dtype=jnp.int32)}
+    """Grey x and their indices."""
+    x = jax.random.uniform(jax.random.key(seed), (num, *SHAPE))
+    return {"x": x, "index": jnp.arange(start, start + num, dtype=jnp.int32)}

@@ -1,1 +1,21 @@
-"""One file is one variant: its module, its output record, its objective."""
+"""Models: thin Linen modules, one file a family."""
+
+from jaxvae.models.autoencoder import Autoencoder
+from jaxvae.models.cvae import CVAE
+from jaxvae.models.hierarchical_vae import HierarchicalVAE
+from jaxvae.models.linear import linear_vae
+from jaxvae.models.pixel_cnn import PixelCNN
+from jaxvae.models.semi_supervised import SemiSupervisedVAE
+from jaxvae.models.vae import VAE
+from jaxvae.models.vq_vae import VQVAE
+
+__all__ = [
+    "CVAE",
+    "VAE",
+    "VQVAE",
+    "Autoencoder",
+    "HierarchicalVAE",
+    "PixelCNN",
+    "SemiSupervisedVAE",
+    "linear_vae",
+]

@@ -5,69 +5,64 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxvae._checks import check_x
 from jaxvae.distributions import Bernoulli
-from jaxvae.models.vae import Likelihood, apply_to_images, check_floating, check_shape
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+from jaxvae.models._parts import adopt_parts
+from jaxvae.models.vae import decoded_log_prob
+from jaxvae.networks._run import run
+from jaxvae.types import Array, Likelihood, PRNGKey, Terms
 
 
 class Autoencoder(nn.Module):
     """An encoder, a decoder and a likelihood.
 
     Attributes:
-      encoder: images [B, ...] in [0, 1] -> codes [B, D], such as `MLPDecoder((D,))`.
+      encoder: x [B, ...] -> codes [B, D], such as `MLPDecoder((D,))`.
       decoder: codes [B, D] -> the likelihood's parameters, [B, ...].
       likelihood: as in `VAE`; with a Gaussian of fixed variance the loss is the squared error.
-      latent_dim: D; lets an error name the shape of images that would fit.
+      latent_dim: D; lets an error name the shape of x that would fit.
     """
 
-    encoder: Callable[[Array], Array]
-    decoder: Callable[[Array], Array]
-    likelihood: Callable[[Array], Likelihood] = Bernoulli
+    encoder: Callable[..., Array]
+    decoder: Callable[..., Array]
+    likelihood: Callable[..., Likelihood] = Bernoulli
     latent_dim: int | None = None
 
-    def __call__(self, image: Array) -> Likelihood:
-        """Reconstruct; also what `init` runs."""
-        return self.decode(self.encode(image))
+    def __post_init__(self) -> None:
+        """Take the parts, or refuse them."""
+        adopt_parts(self)
+        super().__post_init__()
 
-    def encode(self, image: Array) -> Array:
-        """Images [B, ...] -> codes [B, D]."""
-        check_floating(image)
-        return self.encoder(image)
+    def __call__(self, x: Array) -> Likelihood:
+        """Reconstruct; also what `init` runs."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Array) -> Array:
+        """x [B, ...] -> codes [B, D].
+
+        Raises:
+          TypeError: x is not floating, or the encoder's output is no array.
+          ValueError: x is empty, or there are not as many codes.
+        """
+        check_x(x)
+        code = run(self.encoder, x, train=self.has_rng("dropout"))
+        if not hasattr(code, "shape"):
+            raise TypeError(f"the encoder of an autoencoder must return codes [B, ...], got {type(code).__name__}")
+        if code.shape[:1] != x.shape[:1]:
+            raise ValueError(f"the encoder must return codes ({len(x)}, ...), one for each example, got {code.shape}")
+        return code
 
     def decode(self, code: Array) -> Likelihood:
-        """Codes [B, D] -> a record over images [B, ...]."""
-        return self.likelihood(self.decoder(code))
+        """Codes [B, D] -> a record over x [B, ...]."""
+        train = self.has_rng("dropout")
+        return run(self.likelihood, run(self.decoder, code, train=train), train=train)
 
-
-def autoencoder_loss(
-    model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, step: Array | int
-) -> tuple[Array, tuple[PyTree, Metrics]]:
-    """The mean of -log p(x | code(x)): the distortion alone.
-
-    Args:
-      model: an `Autoencoder`.
-      params: what `model.init` returned.
-      model_state: handed through.
-      batch: "image" [B, ...] floating in [0, 1].
-      key: not used; nothing is drawn.
-      step: not used.
-
-    Returns:
-      The loss in nats per image and `(model_state, metrics)`, the metrics "loss" and "distortion" being means over
-      the batch.
-
-    Raises:
-      TypeError: the images are not floating.
-      ValueError: the images do not have the model's shape.
-    """
-    del key, step
-    image = batch["image"]
-    code = apply_to_images(model, params, image, method="encode")
-    reconstruction = model.apply(params, code, method="decode")
-    check_shape(reconstruction.mean.shape, image.shape)
-    loss = -reconstruction.log_prob(image).mean()
-    return loss, (model_state, {"loss": loss, "distortion": loss})
+    def terms(self, x: Array, *, key: PRNGKey, num_samples: int) -> Terms:
+        """Log p(x|code(x)), [1, B]: nothing is drawn, and there are no rates, so no bound on log p(x) either."""
+        del key, num_samples
+        log_likelihood = decoded_log_prob(self.decode, x, self.encode(x)[None])
+        return Terms(log_likelihood, jnp.zeros_like(log_likelihood), {})

@@ -15,35 +15,39 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvae.distributions import Bernoulli, DiagGaussian
+from jaxvae._checks import at_least, check_x
+from jaxvae.distributions import Bernoulli, DiagGaussian, StandardNormal, rate
 from jaxvae.keys import check_key, sample_keys
-from jaxvae.models.vae import Likelihood, check_num, decoded_log_prob, draws, standard_log_prob
-from jaxvae.types import Array, PRNGKey
+from jaxvae.models._parts import adopt_parts, record_of
+from jaxvae.models.vae import decoded_log_prob, log_prob_of_each, sample_latents
+from jaxvae.networks._run import run
+from jaxvae.types import Array, Likelihood, PRNGKey, Terms
 
 Latents = tuple[Array, ...]  # z_1 to z_L
 
 
 class HierarchicalVAE(nn.Module):
-    """L encoders and L decoders, the layer at the image first.
+    """L encoders and L decoders, the layer at x first.
 
-    Its objectives are `sampled_vae_loss` and `iwae_loss`: there is no KL in closed form.
+    Only the top layer's rate has a closed form: the others' are estimated at the draws.
 
     Attributes:
-      encoders: images [B, ...] -> (mean, log_var) of z_1, then z_l -> (mean, log_var) of z_{l+1}.
+      encoders: x [B, ...] -> (mean, log_var) of z_1, then z_l -> (mean, log_var) of z_{l+1}.
       decoders: z_1 -> the likelihood's parameters, then z_{l+1} -> (mean, log_var) of z_l.
       likelihood: as in `VAE`.
     """
 
     encoders: Sequence[Callable[[Array], tuple[Array, Array]]]
     decoders: Sequence[Callable[[Array], Any]]
-    likelihood: Callable[[Array], Likelihood] = Bernoulli
+    likelihood: Callable[..., Likelihood] = Bernoulli
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` unless there are as many decoders as encoders."""
+        """Raise `ValueError` unless there are as many decoders as encoders; take the parts, or refuse them."""
         if not len(self.encoders) == len(self.decoders) >= 1:
             raise ValueError(
                 f"there must be as many decoders as encoders, got {len(self.decoders)} and {len(self.encoders)}"
             )
+        adopt_parts(self)
         super().__post_init__()
 
     @property
@@ -51,98 +55,117 @@ class HierarchicalVAE(nn.Module):
         """The size of z_1, where its encoder says so."""
         return getattr(self.encoders[0], "latent_dim", None)
 
-    def __call__(self, image: Array) -> Likelihood:
+    def __call__(self, x: Array) -> Likelihood:
         """Up and down through the means; also what `init` runs."""
-        latent = image
+        latent = x
         for encoder in self.encoders:
-            latent, _ = encoder(latent)
+            latent = self._gaussian(encoder, latent).mean
         for decoder in reversed(self.decoders[1:]):
-            latent, _ = decoder(latent)
+            latent = self._gaussian(decoder, latent).mean
         return self.decode(latent)
 
     def decode(self, latent: Array) -> Likelihood:
-        """p(x|z_1): [B, D_1] -> a record over images [B, ...]."""
-        return self.likelihood(self.decoders[0](latent))
+        """p(x|z_1): [B, D_1] -> a record over x [B, ...]."""
+        train = self.has_rng("dropout")
+        return run(self.likelihood, run(self.decoders[0], latent, train=train), train=train)
 
     def sample(self, num: int, *, key: PRNGKey) -> Likelihood:
-        """p(x|z_1) at `num` draws from the prior, top down."""
+        """p(x|z_1) at `num` draws from the prior, top down; each layer has a key of its own."""
         check_key(key)
-        check_num(num)
+        at_least(1, num=num)
         top = getattr(self.encoders[-1], "latent_dim", None)
         if top is None:
             raise ValueError("sample needs the size of the top latent: its encoder has no latent_dim")
         keys = jax.random.split(key, len(self.decoders))
-        latent = jax.random.normal(keys[-1], (num, top), jnp.float32)
+        latent = StandardNormal(top).sample(num, key=keys[-1])
         for decoder, layer_key in zip(reversed(self.decoders[1:]), keys[:-1], strict=True):
-            latent = DiagGaussian(*decoder(latent)).sample(key=layer_key)
+            latent = self._gaussian(decoder, latent).sample(key=layer_key)
         return self.decode(latent)
 
-    def propose(self, image: Array, *, key: PRNGKey, num_samples: int) -> tuple[Latents, Array]:
-        """Draw z ~ q(z|x), `num_samples` times for each image.
+    def propose(self, x: Array, *, key: PRNGKey, num_samples: int) -> tuple[Latents, Array]:
+        """Draw z ~ q(z|x), `num_samples` times for each example.
 
         Args:
-          image: [B, ...] in [0, 1].
+          x: [B, ...].
           key: of shape () or [B] (one per example); the first S draws are the same for every larger S.
           num_samples: S.
 
         Returns:
           The latents, each [S, B, D_l], and their log q(z|x), [S, B] nats.
         """
-        first, *rest = sample_keys(key, len(self.encoders))  # one for each layer
-        posterior = DiagGaussian(*self.encoders[0](image))
-        latent = draws(posterior, key=first, num_samples=num_samples)
-        latents, log_posterior = [latent], jax.vmap(posterior.log_prob)(latent)
-        for encoder, layer_key in zip(self.encoders[1:], rest, strict=True):
-            posterior = _unfold(encoder(_fold(latent)), num_samples)
-            keys = sample_keys(layer_key, num_samples)
-            latent = jax.vmap(lambda each, key: each.sample(key=key))(posterior, keys)
-            latents.append(latent)
-            log_posterior += jax.vmap(DiagGaussian.log_prob)(posterior, latent)
-        return tuple(latents), log_posterior
+        latents, log_posteriors, _ = self._climb(x, key=key, num_samples=num_samples)
+        return latents, sum(log_posteriors[1:], log_posteriors[0])
 
-    def log_posterior(self, image: Array, latents: Latents) -> Array:
+    def log_posterior(self, x: Array, latents: Latents) -> Array:
         """Log q(z|x) of latents [S, B, D_l], [S, B] nats."""
-        log_prob = jax.vmap(DiagGaussian(*self.encoders[0](image)).log_prob)(latents[0])
+        log_prob = log_prob_of_each(self._gaussian(self.encoders[0], x), latents[0], "the posterior")
         for encoder, below, latent in zip(self.encoders[1:], latents[:-1], latents[1:], strict=True):
-            log_prob += _log_prob_given(encoder, below, latent)
+            log_prob += self._log_prob_at(encoder, below, latent)
         return log_prob
 
-    def log_joint(self, image: Array, latents: Latents) -> tuple[Array, Array]:
+    def log_joint(self, x: Array, latents: Latents) -> tuple[Array, Array]:
         """Log p(x|z_1) and log p(z) of latents [S, B, D_l], each [S, B] nats."""
-        log_prior = jax.vmap(standard_log_prob)(latents[-1])
-        for decoder, latent, above in zip(self.decoders[1:], latents[:-1], latents[1:], strict=True):
-            log_prior += _log_prob_given(decoder, above, latent)
-        return decoded_log_prob(self.decode, image, latents[0]), log_prior
+        log_priors = self._log_priors(latents)
+        return decoded_log_prob(self.decode, x, latents[0]), sum(log_priors[1:], log_priors[0])
 
-    def log_weights(self, image: Array, *, key: PRNGKey, num_samples: int) -> Array:
-        """Log p(x, z) - log q(z|x) at `propose`'s draws, [S, B] nats."""
-        latents, log_posterior = self.propose(image, key=key, num_samples=num_samples)
-        log_likelihood, log_prior = self.log_joint(image, latents)
-        return log_likelihood + log_prior - log_posterior
+    def terms(self, x: Array, *, key: PRNGKey, num_samples: int) -> Terms:
+        """What objectives and estimates read, at `propose`'s draws; the rates of "z1" to "zL"."""
+        latents, log_posteriors, top = self._climb(x, key=key, num_samples=num_samples)
+        log_priors = self._log_priors(latents)
+        ratios = [log_prior - log_q for log_prior, log_q in zip(log_priors, log_posteriors, strict=True)]
+        rates = {f"z{i + 1}": -ratio[..., None] for i, ratio in enumerate(ratios)}
+        # Given the layer below, q of the top one and N(0, I) are Gaussians: one KL for each draw of what is below.
+        closed = jax.vmap(lambda q: rate(q, StandardNormal(), latents[-1], log_posteriors[-1])[0])(top)
+        rates[f"z{len(ratios)}"] = closed
+        return Terms(decoded_log_prob(self.decode, x, latents[0]), sum(ratios[1:], ratios[0]), rates)
 
-    def posterior_means(self, image: Array, *, key: PRNGKey, num_samples: int) -> Latents:
-        """E[z_l | x], each [B, D_l]: what `active_units` looks at.
+    def posterior_means(self, x: Array, *, key: PRNGKey, num_samples: int) -> Latents:
+        """E[z_l | x], each [B, D_l]: what `active_units` reads.
 
         Exact for z_1. Above it, the mean of the layer's conditional means at `num_samples` draws of the layer below:
         a unit that ignores its input has no sampling noise to be mistaken for activity.
         """
-        means = [DiagGaussian(*self.encoders[0](image)).mean]
-        latents, _ = self.propose(image, key=key, num_samples=num_samples)
+        means = [self._gaussian(self.encoders[0], x).mean]
+        latents, _ = self.propose(x, key=key, num_samples=num_samples)
         for encoder, below in zip(self.encoders[1:], latents[:-1], strict=True):
-            means.append(_unfold(encoder(_fold(below)), num_samples).mean.mean(axis=0))
+            means.append(self._gaussian_at(encoder, below).mean.mean(axis=0))
         return tuple(means)
 
+    def _climb(self, x: Array, *, key: PRNGKey, num_samples: int) -> tuple[Latents, list[Array], DiagGaussian]:
+        """Draws of every layer, their log q given the layer below, each [S, B], and q of the top one over [S, B, D]."""
+        check_x(x)
+        first, *rest = sample_keys(key, len(self.encoders))  # one for each layer
+        posterior = self._gaussian(self.encoders[0], x)
+        latent, log_q = sample_latents(posterior, key=first, num_samples=num_samples)
+        latents, log_posteriors = [latent], [log_q]
+        top = jax.tree.map(lambda leaf: leaf[None], posterior)  # the same for every draw
+        for encoder, layer_key in zip(self.encoders[1:], rest, strict=True):
+            top = self._gaussian_at(encoder, latent)
+            keys = sample_keys(layer_key, num_samples)
+            latent = jax.vmap(lambda each, key: each.sample(key=key))(top, keys)
+            latents.append(latent)
+            log_posteriors.append(jax.vmap(DiagGaussian.log_prob)(top, latent))
+        return tuple(latents), log_posteriors, top
 
-def _fold(latent: Array) -> Array:
-    """[S, B, D] -> [S·B, D]."""
-    return latent.reshape(-1, latent.shape[-1])
+    def _log_priors(self, latents: Latents) -> list[Array]:
+        """Log p(z_l | z_{l+1}) of every layer, each [S, B] nats."""
+        log_priors = [
+            self._log_prob_at(decoder, above, latent)
+            for decoder, latent, above in zip(self.decoders[1:], latents[:-1], latents[1:], strict=True)
+        ]
+        return [*log_priors, jax.vmap(StandardNormal().log_prob)(latents[-1])]
 
+    def _gaussian(self, network: Callable[[Array], tuple[Array, Array]], below: Array) -> DiagGaussian:
+        """What a network says of [B, ...]: a Gaussian over [B, D]."""
+        train = self.has_rng("dropout")
+        record: Any = record_of(DiagGaussian, run(network, below, train=train), len(below), train=train)
+        return DiagGaussian(record.mean, jnp.broadcast_to(record.log_var, record.mean.shape))
 
-def _unfold(moments: tuple[Array, Array], num_samples: int) -> DiagGaussian:
-    """Mean and log variance [S·B, D] -> a Gaussian over [S, B, D]."""
-    return DiagGaussian(*(m.reshape(num_samples, -1, m.shape[-1]) for m in moments))
+    def _gaussian_at(self, network: Callable[[Array], tuple[Array, Array]], latent: Array) -> DiagGaussian:
+        """What a network says of latents [S, B, D]: a Gaussian over [S, B, D']."""
+        moments = self._gaussian(network, latent.reshape(-1, latent.shape[-1]))
+        return DiagGaussian(*(m.reshape(*latent.shape[:2], m.shape[-1]) for m in moments))
 
-
-def _log_prob_given(network: Callable[[Array], tuple[Array, Array]], given: Array, latent: Array) -> Array:
-    """Log N(latent; network(given)), [S, B] nats."""
-    return jax.vmap(DiagGaussian.log_prob)(_unfold(network(_fold(given)), len(latent)), latent)
+    def _log_prob_at(self, network: Callable[[Array], tuple[Array, Array]], at: Array, latent: Array) -> Array:
+        """Log N(latent; network(at)), [S, B] nats."""
+        return jax.vmap(DiagGaussian.log_prob)(self._gaussian_at(network, at), latent)

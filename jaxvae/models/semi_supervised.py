@@ -1,21 +1,20 @@
 """The semi-supervised VAE (M2) of Kingma, Mohamed, Rezende and Welling (2014): the class is a latent, seen at times.
 
 p(x) = Σ_y ∫ p(y) p(z|y) p(x|y, z) dz with p(y) = 1/K. A `CVAE` given the class is p(z|y) p(x|y, z) and q(z|x, y); a
-classifier is q(y|x), and learns from images without labels too.
+classifier is q(y|x), and learns from examples without labels too.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvae import losses
+from jaxvae.models._parts import adopt_parts
 from jaxvae.models.cvae import CVAE
-from jaxvae.models.vae import Likelihood, apply_to_images, batch_keys, draws, weight_at
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
+from jaxvae.networks._run import run
+from jaxvae.types import Array, Likelihood, PRNGKey, Terms
 
 
 class SemiSupervisedVAE(nn.Module):
@@ -23,14 +22,24 @@ class SemiSupervisedVAE(nn.Module):
 
     Attributes:
       cvae: its condition is a label; its `embed` says how many classes there are (`LabelEmbedding(K)`).
-      classifier: images [B, ...] -> logits of q(y|x), [B, K], such as `MLPDecoder((K,))`.
+      classifier: x [B, ...] -> logits of q(y|x), [B, K], such as `MLPDecoder((K,))`.
 
     The CVAE's own methods take its part of the parameters:
     `model.cvae.apply({"params": params["params"]["cvae"]}, label, key=key, method="sample")`.
+
+    Raises (when it is made):
+      TypeError: the CVAE's `embed` does not say how many classes there are.
     """
 
     cvae: CVAE
-    classifier: Callable[[Array], Array]
+    classifier: Callable[..., Array]
+
+    def __post_init__(self) -> None:
+        """Take the parts, or refuse them."""
+        if not hasattr(getattr(self.cvae, "embed", None), "num_classes"):
+            raise TypeError("the number of classes is that of cvae.embed: make it CVAE(..., embed=LabelEmbedding(K))")
+        adopt_parts(self)
+        super().__post_init__()
 
     @property
     def num_classes(self) -> int:
@@ -42,110 +51,50 @@ class SemiSupervisedVAE(nn.Module):
         """D of the CVAE, where it has one."""
         return self.cvae.latent_dim or getattr(self.cvae.encoder, "latent_dim", None)
 
-    def __call__(self, image: Array) -> Likelihood:
-        """Reconstruct images as the class that they are taken for; also what `init` runs."""
-        return self.cvae(image, self.classify(image).argmax(axis=-1))
+    def __call__(self, x: Array) -> Likelihood:
+        """Reconstruct x as the class that it is taken for; also what `init` runs."""
+        return self.cvae(x, self.classify(x).argmax(axis=-1))
 
-    def classify(self, image: Array) -> Array:
-        """Logits of q(y|x): images [B, ...] -> [B, K].
+    def classify(self, x: Array) -> Array:
+        """Logits of q(y|x): x [B, ...] -> [B, K].
 
         Raises:
           ValueError: the classifier makes another shape.
         """
-        logits = self.classifier(image)
-        if logits.shape != (len(image), self.num_classes):
-            raise ValueError(f"the classifier must make logits ({len(image)}, {self.num_classes}), got {logits.shape}")
+        logits = run(self.classifier, x, train=self.has_rng("dropout"))
+        if logits.shape != (len(x), self.num_classes):
+            raise ValueError(f"the classifier must make logits ({len(x)}, {self.num_classes}), got {logits.shape}")
         return logits
 
     def decode(self, latent: Array, label: Array) -> Likelihood:
-        """p(x|y, z): latents [B, D] and labels [B] -> a record over images [B, ...]."""
+        """p(x|y, z): latents [B, D] and labels [B] -> a record over x [B, ...]."""
         return self.cvae.decode(latent, label)
 
-    def elbo_terms(self, image: Array, label: Array, *, key: PRNGKey) -> tuple[Array, Array]:
-        """Distortion -log p(x|y, z) at one z ~ q(z|x, y), and rate KL(q(z|x, y) || p(z|y)): each [B] nats."""
-        posterior = self.cvae.encode(image, label)
-        latent = draws(posterior, key=key, num_samples=1)
-        prior = self.cvae.latent_prior(label)
-        distortion = -self.cvae.log_joint(image, label, latent)[0][0]
-        return distortion, losses.gaussian_kl_between(*posterior, *prior)
+    def class_terms(self, x: Array, label: Array, *, key: PRNGKey, num_samples: int) -> Terms:
+        """The terms of x [B, ...] as of the classes [B]: those of the CVAE, without p(y)."""
+        return self.cvae.terms(x, label, key=key, num_samples=num_samples)
 
+    def terms(self, x: Array, *, key: PRNGKey, num_samples: int) -> Terms:
+        """The terms of x [B, ...] with the class summed out.
 
-def semi_supervised_loss(
-    model: Any,
-    params: PyTree,
-    model_state: PyTree,
-    batch: Batch,
-    *,
-    key: PRNGKey,
-    step: Array | int,
-    classification_weight: float | Array | Schedule,
-    labelled_weight: float | Array | Schedule = 1.0,
-) -> tuple[Array, tuple[PyTree, Metrics]]:
-    r"""The mean of U over images without labels, and those of w · L and of α · (-log q(y|x)) over images with labels.
+        The rates are KL(q(y|x) || p(y)), "y", and the mean over q(y|x) of the CVAE's, "z". What a sample weighs in an
+        importance-weighted bound is the sum over all classes of p(x, y, z) / q(z|x, y): its logarithm is the sum of the
+        two terms. The log-likelihood alone is its mean over q(y|x).
+        """
+        log_q = jax.nn.log_softmax(self.classify(x))  # [B, K]
+        num_classes = self.num_classes
+        labels = jnp.repeat(jnp.arange(num_classes), len(x))
+        keys = key if key.shape == () else jnp.tile(key, num_classes)  # one noise for all classes
+        repeated = jnp.tile(x, (num_classes, *[1] * (x.ndim - 1)))
+        of_each = self.class_terms(repeated, labels, key=keys, num_samples=num_samples)
 
-    .. math:: L(x, y) = -\log p(x|y, z) + KL(q(z|x, y) || p(z|y)) + \log K, \quad z \sim q(z|x, y)
+        def by_class(values: Array) -> Array:  # [S, K·B, ...] -> [S, B, K, ...]
+            return jnp.moveaxis(values.reshape(len(values), num_classes, len(x), *values.shape[2:]), 1, 2)
 
-    .. math:: U(x) = \sum_y q(y|x) \left(L(x, y) + \log q(y|x)\right)
-
-    In expectation U(x) is no smaller than -log p(x), and L(x, y) no smaller than -log p(x, y).
-
-    Args:
-      model: a `SemiSupervisedVAE`, or a module with the same `num_classes`, `classify` and `elbo_terms`.
-      params: what `model.init` returned.
-      model_state: handed through; the model has none.
-      batch: "image" [B, ...] floating in [0, 1] and "index" [B] integer, without labels; and "labelled", a batch within
-        the batch, with "image", "label" and "index" of M other examples. Without it the images' own "label" serves:
-        so `make_eval_step` measures both bounds and the accuracy on a test set.
-      key: the step's key; example i draws from `fold_in(key, index[i])`, one noise for all classes: the ELBOs, whose
-        differences teach the classifier, then differ by the class alone.
-      step: what a schedule is evaluated at.
-      classification_weight: α, a number or an optax schedule of the step. Zero or more; a traced value is not checked.
-      labelled_weight: w, likewise. At 1, M few images weigh as much as all others, and may be learned by heart; in the
-        paper's sum over all examples w is the number of those with labels over that of those without.
-
-    Returns:
-      The loss and `(model_state, metrics)`. Means over the images without labels, in nats: "negative_elbo", U, which
-      is "distortion" + "rate"; the rate is that of class and latent, KL(q(y|x) || p(y)) included. Means over those
-      with labels: "labelled_negative_elbo" L, "classification" -log q(y|x), in nats, and "accuracy". And "loss".
-
-    Raises:
-      TypeError: images are not floating, labels not integers, or the key is not typed.
-      ValueError: there are no labels, something does not fit the model, or a weight is negative or not finite.
-
-    References:
-      Kingma, Mohamed, Rezende and Welling, Semi-Supervised Learning with Deep Generative Models, 2014, equations 6-9.
-    """
-    labelled: Any = batch.get("labelled", batch)
-    if "label" not in labelled:
-        raise ValueError(f"batch['labelled'] needs image, label and index, got {', '.join(sorted(labelled))}")
-    alpha = weight_at("classification_weight", classification_weight, step)
-    weight = weight_at("labelled_weight", labelled_weight, step)
-    log_num_classes = math.log(model.num_classes)
-
-    image, keys = batch["image"], batch_keys(key, batch)
-
-    @jax.vmap  # one batch of B·K; what does not depend on the class is computed once
-    def as_class(label: Array) -> tuple[Array, Array]:
-        return apply_to_images(model, params, image, jnp.full(len(image), label), key=keys, method="elbo_terms")
-
-    distortion, rate = (term.T for term in as_class(jnp.arange(model.num_classes)))
-    log_posterior = jax.nn.log_softmax(model.apply(params, image, method="classify"))
-    posterior = jnp.exp(log_posterior)
-    unlabelled = {
-        "distortion": (posterior * distortion).sum(axis=1),
-        "rate": (posterior * (rate + log_posterior + log_num_classes)).sum(axis=1),
-    }
-
-    image, label, keys = labelled["image"], labelled["label"], batch_keys(key, labelled)
-    distortion, rate = apply_to_images(model, params, image, label, key=keys, method="elbo_terms")
-    logits = model.apply(params, image, method="classify")
-    metrics = unlabelled | {
-        "labelled_negative_elbo": distortion + rate + log_num_classes,
-        "classification": losses.categorical_nll(logits, label),
-        "accuracy": (logits.argmax(axis=1) == label).astype(logits.dtype),
-    }
-    metrics = {name: values.mean() for name, values in metrics.items()}
-    metrics["negative_elbo"] = metrics["distortion"] + metrics["rate"]
-    supervised = weight * metrics["labelled_negative_elbo"] + alpha * metrics["classification"]
-    metrics["loss"] = metrics["negative_elbo"] + supervised
-    return metrics["loss"], (model_state, metrics)
+        log_likelihood, log_ratio = by_class(of_each.log_likelihood), by_class(of_each.log_ratio)
+        log_weight = jax.nn.logsumexp(log_likelihood + log_ratio, axis=2) - math.log(num_classes)
+        expected = (jnp.exp(log_q)[None] * log_likelihood).sum(axis=2)
+        q = jnp.exp(log_q)[None, :, :, None]
+        rates = {name: (q * by_class(rate)).sum(axis=2) for name, rate in of_each.rates.items()}
+        rates["y"] = (jnp.exp(log_q) * (log_q + math.log(num_classes))).sum(axis=1)[None, :, None]
+        return Terms(expected, log_weight - expected, rates)

@@ -1,323 +1,199 @@
 """The variational autoencoder of Kingma and Welling (Auto-Encoding Variational Bayes, 2014).
 
-Prior z ~ N(0, I), posterior q(z|x) = N(mean(x), e^log_var(x)), likelihood p(x|z) of your choice.
+Prior p(z), posterior q(z|x) and likelihood p(x|z) of your choice; given a condition c, all three may depend on it.
 """
 
-import math
+import inspect
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import errors
 from flax import linen as nn
 
-from jaxvae import losses
-from jaxvae.distributions import Bernoulli, DiagGaussian
-from jaxvae.keys import check_key, example_keys, sample_keys
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
-
-
-class Likelihood(Protocol):
-    """What a decoder's output stands for: any record of `jaxvae.distributions`."""
-
-    @property
-    def mean(self) -> Array: ...  # noqa: D102
-    def log_prob(self, x: Array) -> Array: ...  # noqa: D102
-    def sample(self, *, key: PRNGKey) -> Array: ...  # noqa: D102
-    def mode(self) -> Array: ...  # noqa: D102
+from jaxvae._checks import at_least, check_shape, check_x
+from jaxvae.distributions import Bernoulli, DiagGaussian, StandardNormal, rate
+from jaxvae.keys import check_key, sample_keys
+from jaxvae.models._parts import adopt_parts, check_nats, record_of
+from jaxvae.networks._run import run
+from jaxvae.types import Array, Distribution, Likelihood, PRNGKey, Terms
 
 
 class VAE(nn.Module):
-    """An encoder, a decoder and a likelihood.
+    """An encoder, a decoder, and what their outputs stand for.
 
     Attributes:
-      encoder: images [B, ...] in [0, 1] -> (mean, log_var), each [B, D].
+      encoder: x [B, ...] -> the posterior's parameters, a tuple such as (mean, log_var), each [B, D].
       decoder: latents [B, D] -> the likelihood's parameters, [B, ...].
       likelihood: the decoder's output -> a record with `log_prob`, `sample`, `mode` and `mean`, such as `Bernoulli`,
         `Categorical` or `functools.partial(DiagGaussian, log_var=0.0)`.
-      latent_dim: D, where the encoder has no attribute of that name; only `sample` needs it.
+      posterior: the encoder's output -> a record over latents [B, D] with `log_prob`, `sample` and `mean`, and where
+        both come cheaper together `sample_and_log_prob(key=)`.
+      prior: of `jaxvae.priors`, or yours: called with the condition, if any, it returns a record with `log_prob` and
+        `sample`; a network that returns (mean, log_var) is a diagonal Gaussian given the condition.
+      latent_dim: D, where the encoder has no attribute of that name; only sampling from N(0, I) needs it.
 
-    Call a method through Flax: `model.apply(params, image, method="encode")`. The module draws nothing by itself.
+    Networks are Linen modules, NNX modules or functions without parameters. One whose `__call__` has an argument
+    `train` is told whether it is in training (`deterministic`: whether it is not). Where encoder and decoder take a
+    condition [B, ...] after their first argument, so does every method here.
+
+    Call a method through Flax: `model.apply(params, x, method="encode")`. The module draws nothing by itself.
+
+    Raises (when it is made):
+      TypeError: a part hides JAX arrays that no training would reach.
     """
 
-    encoder: Callable[[Array], tuple[Array, Array]]
-    decoder: Callable[[Array], Array]
-    likelihood: Callable[[Array], Likelihood] = Bernoulli
+    encoder: Callable[..., tuple[Array, ...]]
+    decoder: Callable[..., Any]
+    likelihood: Callable[..., Likelihood] = Bernoulli
+    posterior: Callable[..., Distribution] = DiagGaussian
+    prior: Callable[..., Any] = StandardNormal()
     latent_dim: int | None = None
 
-    def __call__(self, image: Array) -> Likelihood:
+    def __post_init__(self) -> None:
+        """Take the parts, or refuse them."""
+        adopt_parts(self)
+        super().__post_init__()
+
+    def __call__(self, x: Array, *condition: Array) -> Likelihood:
         """Reconstruct through the posterior's mean; also what `init` runs."""
-        return self.decode(self.encode(image).mean)
+        if self.is_initializing():
+            self.latent_prior(*condition)  # makes its parameters
+        return self.decode(self.encode(x, *condition).mean, *condition)
 
-    def encode(self, image: Array) -> DiagGaussian:
-        """q(z|x): images [B, ...] -> a Gaussian over [B, D]."""
-        check_floating(image)
-        return DiagGaussian(*self.encoder(image))
+    def encode(self, x: Array, *condition: Array) -> Distribution:
+        """q(z|x): x [B, ...] -> a record over latents [B, D].
 
-    def decode(self, latent: Array) -> Likelihood:
-        """p(x|z): latents [B, D] -> a record over images [B, ...]."""
-        return self.likelihood(self.decoder(latent))
+        Raises:
+          TypeError: x is not floating, or the encoder's output is no tuple.
+          ValueError: x is empty, or the encoder's output does not fit the posterior.
+        """
+        check_x(x)
+        train = self.has_rng("dropout")
+        output = run(self.encoder, x, *self.embedded(condition, len(x)), train=train)
+        return record_of(self.posterior, output, len(x), train=train)
+
+    def decode(self, latent: Array, *condition: Array) -> Likelihood:
+        """p(x|z): latents [B, D] -> a record over x [B, ...]."""
+        train = self.has_rng("dropout")
+        output = run(self.decoder, latent, *self.embedded(condition, len(latent)), train=train)
+        return run(self.likelihood, output, train=train)
+
+    def latent_prior(self, *condition: Array) -> Any:
+        """p(z): the prior's record, of every example alike or of each given its condition [B, ...].
+
+        Raises:
+          TypeError: the prior returned no record.
+        """
+        count = len(condition[0]) if condition else 0
+        record = run(self.prior, *self.embedded(condition, count), train=self.has_rng("dropout"))
+        if isinstance(record, tuple) and not hasattr(record, "log_prob"):
+            record = DiagGaussian(*record)
+        if isinstance(record, StandardNormal) and record.shape is None:
+            record = StandardNormal(latent_dim_of(self))
+        if not (hasattr(record, "log_prob") and hasattr(record, "sample")):
+            raise TypeError(f"the prior must return a record with log_prob and sample, got {type(record).__name__}")
+        return record
 
     def sample(self, num: int, *, key: PRNGKey) -> Likelihood:
-        """p(x|z) at `num` latents from the prior; its `.mean` is a picture, its `.sample(key=)` an image."""
+        """p(x|z) at `num` latents from the prior; its `.mean` is a picture, its `.sample(key=)` an x."""
         check_key(key)
-        check_num(num)
-        latent_dim = _latent_dim(self)
-        if latent_dim is None:
-            raise ValueError("sample needs the size of the latent: pass VAE(..., latent_dim=D)")
-        return self.decode(jax.random.normal(key, (num, latent_dim), jnp.float32))
+        at_least(1, num=num)
+        return self.decode(sample_prior(self.latent_prior(), num, key=key))
 
-    def propose(self, image: Array, *, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
-        """Draw z ~ q(z|x), `num_samples` times for each image.
+    def propose(self, x: Array, *condition: Array, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
+        """Draw z ~ q(z|x), `num_samples` times for each example.
 
         Args:
-          image: [B, ...] in [0, 1].
+          x: [B, ...].
+          condition: [B, ...], where the model takes one.
           key: of shape () or [B] (one per example); the first S draws are the same for every larger S.
           num_samples: S.
 
         Returns:
           The latents [S, B, D] and their log q(z|x), [S, B] nats.
         """
-        posterior = self.encode(image)
-        latent = draws(posterior, key=key, num_samples=num_samples)
-        return latent, jax.vmap(posterior.log_prob)(latent)
+        return sample_latents(self.encode(x, *condition), key=key, num_samples=num_samples)
 
-    def log_posterior(self, image: Array, latent: Array) -> Array:
-        """Log q(z|x) of latents [S, B, D], [S, B] nats."""
-        return jax.vmap(self.encode(image).log_prob)(latent)
+    def log_posterior(self, x: Array, *condition_and_latent: Array) -> Array:
+        """Log q(z|x) of latents [S, B, D], the last argument, [S, B] nats."""
+        *condition, latent = condition_and_latent
+        return log_prob_of_each(self.encode(x, *condition), latent, "the posterior")
 
-    def log_joint(self, image: Array, latent: Array) -> tuple[Array, Array]:
-        """Log p(x|z) and log p(z) of latents [S, B, D], each [S, B] nats; they are decoded as one batch of S·B."""
-        return decoded_log_prob(self.decode, image, latent), jax.vmap(standard_log_prob)(latent)
+    def log_joint(self, x: Array, *condition_and_latent: Array) -> tuple[Array, Array]:
+        """Log p(x|z) and log p(z) of latents [S, B, D], the last argument, each [S, B] nats."""
+        *condition, latent = condition_and_latent
+        log_prior = log_prob_of_each(self.latent_prior(*condition), latent, "the prior")
+        return self.log_likelihood(x, *condition, latent), log_prior
 
-    def log_weights(self, image: Array, *, key: PRNGKey, num_samples: int) -> Array:
-        """Log p(x, z) - log q(z|x) at `propose`'s draws, [S, B] nats.
+    def log_likelihood(self, x: Array, *condition_and_latent: Array) -> Array:
+        """Log p(x|z) of latents [S, B, D], the last argument, [S, B] nats; they are decoded as one batch of S·B."""
+        *condition, latent = condition_and_latent
+        repeated = [jnp.broadcast_to(c, (len(latent), *c.shape)).reshape(-1, *c.shape[1:]) for c in condition]
+        return decoded_log_prob(lambda z: self.decode(z, *repeated), x, latent)
 
-        `jaxvae.losses.iwae_bound` turns them into a bound on log p(x).
-        """
-        latent, log_posterior = self.propose(image, key=key, num_samples=num_samples)
-        log_likelihood, log_prior = self.log_joint(image, latent)
-        return log_likelihood + log_prior - log_posterior
+    def terms(self, x: Array, *condition: Array, key: PRNGKey, num_samples: int) -> Terms:
+        """What objectives and estimates read, at `propose`'s draws: see `jaxvae.types.Terms`."""
+        posterior, prior = self.encode(x, *condition), self.latent_prior(*condition)
+        latent, log_posterior = sample_latents(posterior, key=key, num_samples=num_samples)
+        log_ratio = log_prob_of_each(prior, latent, "the prior") - log_posterior
+        rates = {"z": rate(posterior, prior, latent, log_posterior)}
+        return Terms(self.log_likelihood(x, *condition, latent), log_ratio, rates)
 
-
-def vae_loss(
-    model: Any,
-    params: PyTree,
-    model_state: PyTree,
-    batch: Batch,
-    *,
-    key: PRNGKey,
-    step: Array | int,
-    beta: float | Array | Schedule = 1.0,
-    num_samples: int = 1,
-) -> tuple[Array, tuple[PyTree, Metrics]]:
-    r"""The mean of distortion + β · rate: the negative ELBO at β = 1, with the KL in closed form.
-
-    .. math:: \frac1B \sum_i -\frac1S \sum_s \log p(x_i | z_{si}) + \beta\, KL(q(z | x_i) || N(0, I)),
-              \quad z_{si} \sim q(z | x_i)
-
-    Bind the model and it is a `LossFn`: `functools.partial(vae_loss, model)`.
-
-    Args:
-      model: a `VAE`, or a module with the same `encode` and `decode`.
-      params: what `model.init` returned.
-      model_state: handed through; a VAE has none.
-      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer.
-      key: the step's key; example i draws from `fold_in(key, index[i])`.
-      step: what a schedule is evaluated at.
-      beta: a number, or an optax schedule of the step. Zero or more; a traced value is not checked.
-      num_samples: S, draws of the latent for each image.
-
-    Returns:
-      The loss in nats per image and `(model_state, metrics)`, the metrics "loss", "rate", "distortion" and
-      "negative_elbo" being means over the batch, in nats.
-
-    Raises:
-      TypeError: the images are not floating, or the key is not typed.
-      ValueError: the images do not have the model's shape, or β is negative or not a number.
-
-    References:
-      Kingma and Welling, Auto-Encoding Variational Bayes, 2014; Higgins et al., beta-VAE, 2017 (β ≠ 1).
-    """
-    image = batch["image"]
-    weight = weight_at("beta", beta, step)
-    posterior = apply_to_images(model, params, image, method="encode")
-    latent = draws(posterior, key=batch_keys(key, batch), num_samples=num_samples)
-
-    decode = partial(model.apply, params, method="decode")
-    distortion = -decoded_log_prob(decode, image, latent).mean(axis=0)
-    rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
-    metrics = weighted_elbo_metrics(distortion, rate, weight)
-    return metrics["loss"], (model_state, metrics)
+    def embedded(self, condition: tuple[Array, ...], count: int) -> tuple[Array, ...]:
+        """The conditions of `count` examples as the networks see them: here as they are."""
+        del count
+        return condition
 
 
-def sampled_vae_loss(
-    model: Any,
-    params: PyTree,
-    model_state: PyTree,
-    batch: Batch,
-    *,
-    key: PRNGKey,
-    step: Array | int,
-    num_samples: int = 1,
-) -> tuple[Array, tuple[PyTree, Metrics]]:
-    r"""The negative ELBO with every term sampled: for models whose KL has no closed form.
-
-    .. math:: \frac1{SB} \sum_{s,i} \log q(z_{si} | x_i) - \log p(x_i, z_{si}), \quad z_{si} \sim q(z | x_i)
-
-    Args:
-      model: a module with `propose` and `log_joint`, such as `VAE` or `HierarchicalVAE`.
-      params: what `model.init` returned.
-      model_state: handed through.
-      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer.
-      key: the step's key; example i draws from `fold_in(key, index[i])`.
-      step: not used.
-      num_samples: S, draws of the latents for each image.
-
-    Returns:
-      The loss in nats per image and `(model_state, metrics)`: "loss", "rate", "distortion" and "negative_elbo", means
-      over the batch, in nats. The rate is log q(z|x) - log p(z) at the draws.
-
-    Raises:
-      TypeError: the images are not floating, or the key is not typed.
-      ValueError: the images do not have the model's shape, or there are no samples.
-
-    References:
-      Kingma and Welling, Auto-Encoding Variational Bayes, 2014, equation 6.
-    """
-    del step
-    log_likelihood, log_ratio = log_weight_terms(model, params, batch, key=key, num_samples=num_samples)
-    metrics = elbo_metrics(log_likelihood, log_ratio)
-    metrics["loss"] = metrics["negative_elbo"]
-    return metrics["loss"], (model_state, metrics)
-
-
-def vae_log_weights(
-    model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
-) -> Array:
-    """`VAE.log_weights` as a `LogWeightsFn`, [S, B] nats; example i draws from `fold_in(key, index[i])`."""
-    del model_state
-    keys = batch_keys(key, batch)
-    return apply_to_images(model, params, *inputs(batch), key=keys, num_samples=num_samples, method="log_weights")
-
-
-def log_weight_terms(
-    model: Any, params: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
-) -> tuple[Array, Array]:
-    """Log p(x|z) and log p(z) - log q(z|x) at z ~ q(z|x), each [S, B] nats. Their sum is the log weight."""
-    keys = batch_keys(key, batch)
-    latent, log_posterior = apply_to_images(
-        model, params, *inputs(batch), key=keys, num_samples=num_samples, method="propose"
-    )
-    log_likelihood, log_prior = model.apply(params, *inputs(batch), latent, method="log_joint")
-    return log_likelihood, log_prior - log_posterior
-
-
-def weighted_elbo_metrics(distortion: Array, rate: Array, weight: float | Array) -> Metrics:
-    """The means of distortion + weight · rate, its parts [B], and the negative ELBO."""
-    metrics = {
-        "loss": distortion + weight * rate,
-        "rate": rate,
-        "distortion": distortion,
-        "negative_elbo": distortion + rate,
-    }
-    return {name: values.mean() for name, values in metrics.items()}
-
-
-def elbo_metrics(log_likelihood: Array, log_ratio: Array) -> Metrics:
-    """The means of what `log_weight_terms` returns, signed as losses."""
-    distortion, rate = -log_likelihood.mean(), -log_ratio.mean()
-    return {"rate": rate, "distortion": distortion, "negative_elbo": distortion + rate}
-
-
-def draws(posterior: DiagGaussian, *, key: PRNGKey, num_samples: int) -> Array:
-    """`num_samples` samples of each example, [S, B, D]; the key has shape () or [B]."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    return jax.vmap(lambda each: posterior.sample(key=each))(sample_keys(key, num_samples))
-
-
-def standard_log_prob(latent: Array) -> Array:
-    """Log N(z; 0, I) of latents [B, D], [B] nats."""
-    return DiagGaussian(jnp.zeros_like(latent), jnp.zeros((), latent.dtype)).log_prob(latent)
-
-
-def decoded_log_prob(decode: Callable[[Array], Likelihood], image: Array, latent: Array) -> Array:
-    """Log p(x|z) of images [B, ...] at latents [S, B, D], [S, B] nats; the decoder sees one batch of S·B."""
-    num_samples = len(latent)
-    reconstruction = decode(latent.reshape(-1, *latent.shape[2:]))
-    check_shape(reconstruction.mean.shape, image.shape)
-    images = jnp.broadcast_to(image, (num_samples, *image.shape)).reshape(-1, *image.shape[1:])
-    return reconstruction.log_prob(images).reshape(num_samples, -1)
-
-
-def weight_at(name: str, value: float | Array | Schedule, step: Array | int) -> float | Array:
-    """A number, or a schedule's value at the step; `ValueError` names it where it is negative or not finite."""
-    value = value(jnp.asarray(step)) if callable(value) else value
-    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} must be a finite number, zero or more, got {value}")
-    return value
-
-
-def check_num(num: int) -> None:
-    """Raise `ValueError` unless there is something to sample."""
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
-
-
-def batch_keys(key: PRNGKey, batch: Batch) -> PRNGKey:
-    """One key per example, [B], by its position in the split, batch["index"]."""
-    index, shape = batch.get("index"), batch["image"].shape
-    if index is None or index.shape != shape[:1] or not jnp.issubdtype(index.dtype, jnp.integer):
-        given = "none" if index is None else f"{index.dtype}{list(index.shape)}"
-        raise ValueError(f"batch['index'] must be integers {shape[:1]}, one for each of images {shape}, got {given}")
-    return example_keys(key, index)
-
-
-def inputs(batch: Batch) -> tuple[Array, ...]:
-    """What a model looks at: the images, and their conditions where the batch has them."""
-    return (batch["image"], batch["condition"]) if "condition" in batch else (batch["image"],)
-
-
-def apply_to_images(model: Any, params: PyTree, image: Array, *condition: Array, method: str, **options: Any) -> Any:
-    """`model.apply(params, image, ...)`; where the images do not fit the model, the error says which would."""
-    check_floating(image)
-    try:
-        return model.apply(params, image, *condition, method=method, **options)
-    except (errors.ScopeParamShapeError, ValueError) as error:
-        # A network says which kernel did not fit; a person wants to hear which image would.
-        latent_dim = _latent_dim(model)
-        if latent_dim is None:
-            if isinstance(error, ValueError):
-                raise
-            raise ValueError(f"images {image.shape} are not [batch, ...] as the model's: {error}") from error
-        latent = jnp.zeros((len(image), latent_dim))
-        decoded = jax.eval_shape(lambda: model.apply(params, latent, *condition, method="decode").mean)
-        if decoded.shape[1:] == image.shape[1:]:
-            raise
-        check_shape(decoded.shape, image.shape, error)
-        raise
-
-
-def _latent_dim(model: Any) -> int | None:
+def latent_dim_of(model: Any) -> int | None:
+    """The size of the latent, where the model or its encoder says it."""
     own = getattr(model, "latent_dim", None)
     return own if own is not None else getattr(getattr(model, "encoder", None), "latent_dim", None)
 
 
-def check_floating(image: Array) -> None:
-    """Raise `TypeError` unless the images are floating, `ValueError` where there are none."""
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be floating in [0, 1], got {image.dtype}; scale them first (jaxvae.data.make_prepare)"
+def sample_prior(prior: Any, num: int, *, key: PRNGKey) -> Array:
+    """Draw `num` latents from a prior's record, which describes all examples alike or each of `num` by itself."""
+    if "num" in inspect.signature(prior.sample).parameters:
+        return prior.sample(num, key=key)
+    latent: Array = prior.sample(key=key)
+    if len(latent) != num:
+        raise ValueError(
+            f"the prior says {len(latent)} latents where {num} are asked for: a prior that is the same for every "
+            "example has sample(num, key=)"
         )
-    if not image.size:
-        raise ValueError(f"expected images (batch, ...), got {image.shape}, which holds none")
+    return latent
 
 
-def check_shape(expected: tuple[int, ...], given: tuple[int, ...], cause: Exception | None = None) -> None:
-    """Raise `ValueError` unless images of shape `given` fit a model of images of shape `expected`; not their number."""
-    if expected[1:] != given[1:]:
-        shape = ", ".join(map(str, ("batch", *expected[1:])))
-        raise ValueError(f"expected images ({shape}), got {given}") from cause
+def sample_latents(posterior: Any, *, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
+    """`num_samples` draws of each example, [S, B, ...], and their log q, [S, B] nats; the key has shape () or [B]."""
+    at_least(1, num_samples=num_samples)
+    keys = sample_keys(key, num_samples)
+    if hasattr(posterior, "sample_and_log_prob"):
+        latent, log_prob = jax.vmap(lambda each: posterior.sample_and_log_prob(key=each))(keys)
+        check_nats("the posterior", log_prob[0], latent.shape[1])
+        return latent, log_prob
+    latent = jax.vmap(lambda each: posterior.sample(key=each))(keys)
+    return latent, log_prob_of_each(posterior, latent, "the posterior")
+
+
+def log_prob_of_each(record: Any, latent: Array, name: str) -> Array:
+    """The log-probability of latents [S, B, ...] under a record over [B, ...], [S, B] nats."""
+    log_prob = jax.vmap(record.log_prob)(latent)
+    check_nats(name, log_prob[0], latent.shape[1])
+    return log_prob
+
+
+def decoded_log_prob(decode: Callable[[Array], Likelihood], x: Array, latent: Array) -> Array:
+    """Log p(x|z) of x [B, ...] at latents [S, B, D], [S, B] nats; the decoder sees one batch of S·B."""
+    num_samples = len(latent)
+    reconstruction = decode(latent.reshape(-1, *latent.shape[2:]))
+    check_shape(mean_shape(reconstruction), x.shape)
+    repeated = jnp.broadcast_to(x, (num_samples, *x.shape)).reshape(-1, *x.shape[1:])
+    nats = check_nats("the likelihood", reconstruction.log_prob(repeated), len(repeated))
+    return nats.reshape(num_samples, -1)
+
+
+def mean_shape(record: Distribution) -> tuple[int, ...]:
+    """The shape of a record's mean, which is not computed for it."""
+    return jax.eval_shape(lambda: record.mean).shape

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae.models.vae import apply_to_images, batch_keys, elbo_metrics, inputs, log_weight_terms
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, terms_of
+from jaxvae.objectives.elbo import elbo_metrics, ratio_terms
+from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree
 
 
 def iwae_loss(
-    model: Any,
+    model: LatentModel,
     params: PyTree,
     model_state: PyTree,
     batch: Batch,
@@ -28,24 +29,25 @@ def iwae_loss(
     At S = 1 it is the sampled negative ELBO. The S·B draws go through the decoder as one batch.
 
     Args:
-      model: a module with `propose` and `log_joint`, such as `VAE` or `HierarchicalVAE`; with `log_posterior` too for
-        the doubly reparameterised gradient.
+      model: a `LatentModel` with a prior; for the doubly reparameterised gradient one with `propose`, `log_joint` and
+        `log_posterior` too, such as `VAE` or `HierarchicalVAE`.
       params: what `model.init` returned.
-      model_state: handed through.
-      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer.
-      key: the step's key; example i draws from `fold_in(key, index[i])`.
+      model_state: collections that the networks keep.
+      batch: as for `vae_loss`.
+      key: the loss's key; example i draws from `fold_in(key, index[i])`.
       step: not used.
       num_samples: S.
       doubly_reparameterized: the same value, and another unbiased estimate of the encoder's gradient: one whose
-        signal-to-noise ratio grows with S instead of falling. Its gradient is exact in reverse mode, once.
+        signal-to-noise ratio grows with S instead of falling. For `jax.grad` alone: not for forward mode, nor for a
+        second derivative.
 
     Returns:
-      The loss in nats per image and `(model_state, metrics)`: "loss", and at the same draws "rate", "distortion" and
+      The loss in nats per example and `(model_state, metrics)`: "loss", and at the same draws "rate", "distortion" and
       "negative_elbo", means over the batch, in nats.
 
     Raises:
-      TypeError: the images are not floating, or the key is not typed.
-      ValueError: the images do not have the model's shape, or there are no samples.
+      TypeError: x is not floating, or the key is not typed.
+      ValueError: x does not have the model's shape, or there are no samples.
 
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016; Tucker, Lawson, Gu and Maddison, Doubly
@@ -53,42 +55,48 @@ def iwae_loss(
     """
     del step
     if doubly_reparameterized:
-        loss, metrics = _doubly_reparameterized(model, params, batch, key=key, num_samples=num_samples)
+        loss, model_state, metrics = _doubly_reparameterized(
+            model, params, model_state, batch, key=key, num_samples=num_samples
+        )
     else:
-        log_likelihood, log_ratio = log_weight_terms(model, params, batch, key=key, num_samples=num_samples)
+        terms, model_state = terms_of(model, params, model_state, batch, key=key, num_samples=num_samples)
+        log_likelihood, log_ratio = ratio_terms(terms)
         loss = -losses.iwae_bound(log_likelihood + log_ratio).mean()
         metrics = elbo_metrics(log_likelihood, log_ratio)
     return loss, (model_state, {"loss": loss, **metrics})
 
 
 def _doubly_reparameterized(
-    model: Any, params: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
-) -> tuple[Array, Metrics]:
+    model: LatentModel, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int
+) -> tuple[Array, PyTree, Metrics]:
     """The loss with the gradient of Tucker et al. (2019), equation 8.
 
     With weights w and their shares v = w / Σ w, the generative parameters get Σ v ∂log p, as ever, and those of the
     proposal Σ v² (∂log w / ∂z) (∂z / ∂φ) alone: the score ∂log q / ∂φ has been integrated out.
     """
-    seen = inputs(batch)
-    latents, _ = apply_to_images(
-        model, params, *seen, key=batch_keys(key, batch), num_samples=num_samples, method="propose"
-    )
+    inputs, keys = model_inputs(batch), batch_keys(key, batch)
+
+    def run(params: PyTree, *arguments: Any, **options: Any) -> tuple[Any, PyTree]:
+        networks = networks_key(key, batch)
+        return apply(model, params, model_state, *inputs, *arguments, networks_key=networks, **options)
+
+    (latents, _), new_state = run(params, key=keys, num_samples=num_samples, method="propose")
     frozen = jax.lax.stop_gradient(params)
 
     def log_weights(params: PyTree, latents: PyTree) -> tuple[Array, tuple[Array, Array]]:
-        log_likelihood, log_prior = model.apply(params, *seen, latents, method="log_joint")
-        log_posterior = model.apply(frozen, *seen, latents, method="log_posterior")  # φ only through z
+        (log_likelihood, log_prior), _ = run(params, latents, method="log_joint")
+        log_posterior, _ = run(frozen, latents, method="log_posterior")  # φ only through z
         log_ratio = log_prior - log_posterior
         return log_likelihood + log_ratio, (log_likelihood, log_ratio)
 
-    weights, pull_back, terms = jax.vjp(log_weights, frozen, jax.lax.stop_gradient(latents), has_aux=True)
-    shares = jax.nn.softmax(weights, axis=0)
+    log_w, pull_back, terms = jax.vjp(log_weights, frozen, jax.lax.stop_gradient(latents), has_aux=True)
+    shares = jax.nn.softmax(log_w, axis=0)
     to_params, to_latents = pull_back(-shares / shares.shape[1])
     to_latents = jax.tree.map(lambda g: g * shares[..., None], to_latents)
-    # Linear in params and latents, with those gradients: so whoever differentiates the loss meets them.
+    # Linear in params and latents with these gradients: what differentiating the loss gives.
     carrier = _dot(to_params, params) + _dot(to_latents, latents)
-    loss = -losses.iwae_bound(weights).mean() + carrier - jax.lax.stop_gradient(carrier)
-    return loss, elbo_metrics(*jax.lax.stop_gradient(terms))
+    loss = -losses.iwae_bound(log_w).mean() + carrier - jax.lax.stop_gradient(carrier)
+    return loss, new_state, elbo_metrics(*jax.lax.stop_gradient(terms))
 
 
 def _dot(gradients: PyTree, values: PyTree) -> Array:

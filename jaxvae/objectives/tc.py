@@ -1,21 +1,26 @@
 """β-TCVAE (Chen, Li, Grosse and Duvenaud, Isolating Sources of Disentanglement in VAEs, 2018).
 
-The rate is taken apart into what the latents say about the image, how much they depend on each other, and how far
+The rate is taken apart into what the latents say about x, how much they depend on each other, and how far
 each is from its prior; β weighs the dependence alone.
 """
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae.distributions import DiagGaussian
-from jaxvae.models.vae import apply_to_images, batch_keys, decoded_log_prob, draws, standard_log_prob, weight_at
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
+from jaxvae._checks import weight_at
+from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.distributions import DiagGaussian, StandardNormal, rate
+from jaxvae.models.vae import sample_latents
+from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, variables_of
+from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree, Schedule
 
 Estimator = Literal["stratified", "weighted"]
+STANDARD_NORMAL = StandardNormal()
 
 
 class RateTerms(NamedTuple):
@@ -33,7 +38,12 @@ class RateTerms(NamedTuple):
 
 
 def rate_terms(
-    posterior: DiagGaussian, latent: Array, *, num_examples: int, estimator: Estimator = "stratified"
+    posterior: DiagGaussian,
+    latent: Array,
+    *,
+    num_examples: int,
+    estimator: Estimator = "stratified",
+    prior: Any = STANDARD_NORMAL,
 ) -> RateTerms:
     r"""Mutual information, total correlation and dimension-wise KL, estimated from a batch.
 
@@ -52,13 +62,20 @@ def rate_terms(
       latent: z ~ q(z|x), [B, D].
       num_examples: N, of the whole training set; at least B.
       estimator: "stratified", or "weighted", the minibatch weighting of the paper's section 3.
+      prior: the record of p(z).
 
     Raises:
+      TypeError: the posterior's density does not factorise over the latents, or not known how.
       ValueError: a batch of one, or one larger than the set.
 
     References:
       Chen et al., 2018, section 3 and appendix C; the weights here are those that make the estimate exact for B = N.
     """
+    if not isinstance(posterior, DiagGaussian) or latent.ndim != 2:
+        raise TypeError(
+            "the total correlation needs a posterior whose density factorises over latents [B, D]: a DiagGaussian, got "
+            f"{type(posterior).__name__} over {latent.shape}"
+        )
     batch_size = len(latent)
     if batch_size < 2:
         raise ValueError(f"the total correlation needs a batch of at least 2 examples, got {batch_size}")
@@ -75,21 +92,21 @@ def rate_terms(
 
     if estimator == "stratified":
         other = math.log((num_examples - 1) / (num_examples * (batch_size - 1)))
-        log_weight = jnp.where(jnp.eye(batch_size, dtype=bool), -math.log(num_examples), other)
+        log_share = jnp.where(jnp.eye(batch_size, dtype=bool), -math.log(num_examples), other)
     else:
-        log_weight = jnp.full((batch_size, batch_size), -math.log(num_examples * batch_size))
+        log_share = jnp.full((batch_size, batch_size), -math.log(num_examples * batch_size))
 
-    log_joint = jax.nn.logsumexp(log_density.sum(axis=-1) + log_weight, axis=1)
-    log_marginals = jax.nn.logsumexp(log_density + log_weight[..., None], axis=1).sum(axis=-1)
+    log_joint = jax.nn.logsumexp(log_density.sum(axis=-1) + log_share, axis=1)
+    log_marginals = jax.nn.logsumexp(log_density + log_share[..., None], axis=1).sum(axis=-1)
     return RateTerms(
         mutual_information=posterior.log_prob(latent) - log_joint,
         total_correlation=log_joint - log_marginals,
-        dimension_kl=log_marginals - standard_log_prob(latent),
+        dimension_kl=log_marginals - prior.log_prob(latent),
     )
 
 
 def tc_vae_loss(
-    model: Any,
+    model: LatentModel,
     params: PyTree,
     model_state: PyTree,
     batch: Batch,
@@ -104,15 +121,17 @@ def tc_vae_loss(
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     r"""Distortion + α · mutual information + β · total correlation + γ · dimension-wise KL, means over the batch.
 
-    At α = β = γ = 1 it is the sampled negative ELBO, whatever the estimator. The estimates look across the batch
-    (`global_batch`): train it under `jit`, on one device or over a mesh, and evaluate by `vae_loss`.
+    At α = β = γ = 1 it is the sampled negative ELBO, whatever the estimator. The estimates compare the examples of the
+    batch, so it is no mean over examples: train it under `jit`, on one device or over a mesh, and evaluate by
+    `vae_loss`.
 
     Args:
-      model: a `VAE`, or a module with the same `encode` and `decode`.
+      model: a `VAE` whose posterior is a diagonal Gaussian, or a module with the same `encode`, `latent_prior` and
+        `log_likelihood`.
       params: what `model.init` returned.
-      model_state: handed through.
-      batch: "image" [B, ...] floating in [0, 1], "index" [B] integer; B at least 2, no example twice.
-      key: the step's key; example i draws from `fold_in(key, index[i])`.
+      model_state: collections that the networks keep.
+      batch: as for `vae_loss`; B at least 2, no example twice.
+      key: the loss's key; example i draws from `fold_in(key, index[i])`.
       step: what a schedule is evaluated at.
       num_examples: N, of the whole training set.
       beta: weight of the total correlation: a number, zero or more, or an optax schedule. 6 in the paper's dSprites.
@@ -121,28 +140,27 @@ def tc_vae_loss(
       estimator: of `rate_terms`.
 
     Returns:
-      The loss in nats per image and `(model_state, metrics)`: "loss", "distortion", "rate" (closed form),
+      The loss in nats per example and `(model_state, metrics)`: "loss", "distortion", "rate" (closed form),
       "negative_elbo", "mutual_information", "total_correlation" and "dimension_kl", means over the batch, in nats.
 
     Raises:
-      TypeError: the images are not floating, or the key is not typed.
-      ValueError: the images do not have the model's shape, a weight is negative or not a number, or as `rate_terms`.
+      TypeError: x is not floating, the key is not typed, or the posterior does not factorise.
+      ValueError: x does not have the model's shape, a weight is negative or not a number, or as `rate_terms`.
     """
-    image = batch["image"]
-    posterior = apply_to_images(model, params, image, method="encode")
-    latent = draws(posterior, key=batch_keys(key, batch), num_samples=1)
-    distortion = -decoded_log_prob(lambda z: model.apply(params, z, method="decode"), image, latent)
-    terms = rate_terms(posterior, latent[0], num_examples=num_examples, estimator=estimator)
-    rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
+    inputs, run = model_inputs(batch), partial(apply, model, params, model_state, networks_key=networks_key(key, batch))
+    posterior, new_state = run(*inputs, method="encode")
+    needs_whole_batch("tc_vae_loss", instead="evaluate by vae_loss")
+    latent, log_posterior = sample_latents(posterior, key=batch_keys(key, batch), num_samples=1)
+    prior = model.apply(variables_of(params, model_state), *inputs[1:], method="latent_prior")
+    log_likelihood, _ = run(*inputs, latent, method="log_likelihood")
+    terms = rate_terms(posterior, latent[0], num_examples=num_examples, estimator=estimator, prior=prior)
+    distortion, kl = -log_likelihood.mean(), rate(posterior, prior, latent, log_posterior).sum(axis=-1).mean()
     metrics = {name: values.mean() for name, values in terms._asdict().items()}
-    metrics |= {"distortion": distortion.mean(), "rate": rate.mean(), "negative_elbo": distortion.mean() + rate.mean()}
+    metrics |= {"distortion": distortion, "rate": kl, "negative_elbo": distortion + kl}
     metrics["loss"] = (
         metrics["distortion"]
         + weight_at("information_weight", information_weight, step) * metrics["mutual_information"]
         + weight_at("beta", beta, step) * metrics["total_correlation"]
         + weight_at("dimension_weight", dimension_weight, step) * metrics["dimension_kl"]
     )
-    return metrics["loss"], (model_state, metrics)
-
-
-tc_vae_loss.global_batch = True  # type: ignore[attr-defined]
+    return metrics["loss"], (new_state, metrics)

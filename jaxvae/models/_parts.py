@@ -1,0 +1,148 @@
+"""What a user plugs into a model: taken so that it is trained and saved, or refused by name with the way out."""
+
+import dataclasses
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxvae.networks._run import run
+from jaxvae.types import Array, Distribution
+
+DEPTH = 6  # of objects within objects that are looked into
+
+
+def adopt_parts(model: nn.Module) -> None:
+    """Make the parts of a model, before it is one, such that nothing in them is silently not trained.
+
+    NNX modules become `NNXNetwork`s.
+
+    Raises:
+      TypeError: a part is not callable, or hides JAX arrays where no training reaches them.
+    """
+    for field in dataclasses.fields(model):
+        if field.name not in ("parent", "name"):
+            setattr(model, field.name, _adopted(getattr(model, field.name), f"{type(model).__name__}.{field.name}"))
+
+
+def _adopted(part: Any, name: str) -> Any:
+    if isinstance(part, list | tuple) and not hasattr(part, "log_prob"):
+        return tuple(_adopted(each, f"{name}[{i}]") for i, each in enumerate(part))
+    if _is_nnx(part):
+        from jaxvae.models._nnx import Held, NNXNetwork
+
+        return NNXNetwork(Held(part))
+    if inspect.isclass(part) and (issubclass(part, nn.Module) or _is_nnx(part)):
+        raise TypeError(f"{name} must be a network, got the class {part.__name__}: make one of it first")
+    for path, found in _hidden(part, name, DEPTH, set()):
+        if _is_nnx(found):
+            raise TypeError(
+                f"{path} is an NNX module inside another object, where no training reaches it: pass it as the part "
+                "itself, or make it a Linen module by flax.nnx.bridge.to_linen"
+            )
+        raise TypeError(
+            f"{path} holds a JAX array {found.dtype}{list(found.shape)} that no training reaches and no checkpoint "
+            "saves: make the network a Flax module (Linen or NNX; of Equinox and others use jaxvae.losses in your own "
+            "training loop), or make it a NumPy array where it is a constant"
+        )
+    return part
+
+
+def _is_nnx(value: Any) -> bool:
+    """Whether it is an NNX module, or a class of them; NNX is not loaded for it."""
+    nnx = sys.modules.get("flax.nnx")
+    kind = value if inspect.isclass(value) else type(value)
+    return nnx is not None and issubclass(kind, nnx.Module)
+
+
+def _hidden(value: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Floating JAX arrays and NNX modules within an object; scalars, which are options, aside."""
+    if id(value) in seen or depth < 0 or inspect.isclass(value) or inspect.ismodule(value):
+        return
+    seen.add(id(value))
+    if isinstance(value, jax.core.Tracer):  # an argument of what is being traced, where the caller differentiates it
+        return
+    if isinstance(value, jax.Array):
+        if value.ndim and jnp.issubdtype(value.dtype, jnp.inexact):
+            yield path, value
+    elif _is_nnx(value):
+        yield path, value
+    else:
+        for name, inner in _contents(value):
+            yield from _hidden(inner, f"{path}.{name}" if name.isidentifier() else f"{path}{name}", depth - 1, seen)
+
+
+def _contents(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object refers to, by name, as far as a network can hide arrays there."""
+    if isinstance(value, str | bytes | int | float | np.ndarray | None):
+        return
+    if type(value).__name__ == "Held":  # an NNX module that is taken care of
+        return
+    if isinstance(value, functools.partial):
+        yield "func", value.func
+        yield from ((f"[{i}]", each) for i, each in enumerate(value.args))
+        yield from value.keywords.items()
+    elif isinstance(value, types.MethodType):
+        yield "__self__", value.__self__
+    elif isinstance(value, types.FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            yield from _filled(name, cell)
+        yield from ((f"[{i}]", each) for i, each in enumerate(value.__defaults__ or ()))
+        yield from (value.__kwdefaults__ or {}).items()
+    elif isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", each) for key, each in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        names = getattr(value, "_fields", None) or [f"[{i}]" for i in range(len(value))]
+        yield from zip(names, value, strict=True)
+    elif hasattr(value, "__wrapped__"):  # jax.jit and its like
+        yield "__wrapped__", value.__wrapped__
+    elif isinstance(value, nn.Module):
+        names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+        yield from ((name, getattr(value, name)) for name in names if hasattr(value, name))
+    elif not type(value).__module__.startswith(("jax.", "jaxlib")):
+        yield from getattr(value, "__dict__", {}).items()
+
+
+def _filled(name: str, cell: Any) -> Iterator[tuple[str, Any]]:
+    try:
+        yield name, cell.cell_contents
+    except ValueError:  # of a name that is not bound yet
+        return
+
+
+def record_of(posterior: Any, output: Any, count: int, *, train: bool) -> Distribution:
+    """What `posterior` makes of an encoder's output for `count` examples, checked where it enters."""
+    if not isinstance(output, tuple | list):
+        got = f"{output.dtype}{list(output.shape)}" if hasattr(output, "dtype") else type(output).__name__
+        raise TypeError(
+            "the encoder must return a tuple with an array for each argument of the posterior, such as (mean, "
+            f"log_var), got {got}"
+        )
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(output)]
+    for i, shape in enumerate(shapes):
+        if shape[:1] != (count,):
+            raise ValueError(f"output {i} of the encoder must be ({count}, ...), one for each example, got {shape}")
+    record = run(posterior, *output, train=train)
+    mean, log_var = getattr(record, "mean", None), getattr(record, "log_var", None)
+    if mean is None or not hasattr(record, "log_prob"):
+        raise TypeError(f"the posterior must be a record with log_prob, sample and mean, got {type(record).__name__}")
+    if log_var is not None and jnp.broadcast_shapes(mean.shape, log_var.shape) != mean.shape:
+        raise ValueError(f"the encoder's log_var must broadcast to its mean {mean.shape}, got {log_var.shape}")
+    return record
+
+
+def check_nats(name: str, nats: Array, count: int) -> Array:
+    """The nats of `count` examples; `ValueError` where a record's `log_prob` is not one number for each."""
+    if nats.shape != (count,):
+        raise ValueError(
+            f"{name}'s log_prob must be ({count},), one number of nats for each example, got {nats.shape}: sum over "
+            "the example's axes and keep the batch"
+        )
+    return nats

@@ -1,0 +1,41 @@
+"""Objectives: what a model minimises, each a `LossFn` once its model is bound."""
+
+from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.objectives.conditional import cvae_loss, cvae_prior_log_weights
+from jaxvae.objectives.density import autoencoder_loss, pixel_cnn_loss
+from jaxvae.objectives.elbo import (
+    beta_from_normalized,
+    beta_vae_loss,
+    cyclical_schedule,
+    normalized_beta,
+    sampled_vae_loss,
+    vae_log_weights,
+    vae_loss,
+)
+from jaxvae.objectives.iwae import iwae_loss
+from jaxvae.objectives.linear import linear_vae_loss
+from jaxvae.objectives.quantized import vq_vae_loss
+from jaxvae.objectives.semi_supervised import semi_supervised_loss
+from jaxvae.objectives.tc import RateTerms, rate_terms, tc_vae_loss
+
+__all__ = [
+    "RateTerms",
+    "autoencoder_loss",
+    "beta_from_normalized",
+    "beta_vae_loss",
+    "cvae_loss",
+    "cvae_prior_log_weights",
+    "cyclical_schedule",
+    "iwae_loss",
+    "linear_vae_loss",
+    "needs_whole_batch",
+    "normalized_beta",
+    "pixel_cnn_loss",
+    "rate_terms",
+    "sampled_vae_loss",
+    "semi_supervised_loss",
+    "tc_vae_loss",
+    "vae_log_weights",
+    "vae_loss",
+    "vq_vae_loss",
+]

@@ -1,0 +1,61 @@
+"""The linear VAE's objective, exactly.
+
+References:
+  Lucas, Tucker, Grosse and Norouzi, Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, 2019.
+"""
+
+import jax.numpy as jnp
+
+from jaxvae import losses
+from jaxvae._checks import check_shape
+from jaxvae.distributions import DiagGaussian
+from jaxvae.models.linear import LinearEncoder
+from jaxvae.models.vae import VAE
+from jaxvae.objectives._apply import apply
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+
+
+def linear_vae_loss(
+    model: VAE,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array | int,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    r"""The exact negative ELBO of a linear VAE, mean over the batch: nothing is sampled.
+
+    .. math:: E_q[-\log p(x|z)] = -\log N(x; W\mu + b, \sigma^2 I) + \frac{1}{2\sigma^2} \sum_j s_j^2 \|W_j\|^2
+
+    Args:
+      model: from `linear_vae`.
+      params: what `model.init` returned.
+      model_state: handed through; a linear VAE has none.
+      batch: "x" [B, ...] floating.
+      key: not used.
+      step: not used.
+
+    Returns:
+      The loss in nats per example (of a density, so it may be negative) and `(model_state, metrics)`: "loss", "rate",
+      "distortion" and "negative_elbo", means over the batch.
+
+    Raises:
+      TypeError: x is not floating, or the model is not a linear VAE.
+      ValueError: x does not have the model's shape.
+    """
+    del key, step
+    x = batch["x"]
+    if not isinstance(model.encoder, LinearEncoder) or model.posterior is not DiagGaussian:
+        raise TypeError("linear_vae_loss is exact for a model from linear_vae alone; train others by vae_loss")
+    posterior, _ = apply(model, params, model_state, x, method="encode")
+    likelihood, _ = apply(model, params, model_state, posterior.mean, method="decode")
+    check_shape(likelihood.mean.shape, x.shape)
+    columns = jnp.square(params["params"]["decoder"]["output"]["kernel"]).sum(axis=1)  # ‖W_j‖², [D]
+    spread = 0.5 * jnp.exp(-likelihood.log_var) * (jnp.exp(posterior.log_var) @ columns)
+    distortion = spread - likelihood.log_prob(x)
+    rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
+    metrics = {"rate": rate, "distortion": distortion, "negative_elbo": distortion + rate}
+    metrics = {name: values.mean() for name, values in metrics.items()}
+    metrics["loss"] = metrics["negative_elbo"]
+    return metrics["loss"], (model_state, metrics)
