@@ -1,5 +1,6 @@
-"""What a person watching a run sees: a live bar on a terminal, a line per evaluation everywhere. Needs rich."""
+"""What a person watching a run sees: a live bar on a terminal or in a notebook, lines elsewhere. Needs rich."""
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -7,9 +8,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxvae.training.fit import Progress as FitProgress
 
+SECONDS_BETWEEN_LINES = 30.0  # where there is no bar
+
 
 class ProgressBar:
     """A `report` for `fit`, and a context manager.
+
+    There is a line for each evaluation. Between them a terminal and a notebook have a live bar; anything else, such as
+    a file or a pipe, has a line for the first program, for the last, and every half a minute.
 
     >>> with ProgressBar() as bar:  # doctest: +SKIP
     ...     fit(state, train_epoch, feed, report=bar)
@@ -17,15 +23,17 @@ class ProgressBar:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
+        self._live = self._console.is_terminal or self._console.is_jupyter
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),
             BarColumn(bar_width=8),  # the rest fits a terminal of 80 columns
             TextColumn("{task.fields[figures]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._live,
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, epoch=0.0, figures="compiling")
+        self._next_line = -float("inf")
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -46,21 +54,27 @@ class ProgressBar:
             epoch=progress.epoch,
             figures=f"{_nats(progress.train, digits=1)} · {speed}/s · {left} left",
         )
-        if progress.evaluation is not None:
+        evaluated, now = progress.evaluation is not None, time.monotonic()
+        last = progress.step == progress.total_steps
+        if evaluated or (not self._live and (last or now >= self._next_line)):
+            self._next_line = now + SECONDS_BETWEEN_LINES
+            evaluation = f"  evaluation {_nats(progress.evaluation)}" if progress.evaluation is not None else ""
             self._console.print(
-                f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}  held out {_nats(progress.evaluation)}  "
+                f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}{evaluation}  "
                 f"{speed} examples/s  {left} left",
                 highlight=False,
+                soft_wrap=not self._live,  # a line stays one, whatever width a file is taken to have
             )
 
 
 def _nats(metrics: dict[str, float], digits: int = 2) -> str:
-    shown = (
+    known = (
         *(("negative_elbo", "-ELBO"), ("rate", "rate"), ("distortion", "distortion")),
         *(("perplexity", "perplexity"), ("codes_used", "codes used")),
         *(("nll", "-log p"), ("nats_per_value", "per value")),
     )
-    found = [(label, metrics[name]) for name, label in shown if name in metrics]
+    found = [(label, metrics[name]) for name, label in known if name in metrics]
+    found = found or list(metrics.items())[:3]  # those of an objective of your own
     return " ".join(f"{label} {value:.{digits if abs(value) >= 1 else 4}f}" for label, value in found)
 
 

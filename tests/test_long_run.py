@@ -17,7 +17,7 @@ from jaxvae.distributions import Bernoulli
 
 STEPS, EARLY, CHUNK = 50_000, 10_000, 1_000
 VAE = jaxvae.VAE(*mlp(), Bernoulli)
-VQ_VAE = vq_vae((32, 4), restart_threshold=0.1)
+VQ_VAE = vq_vae(jaxvae.EMACodebook(32, restart_threshold=0.1))
 
 
 def resident_megabytes():
@@ -27,12 +27,12 @@ def resident_megabytes():
 
 def train(loss_fn, init):
     """The last state, the losses of all steps, how many codes restarted, and the memory at each chunk's end."""
-    images = data.load("digits", "train")
-    order = data.Order(len(images.image), 32, epochs=STEPS // (len(images.image) // 32) + 1, seed=0)
-    feed = data.Resident(images, order, chunk=CHUNK)
+    digits = data.load("digits", "train")
+    order = data.Order(len(digits), 32, epochs=STEPS // (len(digits) // 32) + 1, seed=0)
+    feed = data.Resident(digits, order, chunk=CHUNK)
     optimizer = optax.adam(1e-3)
     state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
-    step = jaxvae.make_train_step(loss_fn, optimizer, prepare=data.make_prepare(images.levels))
+    step = jaxvae.make_train_step(loss_fn, optimizer, prepare=digits.prepare)
     train_epoch = jaxvae.make_train_epoch(step)
     losses, restarts, memory = [], [], []
     for start in range(0, STEPS, CHUNK):
@@ -64,11 +64,11 @@ def test_fifty_thousand_steps_stay_finite_and_in_place(name):
     assert late < early + 0.2  # it learned all it could long ago, and forgot nothing
     assert growth < 4
     if name == "vq-vae":
-        frequency = np.asarray(state.model_state.frequency, np.float64)
+        frequency = np.asarray(state.model_state["quantizer"]["frequency"], np.float64)
         assert frequency.sum() == pytest.approx(1, abs=1e-3)
-        images = data.load("digits", "train").image / np.float32(16)
-        encoded = np.asarray(VQ_VAE.model.apply(state.params, images, method="encode")).reshape(-1, 4)
-        vectors = np.asarray(jaxvae.code_vectors(state.params, state.model_state))
+        x = data.load("digits", "train").x / np.float32(16)
+        encoded = np.asarray(VQ_VAE.model.apply(state.params, x, method="encode")).reshape(-1, 4)
+        vectors = np.asarray(VQ_VAE.model.codes(state.params, state.model_state))
         span = encoded.max(axis=0) - encoded.min(axis=0)
         print(
             f"frequencies sum to {frequency.sum():.6f}, the rarest is {32 * frequency.min():.2f} of the uniform share"

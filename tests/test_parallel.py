@@ -16,6 +16,9 @@ from variants import SHAPE, VARIANTS, batch, vq_vae
 
 import jaxvae
 from jaxvae import data
+from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.training.mesh import data_mesh, replicated
+from jaxvae.training.parallel import pmap_train_step, shard_batch, shard_map_train_step
 
 STEPS, BATCH, CLASSES = 20, 16, 3
 
@@ -25,15 +28,15 @@ class Case(NamedTuple):
 
     loss_fn: Any
     init: Any
-    examples: Any = lambda images: images
+    examples: Any = lambda batch: batch
 
 
-def with_labels(images):
-    return {**images, "condition": (images["index"] % CLASSES).astype(jnp.int32)}
+def with_labels(batch):
+    return {**batch, "condition": (batch["index"] % CLASSES).astype(jnp.int32)}
 
 
-def with_codes(images):
-    return {"code": jnp.rint(images["image"][..., 0] * 4).astype(jnp.int32), "index": images["index"]}
+def with_codes(batch):
+    return {"code": jnp.rint(batch["x"][..., 0] * 4).astype(jnp.int32), "index": batch["index"]}
 
 
 def conditional():
@@ -57,7 +60,7 @@ def of_the_table(name):
     return Case(VARIANTS[name].loss_fn, VARIANTS[name].init)
 
 
-RESTARTING = vq_vae(restart_threshold=0.9, decay=0.5)
+RESTARTING = vq_vae(jaxvae.EMACodebook(8, decay=0.5, restart_threshold=0.9))
 MEANS_OVER_EXAMPLES = {
     name: of_the_table(name)
     for name in (
@@ -76,8 +79,8 @@ OF_THE_WHOLE_BATCH = {name: of_the_table(name) for name in ("capacity", "total c
 CASES = MEANS_OVER_EXAMPLES | OF_THE_WHOLE_BATCH
 COMPILERS = {
     "jit": jaxvae.jit_train_step,
-    "shard_map": jaxvae.shard_map_train_step,
-    "pmap": jaxvae.pmap_train_step,
+    "shard_map": shard_map_train_step,
+    "pmap": pmap_train_step,
 }
 
 
@@ -86,9 +89,9 @@ def train(case, optimizer, compiler, mesh=None, steps=STEPS):
     state = jaxvae.init_train_state(case.init, optimizer, key=jax.random.key(0), mesh=mesh)
     step = compiler(case.loss_fn, optimizer, mesh=mesh)
     for i in range(steps):
-        images = case.examples(batch(BATCH, seed=i))
+        examples = case.examples(batch(BATCH, seed=i))
         # Virtual devices on one CPU can wait for each other forever unless every step is awaited.
-        state, metrics = jax.block_until_ready(step(state, images))
+        state, metrics = jax.block_until_ready(step(state, examples))
     return jax.device_get((state.params, state.model_state, metrics))
 
 
@@ -102,7 +105,7 @@ def test_four_devices_reach_what_one_reaches(name):
     one = train(case, optimizer, jaxvae.jit_train_step)
     assert name != "vq-vae with restarts" or one[2]["restarts"] > 0
     for compiler in COMPILERS if name in MEANS_OVER_EXAMPLES else ["jit"]:
-        assert_agree(one, train(case, optimizer, COMPILERS[compiler], jaxvae.data_mesh(4)))
+        assert_agree(one, train(case, optimizer, COMPILERS[compiler], data_mesh(4)))
 
 
 @pytest.mark.slow
@@ -114,7 +117,7 @@ def test_eight_devices_too(name, optimizer):
     one = train(CASES[name], optimizer, jaxvae.jit_train_step)
     for compiler in COMPILERS if name in MEANS_OVER_EXAMPLES else ["jit"]:
         for devices in (4, 8):
-            assert_agree(one, train(CASES[name], optimizer, COMPILERS[compiler], jaxvae.data_mesh(devices)))
+            assert_agree(one, train(CASES[name], optimizer, COMPILERS[compiler], data_mesh(devices)))
 
 
 @pytest.mark.slow
@@ -139,7 +142,7 @@ def test_the_tests_for_eight_devices_in_a_process_that_has_them():
 
 
 def test_the_test_sees_a_step_that_forgets_to_average():
-    case, optimizer, mesh = CASES["beta schedule"], optax.sgd(1e-2), jaxvae.data_mesh(4)
+    case, optimizer, mesh = CASES["beta schedule"], optax.sgd(1e-2), data_mesh(4)
 
     def forgetful(loss_fn, optimizer, *, mesh):
         spec = jax.sharding.PartitionSpec
@@ -154,23 +157,99 @@ def test_the_test_sees_a_step_that_forgets_to_average():
         assert_agree(one, train(case, optimizer, forgetful, mesh))
 
 
+REFUSED = r"not a mean over examples.*jit_train_step\(..., mesh=mesh\)"
+
+
 @pytest.mark.parametrize("name", OF_THE_WHOLE_BATCH)
 @pytest.mark.parametrize("compiler", ["shard_map", "pmap"])
 def test_an_objective_of_the_whole_batch_is_refused_where_devices_see_shares(name, compiler):
-    with pytest.raises(ValueError, match=r"not a mean over examples.*jit_train_step\(..., mesh=mesh\)"):
-        COMPILERS[compiler](OF_THE_WHOLE_BATCH[name].loss_fn, optax.sgd(1e-2))
+    with pytest.raises(ValueError, match=REFUSED):
+        train(OF_THE_WHOLE_BATCH[name], optax.sgd(1e-2), COMPILERS[compiler], data_mesh(4), steps=1)
+
+
+def mean_loss(params, model_state, batch, *, key, step):
+    loss = ((batch["x"].reshape(len(batch["x"]), -1) @ params["w"] - 1.0) ** 2).mean()
+    return loss, (model_state, {"loss": loss})
+
+
+def whole_loss(params, model_state, batch, *, key, step):
+    needs_whole_batch("whole_loss")
+    return mean_loss(params, model_state, batch, key=key, step=step)
+
+
+def plain(*arguments, **keywords):
+    return whole_loss(*arguments, **keywords)
+
+
+def linear(*, key):
+    return {"w": 0.01 * jax.random.normal(key, (64,))}, ()
+
+
+@pytest.mark.parametrize("compiler", ["shard_map", "pmap"])
+@pytest.mark.parametrize("wrapper", ["itself", "def", "partial", "jit", "jit traced before", "def in a jitted partial"])
+def test_no_wrapper_hides_an_objective_of_the_whole_batch(wrapper, compiler):
+    loss_fn = {
+        "itself": whole_loss,
+        "def": plain,
+        "partial": partial(whole_loss),
+        "def in a jitted partial": jax.jit(partial(plain)),
+    }.get(wrapper, jax.jit(whole_loss))
+    case = Case(loss_fn, linear)
+    if wrapper == "jit traced before":  # by a step that may, for a batch of a share's size
+        train(case, optax.sgd(1e-2), jaxvae.jit_train_step, steps=1)
+        loss_fn(linear(key=jax.random.key(0))[0], (), batch(BATCH // 4), key=jax.random.key(0), step=0)
+    with pytest.raises(ValueError, match=REFUSED):
+        train(case, optax.sgd(1e-2), COMPILERS[compiler], data_mesh(4), steps=1)
+    train(case, optax.sgd(1e-2), jaxvae.jit_train_step, data_mesh(4), steps=1)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_an_optimiser_that_wants_the_loss_gets_its_mean_over_the_devices(compiler):
+    case, optimizer = Case(mean_loss, linear), optax.polyak_sgd(max_learning_rate=0.1)
+    one = train(case, optimizer, jaxvae.jit_train_step, steps=3)  # its rate is chaotic near the minimum
+    assert_agree(one, train(case, optimizer, COMPILERS[compiler], data_mesh(4), steps=3))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_line_search_is_refused_where_no_device_knows_the_loss(compiler):
+    case, mesh = Case(mean_loss, linear), data_mesh(4)
+    if compiler == "jit":
+        one = train(case, optax.lbfgs(), jaxvae.jit_train_step, steps=3)
+        assert_agree(one, train(case, optax.lbfgs(), jaxvae.jit_train_step, mesh, steps=3))
+    else:
+        with pytest.raises(ValueError, match=r"searches along a line.*jit_train_step\(..., mesh=mesh\)"):
+            train(case, optax.lbfgs(), COMPILERS[compiler], mesh, steps=1)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_an_overflow_on_one_device_stops_all_of_them(compiler):
+    """Example 3 of 16 belongs to the first of four devices."""
+
+    def loss_fn(params, model_state, batch, *, key, step):
+        loss, aux = mean_loss(params, model_state, batch, key=key, step=step)
+        bad = jnp.where((batch["index"] == 3) & (step == 2), 1e30, 0.0).mean()
+        return loss + bad * params["w"].sum(), aux
+
+    mesh = data_mesh(4)
+    optimizer = optax.chain(optax.sgd(1e-2), optax.scale_by_schedule(lambda n: jnp.where(n == 2, 1e12, 1.0)))
+    state = jaxvae.init_train_state(linear, optimizer, key=jax.random.key(0), mesh=mesh)
+    step = COMPILERS[compiler](loss_fn, optimizer, mesh=mesh)
+    for i in range(4):
+        state, _ = jax.block_until_ready(step(state, batch(BATCH, seed=i)))
+    assert int(state.first_bad) == int(state.step) == 2
+    chex.assert_tree_all_finite(state.params)
 
 
 @pytest.mark.parametrize("name", ["convolutional", "vq-vae with restarts"])
 def test_an_epoch_over_a_mesh_is_the_epoch_of_one_device(name):
-    case, optimizer, mesh = CASES[name], optax.sgd(1e-2), jaxvae.data_mesh()
-    images = data.from_arrays("noise", np.random.default_rng(0).random((64, *SHAPE)))
+    case, optimizer, mesh = CASES[name], optax.sgd(1e-2), data_mesh()
+    dataset = data.from_arrays("noise", np.random.default_rng(0).random((64, *SHAPE)))
     order = data.Order(64, BATCH, epochs=4, seed=0)
 
     def epochs(mesh):
         state = jaxvae.init_train_state(case.init, optimizer, key=jax.random.key(0), mesh=mesh)
-        device = None if mesh is None else jaxvae.replicated(mesh)
-        feed = data.Resident(images, order, device=device)
+        device = None if mesh is None else replicated(mesh)
+        feed = data.Resident(dataset, order, device=device)
         train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(case.loss_fn, optimizer), mesh=mesh)
         state, metrics = jax.block_until_ready(train_epoch(state, *feed(0, order.total_steps)))
         assert state.step == order.total_steps
@@ -183,23 +262,33 @@ def test_an_epoch_over_a_mesh_is_the_epoch_of_one_device(name):
 
 def test_each_device_holds_its_share_of_the_work():
     """The compiled epoch computes a quarter of the batch on each device and adds up the gradients."""
-    case, optimizer, mesh = CASES["beta schedule"], optax.sgd(1e-2), jaxvae.data_mesh()
+    case, optimizer, mesh = CASES["beta schedule"], optax.sgd(1e-2), data_mesh()
     state = jaxvae.init_train_state(case.init, optimizer, key=jax.random.key(0), mesh=mesh)
-    images = jaxvae.shard_batch(batch(20), mesh)
-    assert images["image"].addressable_shards[0].data.shape == (5, *SHAPE)
-    program = jaxvae.jit_train_step(case.loss_fn, optimizer, mesh=mesh).lower(state, images).compile().as_text()
+    examples = shard_batch(batch(20), mesh)
+    assert examples["x"].addressable_shards[0].data.shape == (5, *SHAPE)
+    program = jaxvae.jit_train_step(case.loss_fn, optimizer, mesh=mesh).lower(state, examples).compile().as_text()
     assert "all-reduce" in program
-    assert "f32[5,64]" in program  # a share of the images, flat
+    assert "f32[5,64]" in program  # a share of x, flat
     assert "f32[20,64]" not in program
 
 
-def test_impossible_splits_are_refused():
-    mesh = jaxvae.data_mesh(4)
-    with pytest.raises(ValueError, match=r"batch\['image'\] has 6 rows, not a multiple of the 4 devices"):
-        jaxvae.shard_batch(batch(6), mesh)
-    case = CASES["beta schedule"]
-    state = jaxvae.init_train_state(case.init, optax.sgd(1e-2), key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"batch\['image'\] has 6 rows"):
-        jaxvae.pmap_train_step(case.loss_fn, optax.sgd(1e-2), mesh=mesh)(state, batch(6))
+@pytest.mark.parametrize("num", [6, 2, 0])
+def test_impossible_splits_are_refused(num):
+    mesh, case, optimizer = data_mesh(4), Case(mean_loss, linear), optax.sgd(1e-2)
+    says = rf"batch\['(x|index)'\] has {num} examples, not a multiple of the 4 devices" if num else "holds no examples"
+    with pytest.raises(ValueError, match=says):
+        shard_batch(batch(num), mesh)
+    for compiler in COMPILERS.values():
+        state = jaxvae.init_train_state(linear, optimizer, key=jax.random.key(0))
+        with pytest.raises(ValueError, match=says):
+            compiler(case.loss_fn, optimizer, mesh=mesh)(state, batch(num))
+    if num:
+        train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(case.loss_fn, optimizer), mesh=mesh)
+        source = jax.device_put(batch(20), replicated(mesh))
+        with pytest.raises(ValueError, match=f"a batch of {num} examples is not a multiple of the 4 devices"):
+            train_epoch(state, source, jnp.zeros((3, num), jnp.int32))
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match=r"num_devices must lie in 1 \.\. \d, got 9"):
-        jaxvae.data_mesh(9)
+        data_mesh(9)

@@ -1,37 +1,82 @@
-"""The progress bar: a line per evaluation in a log, and a live line that fits 80 columns on a terminal."""
+"""The progress bar: live on a terminal, in 80 columns, and in a notebook; lines in a log."""
 
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from jaxvae import progress
 from jaxvae.progress import ProgressBar
 from jaxvae.training.fit import Progress
 
 TRAIN = {"negative_elbo": 123.456, "rate": 23.0, "distortion": 100.456, "loss": 123.456}
 TEST = {"negative_elbo": 120.0, "rate": 22.5, "distortion": 97.5}
+LINE = "epoch   10.0  train -ELBO 123.46 rate 23.00 distortion 100.46  {}26,686 examples/s  10:05 left"
+EVALUATED = LINE.format("evaluation -ELBO 120.00 rate 22.50 distortion 97.50  ")
 
 
-def shown(*, terminal, evaluation):
+def report(step=4680, train=TRAIN, evaluation=None):
+    return Progress(step, 23400, 10.0, train, evaluation, 26_686.4, 605.0)
+
+
+def printed(*reports, terminal=False, jupyter=False):
     file = io.StringIO()
-    console = Console(file=file, width=80 if terminal else 200, force_terminal=terminal, color_system=None)
+    console = Console(file=file, width=80, force_terminal=terminal, color_system=None)
+    console.is_jupyter = jupyter
     with ProgressBar(console) as bar:
-        bar(Progress(4680, 23400, 10.0, TRAIN, evaluation, 26_686.4, 605.0))
+        for one in reports:
+            bar(one)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
 
 
 def test_a_log_gets_one_line_for_each_evaluation():
-    line = (
-        "epoch   10.0  train -ELBO 123.46 rate 23.00 distortion 100.46  "
-        "held out -ELBO 120.00 rate 22.50 distortion 97.50  26,686 examples/s  10:05 left"
-    )
-    assert shown(terminal=False, evaluation=TEST).strip() == line
-    assert shown(terminal=False, evaluation=None).strip() == ""
+    """Whole, though a file counts as 80 columns wide."""
+    assert printed(report(evaluation=TEST), report(evaluation=TEST)).splitlines() == [EVALUATED] * 2
+
+
+def test_a_log_without_evaluations_is_not_silent(monkeypatch):
+    """A line for the first program, one each half minute, and one for the last."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    file = io.StringIO()
+    with ProgressBar(Console(file=file, force_terminal=False)) as bar:
+        lines = []
+        for now in (100.0, 101.0, 129.0, 130.0, 131.0, 159.0, 160.0):
+            clock.now = now
+            bar(report())
+            lines.append(len(file.getvalue().splitlines()))
+        assert lines == [1, 1, 1, 2, 2, 2, 3]
+        bar(report(evaluation=TEST))
+        clock.now = 189.0  # not half a minute since the evaluation
+        bar(report())
+        bar(report(step=23400))
+    assert file.getvalue().splitlines() == [LINE.format("")] * 3 + [EVALUATED, LINE.format("")]
 
 
 @pytest.mark.parametrize("evaluation", [None, TEST])
 def test_a_terminal_gets_everything_in_80_columns(evaluation):
-    said = shown(terminal=True, evaluation=evaluation)
+    said = printed(report(evaluation=evaluation), terminal=True)
     assert "-ELBO 123.5 rate 23.0 distortion 100.5 · 26,686/s · 10:05 left" in said
     assert "…" not in said
+    assert ("evaluation -ELBO" in said) == (evaluation is not None)
+
+
+def test_a_notebook_has_the_bar(monkeypatch):
+    shown = []
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: shown.append(text))
+    monkeypatch.setattr("rich.live.Live.refresh", lambda live: shown.append(str(live.is_started)))
+    console = Console(file=io.StringIO(), force_terminal=False, color_system=None)
+    console.is_jupyter = True
+    with ProgressBar(console) as bar:
+        bar(report())
+        assert not bar._bar.disable
+        assert bar._bar.tasks[0].completed == 4680
+    assert shown
+    assert LINE.format("") not in "".join(shown)  # the bar says it
+
+
+def test_metrics_of_an_objective_of_your_own_are_shown():
+    said = printed(report(train={"loss": 2.5, "accuracy": 0.125}))
+    assert "train loss 2.50 accuracy 0.1250  " in said

@@ -1,8 +1,11 @@
 """The step, the epoch program and the loop: what moves, what must not, and that nothing depends on how it was cut."""
 
+import math
 import os
+import pickle
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -15,15 +18,16 @@ from variants import SHAPE, VARIANTS, batch
 
 import jaxvae
 from jaxvae import data
+from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.training.step import step_keys
 
 VARIANT = VARIANTS["bernoulli"]
 N, B = 40, 8
 
 
-def images(num=N):
-    image = np.random.default_rng(3).integers(0, 256, (num, *SHAPE), dtype=np.uint8)
-    return data.from_arrays("noise", image)
+def examples(num=N):
+    x = np.random.default_rng(3).integers(0, 256, (num, *SHAPE), dtype=np.uint8)
+    return data.from_arrays("noise", x)
 
 
 ADAM = optax.adam(1e-3)
@@ -39,7 +43,7 @@ def setup(loss_fn=None, variant=VARIANT, epochs=3):
     train_epoch = TRAIN_EPOCH
     if loss_fn is not None:
         train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, ADAM, prepare=PREPARE))
-    return state, train_epoch, data.Resident(images(), data.Order(N, B, epochs, 0), chunk=100)
+    return state, train_epoch, data.Resident(examples(), data.Order(N, B, epochs, 0), chunk=100)
 
 
 def copy(tree):
@@ -62,7 +66,7 @@ class TestStep:
         assert int(new.step) == 1
         assert jax.random.key_data(new.key).tolist() == jax.random.key_data(state.key).tolist()
 
-    def test_every_step_draws_its_own_noise_for_images_and_latents(self):
+    def test_every_step_draws_its_own_noise_for_data_and_latents(self):
         keys = [jax.random.key_data(k).tolist() for n in range(5) for k in step_keys(jax.random.key(0), n)]
         assert len({tuple(k) for k in keys}) == 10
 
@@ -101,9 +105,345 @@ class TestStep:
             return (params["w"] ** 2).sum(), (jax.tree.map(lambda x: x * 0.5, model_state), {})
 
         state = jaxvae.init_train_state(init, optax.sgd(0.1), key=jax.random.key(0))
-        step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(loss_fn, optax.sgd(0.1)), n=1))
+        step = jax.jit(chex.assert_max_traces(jaxvae.make_train_step(loss_fn, optax.sgd(0.1)).__call__, n=1))
         for _ in range(3):
             state, _ = step(state, {})
+
+
+def straight(slope, start=0.0):
+    """A loss with one parameter and this slope in it."""
+
+    def init(*, key):
+        del key
+        return {"w": jnp.full(2, start)}, ()
+
+    def loss_fn(params, model_state, batch, *, key, step):
+        del batch, key
+        loss = (params["w"] * jnp.where(step >= 2, slope, 0.0)).sum()
+        return loss, (model_state, {"loss": loss})
+
+    return init, loss_fn
+
+
+def steps_of(init, loss_fn, optimizer, num=5, epoch=False):
+    """A state after so many steps, the one before them, and the last metrics."""
+    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
+    before, step = copy(state), jaxvae.make_train_step(loss_fn, optimizer)
+    if epoch:
+        state, metrics = jaxvae.make_train_epoch(step)(state, batch(4), jnp.zeros((num, 2), jnp.int32))
+        return state, before, jax.tree.map(lambda values: values[-1], metrics)
+    for _ in range(num):
+        state, metrics = jax.jit(step)(state, batch(4))
+    return state, before, metrics
+
+
+BOTH = pytest.mark.parametrize("epoch", [False, True], ids=["step", "epoch"])
+
+
+class TestLargeNumbers:
+    @BOTH
+    def test_a_gradient_of_1e20_is_finite_and_so_is_its_norm(self, epoch):
+        """Its square is not."""
+        state, _, metrics = steps_of(*straight(jnp.float32([3e20, 4e20])), optax.sgd(1e-20), epoch=epoch)
+        assert int(state.first_bad) == -1
+        assert int(state.step) == 5
+        np.testing.assert_allclose(metrics["grad_norm"], 5e20, rtol=1e-6)
+        np.testing.assert_allclose(state.params["w"], [-9, -12], rtol=1e-6)
+
+    @BOTH
+    def test_a_finite_gradient_may_have_a_norm_that_is_not(self, epoch):
+        state, _, metrics = steps_of(*straight(jnp.float32([3e38, 3e38])), optax.sgd(1e-38), epoch=epoch)
+        assert int(state.first_bad) == -1
+        assert int(state.step) == 5
+        assert not np.isfinite(metrics["grad_norm"])
+
+    @BOTH
+    @pytest.mark.parametrize("rate", [1e10, math.inf, math.nan])
+    def test_an_update_that_overflows_is_this_steps_and_changes_nothing(self, epoch, rate):
+        init, loss_fn = straight(jnp.float32([1e30, 1.0]), start=1.0)
+        optimizer = optax.chain(optax.trace(0.9), optax.scale(-rate))
+        state, before, _ = steps_of(init, loss_fn, optimizer, epoch=epoch)
+        first = 0 if not math.isfinite(rate) else 2  # the slope is zero before
+        assert int(state.first_bad) == int(state.step) == first
+        chex.assert_trees_all_equal(state.params, before.params)
+        chex.assert_trees_all_equal(state.opt_state, before.opt_state)
+
+    @BOTH
+    def test_a_model_state_that_overflows_is_this_steps(self, epoch):
+        def init(*, key):
+            del key
+            return {"w": jnp.ones(2)}, {"power": jnp.float32(1e30)}
+
+        def loss_fn(params, model_state, batch, *, key, step):
+            loss = (params["w"] ** 2).sum()
+            return loss, ({"power": model_state["power"] * 1e3}, {"loss": loss})
+
+        state, _, _ = steps_of(init, loss_fn, optax.sgd(0.1), epoch=epoch)
+        assert int(state.first_bad) == int(state.step) == 2  # 1e39
+        np.testing.assert_allclose(state.model_state["power"], 1e36, rtol=1e-6)
+        np.testing.assert_allclose(state.params["w"], 0.8**2, rtol=1e-6)
+
+    @BOTH
+    def test_a_moment_that_overflows_would_stop_its_parameter_for_ever(self, epoch):
+        """Adam's second moment of 1e20: every later update would be zero."""
+        state, before, _ = steps_of(*straight(jnp.float32([1e20, 1.0])), optax.adam(1e-3), epoch=epoch)
+        assert int(state.first_bad) == int(state.step) == 2
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
+        chex.assert_trees_all_equal(state.params, before.params)
+
+    def test_the_steps_before_an_overflow_are_those_of_a_run_without(self):
+        """The epoch takes them twice: the same bits, and the metrics of each once."""
+
+        def loss_fn(params, model_state, batch, *, key, step):
+            loss, aux = VARIANT.loss_fn(params, (), batch, key=key, step=step)
+            return loss, ({"power": jnp.where(step == 7, jnp.inf, model_state["power"] + loss)}, aux[1])
+
+        def init(*, key):
+            return VARIANT.init(key=key)[0], {"power": jnp.float32(0)}
+
+        state = jaxvae.init_train_state(init, ADAM, key=jax.random.key(0))
+        _, train_epoch, feed = setup(loss_fn)
+        good, expected = train_epoch(copy(state), *feed(0, 7))
+        state, metrics = train_epoch(state, *feed(0, 15))
+        chex.assert_trees_all_equal(state.replace(first_bad=good.first_bad), good)
+        assert int(state.first_bad) == 7
+        np.testing.assert_array_equal(metrics["loss"][:7], expected["loss"][:7])
+
+
+def slope_loss(params, model_state, batch, *, key, step):
+    """A loss of this file's, so that it pickles."""
+    loss = ((batch["x"].reshape(len(batch["x"]), -1) @ params["w"] - 1.0) ** 2).mean()
+    return loss, (model_state, {"loss": loss})
+
+
+def slope_init(*, key):
+    return {"w": 0.01 * jax.random.normal(key, (math.prod(SHAPE),))}, ()
+
+
+def no_state(params):
+    return ()
+
+
+def plain_descent(updates, state, params=None):
+    return jax.tree.map(lambda g: -0.01 * g, updates), state
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            optax.chain(optax.sgd(1e-2), optax.contrib.reduce_on_plateau(patience=1, accumulation_size=2)),
+            optax.polyak_sgd(),
+            optax.contrib.momo(),
+            optax.lbfgs(),
+            optax.chain(optax.sgd(1e-2), optax.scale_by_backtracking_linesearch(5)),
+            optax.MultiSteps(optax.adam(1e-3), 2),
+            optax.MultiSteps(optax.polyak_sgd(), 2),
+        ],
+        ids=["plateau", "polyak", "momo", "lbfgs", "backtracking", "multi", "multi polyak"],
+    )
+    def test_those_that_want_the_loss_or_its_function_get_it(self, optimizer):
+        state = jaxvae.init_train_state(slope_init, optimizer, key=jax.random.key(0))
+        step, losses = jax.jit(jaxvae.make_train_step(slope_loss, optimizer)), []
+        for _ in range(8):
+            state, metrics = step(state, batch(B))
+            losses.append(float(metrics["loss"]))
+        assert int(state.first_bad) == -1
+        assert losses[-1] < losses[0]
+
+    def test_the_value_is_the_loss(self):
+        def update(updates, state, params=None, *, value, **extra):
+            assert set(extra) == {"grad", "value_fn"}
+            return jax.tree.map(jnp.zeros_like, updates), (value, extra["value_fn"](params))
+
+        optimizer = optax.GradientTransformationExtraArgs(lambda params: (jnp.zeros(()), jnp.zeros(())), update)
+        state, _, metrics = steps_of(slope_init, slope_loss, optimizer)
+        np.testing.assert_allclose(state.opt_state, [metrics["loss"]] * 2, rtol=1e-6)
+
+    def test_several_small_steps_are_one_of_their_mean(self):
+        optimizer = optax.MultiSteps(optax.sgd(0.1), 2)
+        state = jaxvae.init_train_state(slope_init, optimizer, key=jax.random.key(0))
+        step, start = jaxvae.make_train_step(slope_loss, optimizer), state
+        for seed in range(2):
+            state, _ = step(state, batch(B, seed=seed))
+        each = [
+            jax.grad(lambda p, s=s: slope_loss(p, (), batch(B, s), key=None, step=0)[0])(start.params) for s in (0, 1)
+        ]
+        expected = start.params["w"] - 0.05 * (each[0]["w"] + each[1]["w"])
+        np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5)
+
+    def test_those_that_want_more_say_what(self):
+        def update(updates, state, params=None, *, hessian, **extra):
+            return updates, state
+
+        with pytest.raises(TypeError, match=r"wants 'hessian', and a training step can only give it value, grad and"):
+            steps_of(slope_init, slope_loss, optax.GradientTransformationExtraArgs(no_state, update))
+        with pytest.raises(ValueError, match="obj_fn must be provided"):
+            steps_of(slope_init, slope_loss, optax.contrib.sophia(1e-3))
+
+
+class TestRefusals:
+    def test_a_metric_or_loss_that_is_not_a_scalar(self):
+        def loss_fn(params, model_state, batch, *, key, step):
+            each = params["w"][:3] * batch["x"].mean()
+            return each.mean(), (model_state, {"each": each})
+
+        def unreduced(params, model_state, batch, *, key, step):
+            return params["w"], (model_state, {})
+
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        says = r"metric 'each' must be a scalar, a mean over the batch, got shape \(3,\)"
+        with pytest.raises(ValueError, match=says):
+            jaxvae.make_train_step(loss_fn, ADAM)(state, batch(B))
+        with pytest.raises(ValueError, match=says):
+            jaxvae.make_eval_step(loss_fn)(
+                state.params, (), batch(B) | {"weight": jnp.ones(B)}, key=state.key, step=state.step
+            )
+        with pytest.raises(ValueError, match=r"the loss must be a scalar.*got shape \(64,\)"):
+            jaxvae.make_train_step(unreduced, ADAM)(state, batch(B))
+
+    def test_batches_without_examples(self):
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        step, empty = jaxvae.make_train_step(slope_loss, ADAM), batch(0)
+        says = r"batch\['(x|index)'\] holds no examples, its shape is \(0,"
+        evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(slope_loss))
+        with pytest.raises(ValueError, match=says):
+            jax.jit(step)(state, empty)
+        with pytest.raises(ValueError, match=says):
+            jaxvae.make_eval_step(slope_loss)(
+                state.params, (), empty | {"weight": jnp.ones(0)}, key=state.key, step=state.step
+            )
+        for program in (jaxvae.make_train_epoch(step), partial(evaluate, key=jax.random.key(0))):
+            with pytest.raises(ValueError, match=says):
+                program(state, empty, jnp.zeros((2, 2), jnp.int32))
+            for shape in ((0, 2), (2, 0), (2,)):
+                with pytest.raises(ValueError, match=r"indices must be \[steps, batch\], at least one of each, got"):
+                    program(state, batch(B), jnp.zeros(shape, jnp.int32))
+
+    def test_a_feed_without_steps(self):
+        state, train_epoch, feed = setup()
+        nothing = SimpleNamespace(steps_per_epoch=0, total_steps=0, batch_size=8, chunk=1)
+        with pytest.raises(ValueError, match="steps_per_epoch must be at least 1, got 0"):
+            jaxvae.fit(state, train_epoch, nothing)
+        with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
+            jaxvae.fit(state, train_epoch, feed, patience=0, monitor="loss", evaluate=lambda _: {})
+
+    def test_keys_of_other_generators(self):
+        """Under vmap their noise would not belong to the example."""
+        rbg = jax.random.key(0, impl="rbg")
+        with pytest.raises(TypeError, match=r"key must be a threefry key.*jax.random.key\(seed, impl='threefry2x32'\)"):
+            jaxvae.init_train_state(slope_init, ADAM, key=rbg)
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        with pytest.raises(TypeError, match="key must be a threefry key"):
+            jaxvae.make_train_step(slope_loss, ADAM)(state.replace(key=rbg), batch(B))
+        with pytest.raises(TypeError, match="key must be a threefry key"):
+            jaxvae.make_eval_step(slope_loss)(
+                state.params, (), batch(B) | {"weight": jnp.ones(B)}, key=rbg, step=state.step
+            )
+
+    @pytest.mark.parametrize("wrapper", ["itself", "def", "partial", "jit", "jit traced before"])
+    def test_an_objective_of_the_whole_batch_in_evaluation(self, wrapper):
+        def whole(params, model_state, batch, *, key, step):
+            needs_whole_batch("my_loss", instead="evaluate by your_loss")
+            return slope_loss(params, model_state, batch, key=key, step=step)
+
+        def plain(*arguments, **keywords):
+            return whole(*arguments, **keywords)
+
+        loss_fn = {"itself": whole, "def": plain, "partial": partial(whole)}.get(wrapper, jax.jit(whole))
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        if wrapper == "jit traced before":
+            loss_fn(state.params, (), batch(1), key=state.key, step=state.step)
+        says = (
+            "my_loss is not a mean over examples, so it cannot be evaluated example by example; evaluate by your_loss"
+        )
+        evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn))
+        with pytest.raises(ValueError, match=says):
+            evaluate(state, batch(B), jnp.arange(B).reshape(2, -1), key=jax.random.key(0))
+        jax.jit(jaxvae.make_train_step(loss_fn, ADAM))(state, batch(B))  # training sees the whole batch
+
+
+class TestKeys:
+    def test_initialisation_and_run_and_every_step_have_keys_of_their_own(self):
+        seen = []
+
+        def init(*, key):
+            jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+            return slope_init(key=key)
+
+        seed = jax.random.key(0)
+        state = jaxvae.init_train_state(init, ADAM, key=seed)
+        jax.effects_barrier()
+        of_the_steps = [k for n in range(20) for k in (jax.random.fold_in(state.key, n), *step_keys(state.key, n))]
+        keys = seen + [tuple(jax.random.key_data(k).tolist()) for k in (seed, state.key, *of_the_steps)]
+        assert len(seen) == 1
+        assert len(set(keys)) == len(keys) == 63
+
+    def test_prepare_and_the_loss_have_keys_of_their_own(self):
+        keys = {}
+
+        def prepare(batch, *, key):
+            keys["prepare"] = key
+            return batch
+
+        def loss_fn(params, model_state, batch, *, key, step):
+            keys["loss"] = key
+            return slope_loss(params, model_state, batch, key=key, step=step)
+
+        def drawn():
+            return {name: tuple(jax.random.key_data(key).tolist()) for name, key in keys.items()}
+
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        with jax.disable_jit():
+            jaxvae.make_train_step(loss_fn, ADAM, prepare=prepare)(state, batch(B))
+            assert drawn()["prepare"] != drawn()["loss"]
+            assert set(drawn().values()) == {tuple(jax.random.key_data(k).tolist()) for k in step_keys(state.key, 0)}
+        key, keys_of_examples = jax.random.key(5), []
+
+        def eval_loss_fn(params, model_state, batch, *, key, step):
+            keys_of_examples.append(key)
+            return slope_loss(params, model_state, batch, key=key, step=step)
+
+        examples = batch(B) | {"weight": jnp.ones(B)}
+        jaxvae.make_eval_step(eval_loss_fn, prepare=prepare)(state.params, (), examples, key=key, step=state.step)
+        of_the_loss = jax.random.key_data(keys_of_examples[0]).tolist()
+        assert jax.random.key_data(keys["prepare"]).tolist() != of_the_loss
+        assert jax.random.key_data(key).tolist() != of_the_loss
+
+
+class TestPickle:
+    def test_what_pickles_goes_round(self):
+        optimizer = optax.GradientTransformation(no_state, plain_descent)
+        step = jaxvae.make_train_step(slope_loss, optimizer, prepare=data.make_prepare(256))
+        state = jaxvae.init_train_state(slope_init, optimizer, key=jax.random.key(0))
+        again = pickle.loads(pickle.dumps(step))
+        chex.assert_trees_all_equal(step(state, batch(B)), again(state, batch(B)))
+        indices = jnp.arange(B).reshape(2, -1)
+        epoch = jaxvae.make_train_epoch(step)
+        expected = epoch(copy(state), batch(B), indices)  # a program that has run pickles too
+        chex.assert_trees_all_equal(pickle.loads(pickle.dumps(epoch))(copy(state), batch(B), indices), expected)
+        evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(slope_loss))
+        expected = evaluate(state, batch(B), indices, key=state.key)
+        again = pickle.loads(pickle.dumps(evaluate))
+        chex.assert_trees_all_equal(again(state, batch(B), indices, key=state.key), expected)
+
+    def test_what_does_not_is_named(self):
+        step = jaxvae.make_train_step(slope_loss, ADAM)
+        for whole in (step, jaxvae.make_train_epoch(step)):
+            with pytest.raises(pickle.PicklingError, match=r"the optimizer does not pickle \(optax .* use cloudpickle"):
+                pickle.dumps(whole)
+        with pytest.raises(pickle.PicklingError, match="the loss_fn does not pickle"):
+            pickle.dumps(jaxvae.make_evaluate(jaxvae.make_eval_step(lambda *_, **__: None)))
+        plain = jaxvae.make_train_step(slope_loss, optax.GradientTransformation(no_state, plain_descent))
+        with pytest.raises(pickle.PicklingError, match="the mesh does not pickle"):
+            pickle.dumps(jaxvae.make_train_epoch(plain, mesh=jaxvae.data_mesh()))
+
+    def test_cloudpickle_takes_all(self):
+        cloudpickle = pytest.importorskip("cloudpickle")
+        step = jaxvae.make_train_step(slope_loss, ADAM)
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        again = pickle.loads(cloudpickle.dumps(step))
+        chex.assert_trees_all_equal(step(state, batch(B)), again(state, batch(B)))
 
 
 class TestEpoch:
@@ -121,17 +461,23 @@ class TestEpoch:
         assert not all_metrics["loss"][10:].any()
 
     def test_any_cut_gives_the_same_bits_and_one_compilation(self):
-        state, _, feed = setup()
-        traced = chex.assert_max_traces(STEP, n=2)  # once for the shapes of the metrics, once for the program
-        train_epoch = jaxvae.make_train_epoch(traced)
+        traced = []
+
+        def loss_fn(*arguments, **keywords):
+            traced.append(keywords["step"])
+            return VARIANT.loss_fn(*arguments, **keywords)
+
+        state, train_epoch, feed = setup(loss_fn)
         whole, _ = train_epoch(copy(state), *feed(0, 15))
+        traces = len(traced)
         for start, count in ((0, 1), (1, 6), (7, 8)):
             state, _ = train_epoch(state, *feed(start, count))
         chex.assert_trees_all_equal(whole, state)
+        assert len(traced) == traces
 
     def test_streamed_and_resident_data_give_the_same_bits(self):
         state, train_epoch, resident = setup()
-        streamed = data.Streamed(images(), data.Order(N, B, 3, 0), chunk=100)
+        streamed = data.Streamed(examples(), data.Order(N, B, 3, 0), chunk=100)
         one, _ = train_epoch(copy(state), *resident(0, 15))
         other, _ = train_epoch(copy(state), *streamed(0, 15))
         chex.assert_trees_all_equal(one, other)
@@ -146,8 +492,8 @@ class TestEpoch:
             latent_dim: int = 2
 
             @nn.compact
-            def __call__(self, image):
-                features = nn.Conv(4, (3, 3), strides=(2, 2))(image).reshape(len(image), -1)
+            def __call__(self, x):
+                features = nn.Conv(4, (3, 3), strides=(2, 2))(x).reshape(len(x), -1)
                 return nn.Dense(2)(features), nn.Dense(2)(features)
 
         model = jaxvae.VAE(StockEncoder(), jaxvae.MLPDecoder(SHAPE, (8,)))
@@ -169,16 +515,16 @@ class TestEpoch:
         keys = jax.vmap(jax.random.key)(jnp.arange(3))
         members = jax.vmap(lambda key: jaxvae.init_train_state(VARIANT.init, optax.adam(1e-3), key=key))(keys)
         trained, _ = jax.vmap(train_epoch, in_axes=(0, None, None))(copy(members), *feed(0, 5))
-        alone = jax.tree.map(lambda x: x[1], members)
-        alone, _ = train_epoch(alone, *feed(0, 5))
-        chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], trained).params, alone.params, atol=1e-5)
+        single = jax.tree.map(lambda x: x[1], members)
+        single, _ = train_epoch(single, *feed(0, 5))
+        chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], trained).params, single.params, atol=1e-5)
 
 
 class TestEvaluate:
     program = staticmethod(jaxvae.make_evaluate(jaxvae.make_eval_step(VARIANT.loss_fn, prepare=PREPARE)))
 
     def evaluate(self, state, num, batch_size, key):
-        return self.program(state, *data.evaluation_feed(images(num), batch_size), key=key)
+        return self.program(state, *data.evaluation_feed(examples(num), batch_size), key=key)
 
     def test_batching_and_padding_change_nothing(self, key):
         state, *_ = setup()
@@ -190,7 +536,7 @@ class TestEvaluate:
     def test_equals_the_training_objective(self, key):
         state, *_ = setup()
         prepare_key, loss_key = jax.random.split(key)
-        prepared = PREPARE({"image": jnp.asarray(images().image), "index": jnp.arange(N)}, key=prepare_key)
+        prepared = PREPARE({"x": jnp.asarray(examples().x), "index": jnp.arange(N)}, key=prepare_key)
         value, (_, metrics) = VARIANT.loss_fn(state.params, (), prepared, key=loss_key, step=state.step)
         measured = self.evaluate(state, N, 16, key)
         np.testing.assert_allclose(measured["loss"], value, rtol=1e-5)
@@ -265,7 +611,7 @@ class TestFit:
         loss_fn = partial(jaxvae.vae_loss, VARIANT.model, beta=optax.linear_schedule(0.0, 1.0, 20))
         train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, ADAM, prepare=PREPARE))
         evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=PREPARE))
-        test_feed = data.evaluation_feed(images(), 16)
+        test_feed = data.evaluation_feed(examples(), 16)
         result = jaxvae.fit(
             state,
             train_epoch,
@@ -307,6 +653,90 @@ class TestFit:
         )
         assert result.stopped == "early stopping"
         assert int(result.state.step) == 25
+
+    @pytest.mark.parametrize(
+        ("values", "evaluations"),
+        [
+            ([5.0, 5.0, 5.0, 1.0], 3),  # a tie is no progress
+            ([5.0, math.nan, math.nan, 1.0], 3),
+            ([math.nan, math.nan, 1.0], 2),
+            ([5.0, math.nan, 4.0, 4.5, math.nan, 1.0], 5),  # a best value survives a NaN
+            ([-math.inf, 5.0, 4.0, 4.5, 6.0], 5),
+        ],
+    )
+    def test_what_counts_as_progress(self, values, evaluations):
+        state, train_epoch, feed = setup(epochs=50)
+        left = iter(values)
+        result = jaxvae.fit(
+            state, train_epoch, feed, evaluate=lambda _: {"loss": next(left)}, monitor="loss", patience=2
+        )
+        assert result.stopped == "early stopping"
+        assert int(result.state.step) == 5 * evaluations
+
+    def test_the_rate_leaves_the_first_program_out(self, monkeypatch):
+        """By a clock that only the programs move: a hundred seconds for the first, one for each other step."""
+        clock = SimpleNamespace(now=0.0, programs=0)
+        monkeypatch.setattr("jaxvae.training.fit.time", SimpleNamespace(perf_counter=lambda: clock.now))
+        state, _, feed = setup(epochs=4)
+        rates = []
+
+        def train_epoch(state, source, indices):
+            taken = int((indices[:, 0] >= 0).sum())
+            clock.now += taken if clock.programs else 100.0
+            clock.programs += 1
+            return state.replace(step=state.step + taken), {"loss": jnp.zeros(len(indices))}
+
+        jaxvae.fit(state, train_epoch, feed, report=lambda p: rates.append((p.examples_per_second, p.seconds_left)))
+        assert rates[0][0] == 5 * B / 100.0
+        assert len(rates) > 2
+        assert all(rate == B for rate, _ in rates[1:])
+        assert rates[1][1] == 10  # seconds, for as many steps
+
+    @pytest.mark.parametrize("where", ["report", "evaluate", "monitor", "feed"])
+    @pytest.mark.parametrize("saves", [True, False])
+    def test_what_a_callers_function_raises_loses_no_state(self, where, saves):
+        state, train_epoch, feed = setup(epochs=4)
+        expected, _ = train_epoch(copy(state), *feed(0, 5))
+        checkpointer = Memory() if saves else None
+
+        class Failing:
+            steps_per_epoch, total_steps, batch_size, chunk = 5, 20, B, feed.chunk
+
+            def __call__(self, start, count):
+                if where == "feed" and start == 5:
+                    raise KeyError("yours")
+                return feed(start, count)
+
+        def evaluate(state):
+            if where == "evaluate":
+                raise KeyError("yours")
+            return {"loss": 3.0}
+
+        def report(progress):
+            if where == "report":
+                raise KeyError("yours")
+
+        options = {"evaluate": evaluate, "report": report, "monitor": "other" if where == "monitor" else "loss"}
+        with pytest.raises((KeyError, ValueError), match=r"yours|monitor 'other'") as raised:
+            jaxvae.fit(state, train_epoch, Failing(), checkpointer=checkpointer, **options)
+        (note,) = raised.value.__notes__
+        if saves:
+            assert checkpointer.saved == [(5, 3.0 if where == "report" else None)]
+            assert note == "raised after step 5, whose state was saved as a checkpoint"
+        else:
+            chex.assert_trees_all_equal(raised.value.state, expected)
+            assert note == "raised after step 5, whose state is this exception's attribute `state`"
+
+    def test_a_state_that_cannot_be_saved_goes_with_the_exception(self):
+        class Full(Memory):
+            def save(self, state, *, value=None):
+                raise OSError("disk full")
+
+        state, train_epoch, feed = setup(epochs=1)
+        with pytest.raises(ZeroDivisionError) as raised:
+            jaxvae.fit(state, train_epoch, feed, checkpointer=Full(), report=lambda p: 1 // 0)
+        assert int(raised.value.state.step) == 5
+        assert "could not be saved (disk full)" in raised.value.__notes__[0]
 
     def test_options_that_need_others_say_so(self):
         state, train_epoch, feed = setup()

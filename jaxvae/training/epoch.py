@@ -1,20 +1,23 @@
 """Many steps as one compiled program over data that is already on the device."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxvae.training._pickle import PicklesByParts
 from jaxvae.training.mesh import replicated
 from jaxvae.training.state import TrainState
-from jaxvae.training.step import TrainStep
+from jaxvae.training.step import NEVER, EvalStep, TrainStep, check_not_empty, overflowed
 from jaxvae.types import Array, Batch, Metrics, PRNGKey
 
 TrainEpoch = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 Evaluate = Callable[..., Metrics]
+StepInPlace = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *, until)
 
 
 def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> TrainEpoch:
@@ -31,86 +34,180 @@ def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> Trai
     Over a mesh (`jaxvae.data_mesh`) each device takes its share of every batch from what it has of the source: the
     whole of it (`Resident(..., device=replicated(mesh))`), or its part (`Streamed(..., device=split(mesh))`), in which
     the indices then count. The noise and, to rounding, the parameters are those of one device.
+
+    Raises:
+      ValueError: when called: there are no examples, or the batch is not a multiple of the devices.
     """
-    train_step = jax.jit(train_step)  # traced once for the metrics' shapes and the loop; the compiler sees through it
+    return _TrainEpoch(train_step, mesh)
 
-    def take(source: Batch, rows: Array) -> Batch:
-        return {name: values[rows] for name, values in source.items()}
 
-    def batch_of(source: Batch, rows: Array, source_spec: PartitionSpec) -> Batch:
-        if mesh is None:
-            return take(source, rows)
-        share = PartitionSpec("data")
-        return jax.shard_map(take, mesh=mesh, in_specs=(source_spec, share), out_specs=share)(source, rows)
+def make_evaluate(eval_step: EvalStep) -> Evaluate:
+    """Return `(state, source, indices, *, key) -> metrics`: means over a whole data set, in one program.
+
+    Every index >= 0 in `indices` [n, B] counts once; -1 is padding and weighs nothing.
+
+    Raises:
+      ValueError: when called: there are no examples.
+    """
+    return _Evaluate(eval_step)
+
+
+def in_place(train_step: TrainStep) -> StepInPlace:
+    """A step that need not keep the old state (`make_train_step` says more), or one of yours, as it is."""
+    return getattr(train_step, "in_place", lambda state, batch, *, until: train_step(state, batch))
+
+
+def run_steps(
+    step: StepInPlace, state: TrainState, batch_of: Callable[[Array], Batch], indices: Array
+) -> tuple[TrainState, Metrics]:
+    """The steps of all rows of `indices` that are not -1, in a loop; the state may be of many members, [M].
+
+    Steps write over the state that they read. Where one overflows, all are taken again from the beginning, which gives
+    the same bits, up to the one before: that costs nothing as long as none does, and else no more than the run.
+    """
+    step = jax.jit(step)  # traced once for the metrics' shapes and the loop; the compiler sees through it
+    never = jnp.full(state.first_bad.shape, NEVER, jnp.int32)
+    count = num_steps(indices)
+    one = jax.eval_shape(lambda: step(state, batch_of(indices[0]), until=never)[1])
+    empty = jax.tree.map(lambda m: jnp.zeros((indices.shape[0], *m.shape), m.dtype), one)
+
+    def attempt(carry: tuple[Array, TrainState, Metrics, Array]) -> tuple[Array, TrainState, Metrics, Array]:
+        until = carry[0]
+
+        def body(carry: tuple[Array, TrainState, Metrics, Array]) -> tuple[Array, TrainState, Metrics, Array]:
+            i, ran, metrics, _ = carry
+            ran, new = step(ran, batch_of(indices[i]), until=until)
+            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+            return i + 1, ran, metrics, overflowed(ran).any()
+
+        def goes_on(carry: tuple[Array, TrainState, Metrics, Array]) -> Array:
+            return (carry[0] < count) & ~carry[3]
+
+        start = (jnp.int32(0), state, empty, jnp.bool_(False))
+        _, ran, metrics, again = jax.lax.while_loop(goes_on, body, start)
+        return jnp.where(overflowed(ran), ran.first_bad, until), ran, metrics, again
+
+    start = (never, state, empty, jnp.bool_(True))
+    _, state, metrics, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, start)
+    return state, metrics
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainEpoch(PicklesByParts):
+    train_step: TrainStep
+    mesh: Mesh | None = None
+    _slow_on_cpu: dict[object, bool] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+        """Take the steps, in one program, or one by one where that is faster."""
+        self._check(source, indices)
+        whole = self.mesh is None or next(iter(source.values())).sharding.is_fully_replicated
+        source_spec = PartitionSpec() if whole else PartitionSpec("data")
+        arguments = state, source, indices
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, indices))):
+            return self.epoch(*arguments, source_spec)  # a caller's own transformation: vmap over states
+        if self._has_stock_convolution(*arguments, source_spec) and int(num_steps(indices)):
+            return self._one_by_one(*arguments, source_spec)
+        return self._program(*arguments, source_spec)
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"donate_argnums": 0, "static_argnames": "source_spec"}
+        if self.mesh is not None:
+            options["out_shardings"] = replicated(self.mesh)
+        return options
+
+    @cached_property
+    def _program(self) -> Any:
+        return jax.jit(self.epoch, **self._options)
+
+    @cached_property
+    def _one_step(self) -> Any:
+        return jax.jit(self._run_one, **self._options)
 
     def epoch(
-        state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
+        self, state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
     ) -> tuple[TrainState, Metrics]:
-        def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, metrics = carry
-            state, new = train_step(state, batch_of(source, indices[i], source_spec))
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+        batch_of = lambda row: self._batch_of(source, row, source_spec)  # noqa: E731
+        return run_steps(in_place(self.train_step), state, batch_of, indices)
 
-        one = jax.eval_shape(lambda: train_step(state, batch_of(source, indices[0], source_spec))[1])
-        metrics = jax.tree.map(lambda m: jnp.zeros((indices.shape[0], *m.shape), m.dtype), one)
-        return jax.lax.fori_loop(0, _num_rows(indices), body, (state, metrics))
-
-    options: dict[str, Any] = {"donate_argnums": 0, "static_argnames": "source_spec"}
-    if mesh is not None:
-        options["out_shardings"] = replicated(mesh)
-
-    @partial(jax.jit, **options)
-    def single(
-        state: TrainState, source: Batch, indices: Array, i: Array, source_spec: PartitionSpec
+    def _run_one(
+        self, state: TrainState, source: Batch, indices: Array, i: Array, source_spec: PartitionSpec
     ) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch_of(source, indices[i], source_spec))
+        return self.train_step(state, self._batch_of(source, indices[i], source_spec))
 
-    def step_by_step(
-        state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
+    def _one_by_one(
+        self, state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
     ) -> tuple[TrainState, Metrics]:
         taken = []
-        for i in range(int(_num_rows(indices))):
-            state, metrics = single(state, source, indices, jnp.int32(i), source_spec)
+        for i in range(int(num_steps(indices))):
+            state, metrics = self._one_step(state, source, indices, jnp.int32(i), source_spec)
             taken.append(metrics)
         padding = indices.shape[0] - len(taken)
         return state, jax.tree.map(lambda *m: jnp.pad(jnp.stack(m), (0, padding)), *taken)
 
-    compiled = jax.jit(epoch, **options)
-    slow_in_a_loop: dict[object, bool] = {}
+    def _batch_of(self, source: Batch, row: Array, source_spec: PartitionSpec) -> Batch:
+        """The examples of one row of indices, each device's share taken by itself."""
+        if self.mesh is None:
+            return take(source, row)
+        share = PartitionSpec("data")
+        return jax.shard_map(take, mesh=self.mesh, in_specs=(source_spec, share), out_specs=share)(source, row)
 
-    def train_epoch(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
-        whole = mesh is None or next(iter(source.values())).sharding.is_fully_replicated
-        source_spec = PartitionSpec() if whole else PartitionSpec("data")
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, indices))):
-            return epoch(state, source, indices, source_spec)  # a caller's own transformation: vmap over states
+    def _has_stock_convolution(
+        self, state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec
+    ) -> bool:
+        """Whether the program holds a convolution whose gradient CPUs take long for in a loop; found out once."""
+        if jax.default_backend() != "cpu":
+            return False
         shapes = jax.tree.structure((state, source)), indices.shape
-        if shapes not in slow_in_a_loop:
-            on_cpu = jax.default_backend() == "cpu"
-            lowered = compiled.lower(state, source, indices, source_spec) if on_cpu else None
-            slow_in_a_loop[shapes] = lowered is not None and "stablehlo.convolution" in lowered.as_text()
-        return (step_by_step if slow_in_a_loop[shapes] else compiled)(state, source, indices, source_spec)
+        if shapes not in self._slow_on_cpu:
+            lowered = self._program.lower(state, source, indices, source_spec)
+            self._slow_on_cpu[shapes] = "stablehlo.convolution" in lowered.as_text()
+        return self._slow_on_cpu[shapes]
 
-    return train_epoch
+    def _check(self, source: Batch, indices: Array) -> None:
+        check_indices(source, indices)
+        if self.mesh is not None and indices.shape[1] % self.mesh.size:
+            raise ValueError(
+                f"a batch of {indices.shape[1]} examples is not a multiple of the {self.mesh.size} devices"
+            )
 
 
-def make_evaluate(eval_step: Callable[..., tuple[Metrics, Array]]) -> Evaluate:
-    """Return `(state, source, indices, *, key) -> metrics`: means over a whole data set, in one program.
+@dataclass(frozen=True, eq=False)
+class _Evaluate(PicklesByParts):
+    eval_step: EvalStep
 
-    Every index >= 0 in `indices` [n, B] counts once; -1 is padding and weighs nothing.
-    """
+    def __call__(self, state: TrainState, source: Batch, indices: Array, *, key: PRNGKey) -> Metrics:
+        """Return the means over all examples."""
+        check_indices(source, indices)
+        return self._program(state, source, indices, key=key)
 
-    @jax.jit
-    def evaluate(state: TrainState, source: Batch, indices: Array, *, key: PRNGKey) -> Metrics:
-        def body(carry: None, rows: Array) -> tuple[None, tuple[Metrics, Array]]:
-            batch = {name: values[rows] for name, values in source.items()}
-            batch["weight"] = (rows >= 0).astype(jnp.float32)
-            return carry, eval_step(state.params, state.model_state, batch, key=key, step=state.step)
+    @cached_property
+    def _program(self) -> Any:
+        return jax.jit(self.evaluate)
+
+    def evaluate(self, state: TrainState, source: Batch, indices: Array, *, key: PRNGKey) -> Metrics:
+        def body(carry: None, row: Array) -> tuple[None, tuple[Metrics, Array]]:
+            batch = take(source, row)
+            batch["weight"] = (row >= 0).astype(jnp.float32)
+            return carry, self.eval_step(state.params, state.model_state, batch, key=key, step=state.step)
 
         sums, weight = jax.lax.scan(body, None, indices)[1]
         return {name: values.sum() / weight.sum() for name, values in sums.items()}
 
-    return evaluate
+
+def check_indices(source: Batch, indices: Array) -> None:
+    """Raise `ValueError` unless there are examples, and indices [n, B] of them."""
+    check_not_empty(source)
+    if jnp.ndim(indices) != 2 or not indices.size:
+        raise ValueError(f"indices must be [steps, batch], at least one of each, got {jnp.shape(indices)}")
 
 
-def _num_rows(indices: Array) -> Array:
+def take(source: Batch, row: Array) -> Batch:
+    """The examples at a row of indices."""
+    return {name: values[row] for name, values in source.items()}
+
+
+def num_steps(indices: Array) -> Array:
+    """How many rows are not padding."""
     return (indices[:, 0] >= 0).sum(dtype=jnp.int32)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxvae._checks import at_least
 from jaxvae.training.epoch import TrainEpoch
 from jaxvae.training.state import TrainState
 from jaxvae.types import Checkpointer, Feed
@@ -49,7 +50,7 @@ class FitResult(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient was not finite. `step` is the first such step; the state saved apart is the one before it."""
+    """A loss, gradient or update was not finite, first at step `step`; the state saved apart is the one before it."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
@@ -74,6 +75,9 @@ def fit(
     steps and at the end it also evaluates and saves. How the steps are cut into programs changes no bit of the result.
     Ctrl-C and SIGTERM end the run after the program at hand, with a checkpoint; a second Ctrl-C ends it at once.
 
+    Where the feed, `evaluate` or `report` raises, the state is saved first; without a checkpointer it goes with the
+    exception, as its attribute `state`. A note of the exception says which.
+
     Where several processes train one state, each calls `fit` alike. They decide together: the first one's clock and
     evaluation hold for all, and a signal to any stops all.
 
@@ -87,77 +91,142 @@ def fit(
       report: called with a `Progress` after each program.
       monitor: the evaluated metric whose smallest value marks the best checkpoint. None where the evaluation looks at
         test data, which must select nothing.
-      patience: stop after this many evaluations without a new best `monitor`; None never does. Counted from where
-        this call began.
+      patience: stop after this many evaluations without a new best `monitor`; None never does. A tie is not a new best,
+        nor is NaN. Counted from where this call began.
 
     Raises:
-      NonFiniteError: the loss or its gradient was not finite; the frozen state is saved apart from the checkpoints.
-      ValueError: `patience` without `monitor`, `monitor` without `evaluate` or not among its metrics, or a number
-        below 1.
+      NonFiniteError: the loss, its gradient or the update was not finite; the frozen state is saved apart from the
+        checkpoints.
+      ValueError: `patience` without `monitor`, `monitor` without `evaluate` or not among its metrics, a number
+        below 1, or a feed without steps.
     """
-    for name, number in (("evaluate_every", evaluate_every), ("patience", patience)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    if patience is not None and monitor is None:
-        raise ValueError("patience needs the name of a metric to monitor")
-    if monitor is not None and evaluate is None:
-        raise ValueError("monitor needs an evaluate function to look at")
+    _check_options(feed, evaluate, evaluate_every, monitor, patience)
     evaluate_every = evaluate_every or feed.steps_per_epoch
     total = feed.total_steps
     step = int(state.step)
     stopped = None
-    best, without_best = math.inf, 0
+    progress_made = _ProgressMade(patience)
     clock = _Clock(feed)
     history: list[dict[str, np.ndarray]] = []
 
-    with _stop_signal() as stop:
+    with _stop_signal() as signals:
         count = clock.next_count(step, evaluate_every)
         chunk = feed(step, count) if step < total else None
-        while chunk is not None:
+        while chunk is not None and not stopped:
             clock.start()
             state, metrics = train_epoch(state, *chunk)
             step, ran = step + count, count
-            count = clock.next_count(step, evaluate_every)
-            chunk = feed(step, count) if step < total else None  # read while the device works
+            with _kept(state, checkpointer):
+                count = clock.next_count(step, evaluate_every)
+                chunk = feed(step, count) if step < total else None  # read while the device works
             history.append({name: values[:ran] for name, values in jax.device_get(metrics).items()})
             clock.stop(ran)
             if (first_bad := int(state.first_bad)) >= 0:
                 raise _non_finite(state, first_bad, checkpointer)
 
-            evaluation = None
+            evaluation, value = None, None
             at_event = step % evaluate_every == 0 or step == total
-            # Read once: a signal that comes later than this stops after the next program.
-            if number := multihost_utils.process_allgather(np.int32(stop[0] if stop else 0)).max():
-                stopped = signal.Signals(number).name
+            stopped = _signal_to_any(signals)
             if evaluate is not None and at_event:
-                measured = multihost_utils.broadcast_one_to_all(evaluate(state))
-                evaluation = {name: float(value) for name, value in measured.items()}
-                if monitor is not None and monitor not in evaluation:
-                    raise ValueError(f"monitor {monitor!r} is not among the metrics {', '.join(sorted(evaluation))}")
+                with _kept(state, checkpointer):
+                    evaluation, value = _evaluate(evaluate, state, monitor)
             if report is not None:  # before the save: a kill between the two repeats these steps and this report
-                train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
-                rate = clock.examples_per_second
-                left = (total - step) * feed.batch_size / rate
-                report(Progress(step, total, step / feed.steps_per_epoch, train, evaluation, rate, left))
-            value = evaluation[monitor] if evaluation is not None and monitor is not None else None
+                with _kept(state, checkpointer, value):
+                    report(_progress(step, feed, history, evaluation, clock.examples_per_second))
             if checkpointer is not None and (at_event or stopped):
                 checkpointer.save(state, value=value)
-            if value is not None:
-                without_best = 0 if value < best else without_best + 1
-                best = min(value, best)
             if at_event:
                 history.clear()
-            if patience is not None and without_best >= patience and not stopped:
+            if value is not None and progress_made.ended_by(value) and not stopped:
                 stopped = "early stopping"
-            if stopped:
-                break
     if checkpointer is not None:
         checkpointer.wait()
     return FitResult(state, stopped)
 
 
+def _check_options(
+    feed: Feed, evaluate: object, evaluate_every: int | None, monitor: str | None, patience: int | None
+) -> None:
+    for name, number in (("evaluate_every", evaluate_every), ("patience", patience)):
+        if number is not None:
+            at_least(1, **{name: number})
+    if patience is not None and monitor is None:
+        raise ValueError("patience needs the name of a metric to monitor")
+    if monitor is not None and evaluate is None:
+        raise ValueError("monitor needs an evaluate function to look at")
+    at_least(1, steps_per_epoch=feed.steps_per_epoch, batch_size=feed.batch_size)
+
+
+def _signal_to_any(signals: list[int]) -> str | None:
+    """The name of a signal that arrived at any process; read once, so that a later one ends the next program."""
+    number = multihost_utils.process_allgather(np.int32(signals[0] if signals else 0)).max()
+    return signal.Signals(number).name if number else None
+
+
+def _evaluate(
+    evaluate: Callable[[TrainState], dict[str, float]], state: TrainState, monitor: str | None
+) -> tuple[dict[str, float], float | None]:
+    """The first process's metrics, and the monitored one among them."""
+    measured = multihost_utils.broadcast_one_to_all(evaluate(state))
+    evaluation = {name: float(value) for name, value in measured.items()}
+    if monitor is not None and monitor not in evaluation:
+        raise ValueError(f"monitor {monitor!r} is not among the metrics {', '.join(sorted(evaluation))}")
+    return evaluation, None if monitor is None else evaluation[monitor]
+
+
+def _progress(
+    step: int, feed: Feed, history: list[dict[str, np.ndarray]], evaluation: dict[str, float] | None, rate: float
+) -> Progress:
+    train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
+    left = (feed.total_steps - step) * feed.batch_size / rate
+    return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left)
+
+
+class _ProgressMade:
+    """Counts the evaluations since the best one; a tie is no progress, and neither is a value that is not finite."""
+
+    def __init__(self, patience: int | None) -> None:
+        self._patience = math.inf if patience is None else patience
+        self._best, self._without = math.inf, 0
+
+    def ended_by(self, value: float) -> bool:
+        """Whether patience ends with this evaluation."""
+        if math.isfinite(value) and value < self._best:
+            self._best, self._without = value, 0
+        else:
+            self._without += 1
+        return self._without >= self._patience
+
+
+@contextmanager
+def _kept(state: TrainState, checkpointer: Checkpointer | None, value: float | None = None) -> Iterator[None]:
+    """Where a caller's function raises, the state is not lost: it is saved, or goes with the exception."""
+    try:
+        yield
+    except Exception as error:
+        if int(state.first_bad) < 0:
+            error.add_note(_keep(error, state, checkpointer, value))
+        raise
+
+
+def _keep(error: Exception, state: TrainState, checkpointer: Checkpointer | None, value: float | None) -> str:
+    """Save the state, or leave it with the exception; a sentence that says which."""
+    raised = f"raised after step {int(state.step)}, whose state"
+    if checkpointer is not None and jax.process_count() == 1:  # processes save together, and only one of them is here
+        try:
+            checkpointer.save(state, value=value)
+            checkpointer.wait()
+            return f"{raised} was saved as a checkpoint"
+        except Exception as failure:
+            raised += f" could not be saved ({failure}) and"
+    vars(error)["state"] = state
+    return f"{raised} is this exception's attribute `state`"
+
+
 def _non_finite(state: TrainState, first_bad: int, checkpointer: Checkpointer | None) -> NonFiniteError:
-    message = f"the loss or its gradient was not finite at step {first_bad}; training stood still from there"
+    message = (
+        f"the loss, its gradient or the update was not finite at step {first_bad}; training stood still from there"
+    )
     if checkpointer is not None:
         checkpointer.wait()
         good = checkpointer.latest_step

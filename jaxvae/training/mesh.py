@@ -18,7 +18,7 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device: states, and sets of images."""
+    """The same on every device: states, and whole data sets."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -1,12 +1,15 @@
 """The step, compiled: for one device or many, by `jit`, `shard_map` or `pmap`. All three reach the same parameters."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxvae.training.mesh import data_mesh, replicated, split
 from jaxvae.training.state import TrainState
-from jaxvae.training.step import TrainStep, make_train_step
+from jaxvae.training.step import TrainStep, check_not_empty, make_train_step
 from jaxvae.types import Batch, LossFn, Metrics, Prepare
 
 
@@ -27,14 +30,18 @@ def jit_train_step(
 
     With a mesh the batch is split over its devices and the state is on each of them. The code is the one-device
     code and so is the noise: the parameters agree with one device's to rounding.
+
+    Raises:
+      ValueError: when called: B is not a multiple of the devices.
     """
     train_step = make_train_step(loss_fn, optimizer, prepare=prepare)
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)
     everywhere = replicated(mesh)
-    return jax.jit(
+    program = jax.jit(
         train_step, in_shardings=(everywhere, split(mesh)), out_shardings=(everywhere, everywhere), donate_argnums=0
     )
+    return _OverMesh(program, mesh)
 
 
 def shard_map_train_step(
@@ -49,13 +56,13 @@ def shard_map_train_step(
     As `jit_train_step`, but nothing is left to the partitioner. For objectives that are means over examples.
 
     Raises:
-      ValueError: the objective looks at the whole batch (`global_batch`).
+      ValueError: when called: the objective needs the whole batch, or B is not a multiple of the devices.
     """
     mesh = data_mesh() if mesh is None else mesh
     body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data")
     everywhere, share = PartitionSpec(), PartitionSpec("data")
     sharded = jax.shard_map(body, mesh=mesh, in_specs=(everywhere, share), out_specs=(everywhere, everywhere))
-    return jax.jit(sharded, donate_argnums=0)
+    return _OverMesh(jax.jit(sharded, donate_argnums=0), mesh)
 
 
 def pmap_train_step(
@@ -71,7 +78,7 @@ def pmap_train_step(
     means over examples.
 
     Raises:
-      ValueError: the objective looks at the whole batch (`global_batch`), or B is not a multiple of the devices.
+      ValueError: when called: the objective needs the whole batch, or B is not a multiple of the devices.
     """
     mesh = data_mesh() if mesh is None else mesh
     body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data")
@@ -87,8 +94,26 @@ def pmap_train_step(
     return train_step
 
 
+@dataclass(frozen=True, eq=False)
+class _OverMesh:
+    """A compiled step that first sees whether the devices can share the batch."""
+
+    program: Any
+    mesh: Mesh
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take one step."""
+        _check_divides(batch, self.mesh)
+        return self.program(state, batch)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program for arguments like these, as `jax.jit` gives it."""
+        return self.program.lower(state, batch)
+
+
 def _check_divides(batch: Batch, mesh: Mesh) -> None:
+    check_not_empty(batch)
     for path, values in jax.tree_util.tree_leaves_with_path(batch):
         if len(values) % mesh.size:
             name = jax.tree_util.keystr(path)
-            raise ValueError(f"batch{name} has {len(values)} rows, not a multiple of the {mesh.size} devices")
+            raise ValueError(f"batch{name} has {len(values)} examples, not a multiple of the {mesh.size} devices")

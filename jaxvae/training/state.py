@@ -1,6 +1,6 @@
 """Everything a run needs to go on: one pytree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,10 +20,12 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       step: steps taken, int32.
       params: what the gradient moves.
-      model_state: what a model updates by itself, such as an EMA codebook; `()` where there is none.
+      model_state: what a model updates by itself, such as batch statistics or an EMA codebook; `()` where it keeps
+        nothing.
       opt_state: the optimiser's.
       key: the run's key. It never moves: step n draws from `fold_in(key, n)`.
-      first_bad: -1, or the first step whose loss or gradient was not finite; from then on the state stands still.
+      first_bad: -1, or the first step whose loss, gradient or update was not finite; from then on the state stands
+        still.
     """
 
     step: Array
@@ -43,18 +45,27 @@ def init_train_state(
 ) -> TrainState:
     """Make the state before step 0, in one compiled program.
 
+    Flax collections of the parameters other than "params", such as "batch_stats", move to the model state, where no
+    gradient and no optimiser meets them: the loss returns their new values. (A quantiser's parameters, under
+    "quantizer", stay.)
+
     Args:
       init_fn: `init_fn(key=)` -> (params, model_state), for example
-        `lambda *, key: (model.init(key, image), ())`.
+        `lambda *, key: (model.init(key, x), ())`.
       optimizer: its state is made here.
-      key: a typed key; one half makes the parameters, the other drives the steps.
+      key: a threefry key; one half makes the parameters, the other drives the steps.
       mesh: where the state is copied to every device of; the default device unless given.
+
+    Raises:
+      TypeError: the key is not a threefry key, or there are collections to move and the model state is no dictionary.
+      ValueError: the parameters hold no floating array, or one name is in both.
     """
     check_key(key)
 
     def init(key: PRNGKey) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        params, model_state = jax.tree.map(_strong, init_fn(key=init_key))
+        params, model_state = jax.tree.map(_strong, _collections_apart(*init_fn(key=init_key)))
+        _check_trainable(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -74,3 +85,31 @@ def init_train_state(
 def _strong(leaf: Array) -> Array:
     """Without a weak type, which would make the first step compile twice."""
     return jnp.asarray(leaf, jnp.asarray(leaf).dtype)
+
+
+def _collections_apart(params: PyTree, model_state: PyTree) -> tuple[PyTree, PyTree]:
+    """The variables of a Flax module as (parameters, model state)."""
+    if not isinstance(params, Mapping) or "params" not in params:
+        return params, model_state
+    moved = {name: values for name, values in params.items() if name not in ("params", "quantizer")}
+    if not moved:
+        return params, model_state
+    names = ", ".join(map(repr, sorted(moved)))
+    if not isinstance(model_state, Mapping) and model_state != ():
+        raise TypeError(
+            f"the collections {names} belong in the model state, which must be () or a dictionary, "
+            f"got {type(model_state).__name__}"
+        )
+    state = dict(model_state)
+    if twice := sorted(state.keys() & moved.keys()):
+        raise ValueError(f"{', '.join(map(repr, twice))} is in the parameters and in the model state: leave one out")
+    return {name: values for name, values in params.items() if name not in moved}, {**state, **moved}
+
+
+def _check_trainable(params: PyTree) -> None:
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            f"there is nothing to train: the parameters hold no floating array, their structure is "
+            f"{jax.tree.structure(params)}. Arrays that a module hides, as a Flax NNX module inside a Linen one does, "
+            "must be made visible (flax.nnx.bridge.to_linen)"
+        )

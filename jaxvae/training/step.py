@@ -1,17 +1,27 @@
 """One training step and one evaluation step: pure functions, not yet compiled."""
 
+import inspect
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxvae._whole_batch import each_example, on_share
+from jaxvae.keys import check_key
+from jaxvae.training._pickle import PicklesByParts
 from jaxvae.training.state import TrainState
 from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PRNGKey, PyTree
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[..., tuple[Metrics, Array]]
+NEVER = np.iinfo(np.int32).max  # a step that no run takes
+LARGE_NORM = 1e15  # squares of the gradient stay far below float32's largest number up to here
 
 
 def make_train_step(
@@ -26,40 +36,82 @@ def make_train_step(
     Step n splits `fold_in(state.key, n)` between `prepare` and the loss. The metrics are the loss's own and
     "grad_norm", the gradient's Euclidean norm.
 
-    A step whose loss or gradient is not finite changes nothing but `first_bad`, and no later step changes anything:
-    neither the optimiser nor a codebook ever sees the NaN, however late the host looks.
+    A step whose loss, gradient or update is not finite changes nothing but `first_bad`, and no later step changes
+    anything: neither the optimiser nor a codebook ever sees the NaN, however late the host looks.
+
+    The optimiser also gets the loss (`value`), the gradient (`grad`) and the loss as a function of the parameters
+    (`value_fn`), for those that want them: `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`.
 
     With `axis_name` it is the body of one device under `shard_map` or `pmap`: the state is the same on all, the batch
     is the device's share, and loss, metrics, gradient and model state are means over the devices. That is right where
-    the objective is a mean over examples, and refused where it says `global_batch`.
+    the objective is a mean over examples.
+
+    The step pickles where its parts do.
 
     Raises:
-      ValueError: `axis_name` with an objective that looks at the whole batch.
+      ValueError: when first traced: a batch without examples, a metric or loss that is not a scalar, a new model state
+        of another structure; with `axis_name`, an objective that needs the whole batch, or a line search.
+      TypeError: when first traced: an optimiser that wants what no step can give, a key that is not threefry's.
     """
-    if axis_name is not None and looks_at_the_whole_batch(loss_fn):
-        raise ValueError(
-            "this objective is not a mean over examples (global_batch), so devices cannot take a share of the batch "
-            "each: compile it by jit_train_step(..., mesh=mesh)"
-        )
+    return _TrainStep(loss_fn, optimizer, prepare, axis_name)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+
+def make_eval_step(loss_fn: LossFn, *, prepare: Prepare | None = None) -> EvalStep:
+    """Return `(params, model_state, batch, *, key, step) -> (sums, weight)`.
+
+    The loss is evaluated on each example by itself, so the sums over a data set do not depend on how it was batched;
+    batch["weight"] [B] (0 for padding) multiplies each example's metrics. `model_state` is read and thrown away.
+    Divide the summed `sums` by the summed `weight` for means. The step pickles where its parts do.
+
+    Raises:
+      ValueError: when first traced: an objective that needs the whole batch, a batch without examples, a metric or loss
+        that is not a scalar.
+      TypeError: when first traced: a key that is not threefry's.
+    """
+    return _EvalStep(loss_fn, prepare)
+
+
+def step_keys(key: PRNGKey, step: Array) -> tuple[PRNGKey, PRNGKey]:
+    """The keys of step n: one for `prepare`, one for the loss."""
+    prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+    return prepare_key, loss_key
+
+
+def overflowed(state: TrainState) -> Array:
+    """Whether `_TrainStep.in_place` took a step that it should not have taken: it went past its first bad one."""
+    return (state.first_bad >= 0) & (state.step > state.first_bad)
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainStep(PicklesByParts):
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    prepare: Prepare | None = None
+    axis_name: str | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take one step, or stand still."""
+        new, metrics = self.in_place(state, batch)
+        still = state.replace(first_bad=state.step)
+        return jax.lax.cond(overflowed(new), lambda: still, lambda: new), metrics
+
+    def in_place(self, state: TrainState, batch: Batch, *, until: Array | int = NEVER) -> tuple[TrainState, Metrics]:
+        """As `__call__`, without keeping the old state until the new one is known to be finite: no copy of it.
+
+        Where the new one is not, it is returned all the same: `overflowed` tells. The step `until` counts as bad.
+        """
+        check_key(state.key)
         prepare_key, loss_key = step_keys(state.key, state.step)
-        if prepare is not None:
-            batch = prepare(batch, key=prepare_key)
-        params, model_state = state.params, state.model_state
-        if axis_name is not None:
-            # As each device's own: the gradient for a replicated array would be summed over the devices by itself.
-            own = partial(jax.lax.pcast, axis_name=axis_name, to="varying")
-            params, model_state = jax.tree.map(own, (params, model_state))
-        taken = jax.value_and_grad(loss_fn, has_aux=True)(params, model_state, batch, key=loss_key, step=state.step)
-        if axis_name is not None:
-            taken = jax.lax.pmean(taken, axis_name)
-        (loss, (model_state, metrics)), grads = taken
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        check_not_empty(batch)
+        if self.prepare is not None:
+            batch = self.prepare(batch, key=prepare_key)
+        loss_fn = partial(_checked(self.loss_fn), batch=batch, key=loss_key, step=state.step)
+        (loss, (model_state, metrics)), grads = self._value_and_grad(loss_fn, state)
+        _check_model_state(state.model_state, model_state)
+        grad_norm = optax.tree.norm(grads)  # infinite where only its square is: looked into below
 
-        def move(state: TrainState) -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        def move() -> TrainState:
+            updates, opt_state = self._update(loss_fn, loss, grads, state)
             return state.replace(
                 step=state.step + 1,
                 params=optax.apply_updates(state.params, updates),
@@ -67,53 +119,168 @@ def make_train_step(
                 opt_state=opt_state,
             )
 
-        first_bad = jnp.where(finite | (state.first_bad >= 0), state.first_bad, state.step)
+        moves = jnp.isfinite(loss) & ~jnp.isnan(grad_norm) & (state.step != until) & (state.first_bad < 0)
         # A branch: on CPU it costs nothing measurable, where selecting each leaf slows a small step.
-        state = jax.lax.cond(first_bad < 0, move, lambda state: state, state)
-        return state.replace(first_bad=first_bad), {**metrics, "grad_norm": grad_norm}
+        new = jax.lax.cond(moves, move, lambda: state)
+        grad_norm, sound = _look_closely(
+            moves & (grad_norm > LARGE_NORM), grad_norm, grads, state.opt_state, new.opt_state
+        )
+        sound &= _is_finite(new.params) & _is_finite(new.model_state)
+        first_bad = jnp.where((moves & sound) | (state.first_bad >= 0), state.first_bad, state.step)
+        return new.replace(first_bad=first_bad), {**metrics, "grad_norm": grad_norm}
 
-    return train_step
+    def _value_and_grad(self, loss_fn: Callable[..., Any], state: TrainState) -> Any:
+        """((loss, (new model state, metrics)), gradient), means over the devices where there is an axis of them."""
+        if self.axis_name is None:
+            return jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.model_state)
+        # As each device's own: the gradient for a replicated array would be summed over the devices by itself.
+        own = partial(jax.lax.pcast, axis_name=self.axis_name, to="varying")
+        mine = jax.tree.map(own, (state.params, state.model_state))
+        taken = jax.value_and_grad(on_share(loss_fn), has_aux=True)(*mine)
+        return jax.tree.map(self._mean, taken)
+
+    def _mean(self, leaf: Array) -> Array:
+        """Over the devices; integers, such as a counter, are the same on all."""
+        mean = jax.lax.pmean if jnp.issubdtype(leaf.dtype, jnp.inexact) else jax.lax.pmax
+        return mean(leaf, self.axis_name)
+
+    def _update(
+        self, loss_fn: Callable[..., Any], loss: Array, grads: PyTree, state: TrainState
+    ) -> tuple[PyTree, PyTree]:
+        def value_fn(params: PyTree) -> Array:
+            if self.axis_name is not None:
+                raise ValueError(
+                    "the optimizer searches along a line for a lower loss, which no device knows from its share of the "
+                    "batch: compile it by jit_train_step(..., mesh=mesh)"
+                )
+            return loss_fn(params, state.model_state)[0]
+
+        extra = {"value": loss, "grad": grads, "value_fn": value_fn}
+        wanted = inspect.signature(self.optimizer.update).parameters
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in wanted.values()):
+            extra = {name: value for name, value in extra.items() if name in wanted}
+        try:
+            return self.optimizer.update(grads, state.opt_state, state.params, **extra)
+        except TypeError as error:
+            missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
+            if missing is None:
+                raise
+            raise TypeError(
+                f"the optimizer wants {missing[1]}, and a training step can only give it value, grad and value_fn"
+            ) from error
 
 
-def make_eval_step(loss_fn: LossFn, *, prepare: Prepare | None = None) -> Callable[..., tuple[Metrics, Array]]:
-    """Return `(params, model_state, batch, *, key, step) -> (sums, weight)`.
+@dataclass(frozen=True, eq=False)
+class _EvalStep(PicklesByParts):
+    loss_fn: LossFn
+    prepare: Prepare | None = None
 
-    The loss is evaluated on each example by itself, so the sums over a data set do not depend on how it was batched;
-    batch["weight"] [B] (0 for padding) multiplies each example's metrics. `model_state` is read and thrown away.
-    Divide the summed `sums` by the summed `weight` for means.
-    """
-
-    def eval_step(
-        params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, step: Array
+    def __call__(
+        self, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, step: Array
     ) -> tuple[Metrics, Array]:
+        """Return the metrics' weighted sums over the batch, and the sum of the weights."""
+        check_key(key)
+        check_not_empty(batch)
         weight = batch["weight"]
         batch = {name: values for name, values in batch.items() if name != "weight"}
         prepare_key, loss_key = jax.random.split(key)
-        if prepare is not None:
-            batch = prepare(batch, key=prepare_key)
+        if self.prepare is not None:
+            batch = self.prepare(batch, key=prepare_key)
+        loss_fn = _checked(self.loss_fn)
 
-        def one(example: Batch) -> Metrics:
-            alone = {name: value[None] for name, value in example.items()}
-            return loss_fn(params, model_state, alone, key=loss_key, step=step)[1][1]
+        def metrics_of(one: Batch) -> Metrics:
+            return loss_fn(params, model_state, one, key=loss_key, step=step)[1][1]
 
-        metrics = jax.vmap(one)(batch)
+        metrics = each_example(metrics_of, batch)
         # A padded example is a real one seen twice: where, not a product, in case it is not finite.
         sums = {name: jnp.where(weight > 0, weight * m, 0).sum() for name, m in metrics.items()}
         return sums, weight.sum()
 
-    return eval_step
+
+def check_not_empty(batch: Batch) -> None:
+    """Raise `ValueError` where an array of the batch holds no examples."""
+    for name, values in batch.items():
+        if np.ndim(values) and not np.shape(values)[0]:
+            raise ValueError(f"batch[{name!r}] holds no examples, its shape is {np.shape(values)}")
 
 
-def looks_at_the_whole_batch(loss_fn: Any) -> bool:
-    """Whether the objective, under `functools.partial` and `jax.jit`, says `global_batch = True`."""
-    while not hasattr(loss_fn, "global_batch"):
-        loss_fn = getattr(loss_fn, "func", None) or getattr(loss_fn, "__wrapped__", None)
-        if loss_fn is None:
-            return False
-    return loss_fn.global_batch
+def _checked(loss_fn: LossFn) -> Callable[..., Any]:
+    """`loss_fn`, raising where its loss or one of its metrics is not a scalar."""
+
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        loss, (model_state, metrics) = loss_fn(*arguments, **keywords)
+        for name, value in {"the loss": loss, **{f"metric {name!r}": value for name, value in metrics.items()}}.items():
+            if np.shape(value):
+                raise ValueError(f"{name} must be a scalar, a mean over the batch, got shape {np.shape(value)}")
+        return loss, (model_state, metrics)
+
+    return checked
 
 
-def step_keys(key: PRNGKey, step: Array) -> tuple[PRNGKey, PRNGKey]:
-    """The keys of step n: one for `prepare`, one for the loss."""
-    prepare_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-    return prepare_key, loss_key
+def _check_model_state(old: PyTree, new: PyTree) -> None:
+    """Raise `ValueError` unless the new state can stand in the old one's place."""
+    before: Any = jax.tree.structure(old)
+    after: Any = jax.tree.structure(new)
+    if before != after:
+        raise ValueError(f"the loss returned a model state of another structure: {after} for {before}")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if (a.shape, a.dtype) != (jnp.shape(b), jnp.result_type(b)):
+            raise ValueError(
+                f"the loss returned model_state{jax.tree_util.keystr(path)} as {jnp.result_type(b)}{jnp.shape(b)}; "
+                f"it was {a.dtype}{a.shape}"
+            )
+
+
+def _floating(tree: PyTree) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+
+
+def _is_finite(tree: PyTree) -> Array:
+    """Whether all floating leaves are finite, by their sum, which reads memory several times as fast as `isfinite`."""
+    sums = [leaf.sum(dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in _floating(tree)]
+    return jnp.isfinite(sum(sums, start=jnp.float32(0)))
+
+
+def _look_closely(needed: Array, norm: Array, grads: PyTree, before: PyTree, after: PyTree) -> tuple[Array, Array]:
+    """Where needed, the norm of a gradient whose square overflows; and whether it and the optimiser's state are finite.
+
+    A second moment may overflow where the gradient does not. A number of the state may be infinite from the beginning,
+    such as the best loss so far. Its arrays are not looked at as they were before: that would keep them from being
+    written over.
+    """
+    was = [leaf for leaf in _floating(before) if not leaf.ndim]
+    now = [leaf for leaf in _floating(after) if not leaf.ndim]
+    arrays = [leaf for leaf in _floating(after) if leaf.ndim]
+
+    def look(grads: list[Array], arrays: list[Array], was: list[Array], now: list[Array]) -> tuple[Array, Array]:
+        flat = _flat(grads)
+        largest = jnp.abs(flat).max()
+        kept = jnp.isfinite(_flat(now)) | ~jnp.isfinite(_flat(was))
+        sound = jnp.isfinite(largest) & jnp.isfinite(_flat(arrays)).all() & kept.all()
+        return largest * jnp.linalg.norm(flat / largest), sound
+
+    return _rarely(needed, look, (norm, jnp.bool_(True)), (_floating(grads), arrays, was, now))
+
+
+def _flat(leaves: list[Array]) -> Array:
+    """One vector of all: far fewer kernels to compile for what is hardly ever computed."""
+    return jnp.concatenate([jnp.zeros(1), *(leaf.ravel().astype(jnp.float32) for leaf in leaves)])
+
+
+def _rarely(needed: Array, function: Callable[..., PyTree], usual: PyTree, operands: tuple[PyTree, ...]) -> PyTree:
+    """`function(*operands)` where needed, else `usual`: a branch also under `vmap`, which would compute both always."""
+
+    def choose(needed: Array, usual: PyTree, operands: tuple[PyTree, ...]) -> PyTree:
+        return jax.lax.cond(needed, lambda: function(*operands), lambda: usual)
+
+    choose_batched = jax.custom_batching.custom_vmap(choose)
+
+    @choose_batched.def_vmap
+    def for_some(axis_size: int, in_batched: PyTree, *arguments: Any) -> tuple[PyTree, PyTree]:
+        over = partial(jax.vmap, in_axes=jax.tree.map(lambda batched: 0 if batched else None, in_batched))
+        over = partial(over, axis_size=axis_size)
+        usual = over(lambda needed, usual, operands: usual)(*arguments)
+        chosen = jax.lax.cond(arguments[0].any(), lambda: over(choose)(*arguments), lambda: usual)
+        return chosen, jax.tree.map(lambda _: True, chosen)
+
+    return choose_batched(needed, usual, operands)

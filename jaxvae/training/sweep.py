@@ -4,7 +4,8 @@ The numbers are traced, so no member and no later sweep compiles again.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import optax
 from flax import struct
 
 from jaxvae.keys import check_key
-from jaxvae.training.epoch import TrainEpoch, make_train_epoch
+from jaxvae.training.epoch import TrainEpoch, check_indices, in_place, num_steps, run_steps, take
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import TrainStep
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
@@ -28,8 +29,8 @@ class SweepState(struct.PyTreeNode):
       step: steps taken by every member that did not stop, int32.
       members: a `TrainState` whose leaves have a leading axis of M.
       numbers: what the members differ in, each [M].
-      first_bad: -1, until no member is left that has not stopped at a loss or gradient that was not finite; then the
-        last one's step. `members.first_bad` [M] says it for each.
+      first_bad: -1, until no member is left that has not stopped at a step that was not finite; then the last one's.
+        `members.first_bad` [M] says it for each.
     """
 
     step: Array
@@ -54,8 +55,8 @@ def init_sweep_state(
       keys: [M] typed keys, from `jax.vmap(jax.random.key)(seeds)`. Members with equal keys start alike and draw alike.
 
     Raises:
-      TypeError: the keys are not typed.
-      ValueError: the numbers and the keys are not all [M].
+      TypeError: the keys are not threefry keys.
+      ValueError: the numbers and the keys are not all [M], or the parameters hold no floating array.
     """
     check_key(keys)
     numbers = {name: jnp.asarray(values, jnp.float32) for name, values in numbers.items()}
@@ -75,31 +76,40 @@ def make_sweep_epoch(make_step: Callable[[dict[str, Any]], TrainStep], *, how: H
       how: "vmap" runs all members side by side, which fills a GPU; "map" one after the other, chunk by chunk, which a
         CPU prefers (`python -m benchmarks.sweep`). The results agree to rounding.
 
-    A member whose loss or gradient is not finite stands still; the others go on.
+    A member whose loss, gradient or update is not finite stands still; the others go on.
     """
+    if how not in get_args(How):
+        raise ValueError(f"how must be 'vmap' or 'map', got {how!r}")
 
-    def one(arguments: tuple[TrainState, Numbers], source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
-        member, numbers = arguments
-        return make_train_epoch(make_step(numbers))(member, source, indices)
+    def side_by_side(state: SweepState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+        def step(members: TrainState, batch: Batch, *, until: Array) -> tuple[TrainState, Metrics]:
+            one = lambda member, numbers, until: in_place(make_step(numbers))(member, batch, until=until)  # noqa: E731
+            return jax.vmap(one)(members, state.numbers, until)
+
+        return run_steps(step, state.members, partial(take, source), indices)
+
+    def one_after_the_other(state: SweepState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+        def one(arguments: tuple[TrainState, Numbers]) -> tuple[TrainState, Metrics]:
+            member, numbers = arguments
+            return run_steps(in_place(make_step(numbers)), member, partial(take, source), indices)
+
+        members, metrics = jax.lax.map(one, (state.members, state.numbers))
+        return members, jax.tree.map(jnp.transpose, metrics)
 
     @jax.jit(donate_argnums=0)
     def epoch(state: SweepState, source: Batch, indices: Array) -> tuple[SweepState, Metrics]:
-        members, metrics = map_members(
-            lambda arguments: one(arguments, source, indices), (state.members, state.numbers), how=how
-        )
-        stopped = members.first_bad >= 0
-        taken = (indices[:, 0] >= 0).sum(dtype=jnp.int32)
-        return state.replace(
-            step=state.step + taken,
-            members=members,
-            first_bad=jnp.where(stopped.all(), members.first_bad.max(), -1),
-        ), jax.tree.map(jnp.transpose, metrics)
+        check_indices(source, indices)
+        run = side_by_side if how == "vmap" else one_after_the_other
+        members, metrics = run(state, source, indices)
+        bad = members.first_bad
+        stopped = jnp.where((bad >= 0).all(), bad.max(), -1)
+        return state.replace(step=state.step + num_steps(indices), members=members, first_bad=stopped), metrics
 
     return epoch
 
 
 def map_members(function: Callable[[Any], Any], members: PyTree, *, how: How = "vmap") -> Any:
     """`function` of each member of a pytree of leaves [M, ...]; what it returns gets a leading axis of M."""
-    if how not in ("vmap", "map"):
+    if how not in get_args(How):
         raise ValueError(f"how must be 'vmap' or 'map', got {how!r}")
     return jax.vmap(function)(members) if how == "vmap" else jax.lax.map(function, members)
