@@ -16,9 +16,9 @@ from variants import SHAPE, VARIANTS, batch
 
 import jaxvae
 from experiments import beta_vae, cvae, pixelcnn, rate_distortion, semi_supervised, vae, vq_vae
-from jaxvae import codebook, data
+from jaxvae import codebook, data, evaluation, objectives
 from jaxvae.distributions import Bernoulli, Categorical
-from jaxvae.models import pixel_cnn
+from jaxvae.networks import logistic_image
 
 KEY, B, NAN = jax.random.key(0), 6, float("nan")
 MODEL = VARIANTS["bernoulli"].model
@@ -28,7 +28,7 @@ CODES = jnp.zeros((8, 4))
 MAPS = jaxvae.PixelCNN(3, (2, 2), channels=4, layers=1)
 CLASSES = jaxvae.PixelCNN(3, (2, 2), channels=4, layers=1, num_classes=3)
 NOTHING = jnp.zeros((2, 2, 2), jnp.int32)
-IMAGES = data.from_arrays("six", np.full((B, *SHAPE), 0.5))
+DATASET = data.from_arrays("six", np.full((B, *SHAPE), 0.5))
 
 
 @cache
@@ -38,12 +38,12 @@ def init(name):
 
 def loss(name, objective, change=None, **options):
     """The objective's value for a batch that differs from a good one by `change`; None takes a field away."""
-    images = {**batch(B), "condition": jnp.zeros(B, jnp.int32), **(change or {})}
-    images = {field: values for field, values in images.items() if values is not None}
+    fields = {**batch(B), "condition": jnp.zeros(B, jnp.int32), **(change or {})}
+    fields = {field: values for field, values in fields.items() if values is not None}
     if name != "conditional":
-        images.pop("condition")
+        fields.pop("condition")
     of = partial(objective, VARIANTS[name].model, **({"key": KEY, "step": 0} | options))
-    return jax.eval_shape(of, *shapes(name), images)  # these errors come while a program is traced
+    return jax.eval_shape(of, *shapes(name), fields)  # these errors come while a program is traced
 
 
 vae_loss = partial(loss, "bernoulli", jaxvae.vae_loss)
@@ -62,20 +62,17 @@ def params_of(model):
     return jax.jit(model.init)(KEY, NOTHING[:1], None if model.num_classes is None else jnp.zeros(1, jnp.int32))
 
 
-def of_maps(model, call, *arguments, **options):
-    return call(model, params_of(model), *arguments, **({"key": KEY} | options))
-
-
 def sample(model=MAPS, num=2, **options):
-    return of_maps(model, pixel_cnn.sample, num, **options)
+    return model.sample(params_of(model), num, **({"key": KEY} | options))
 
 
 def complete(values=NOTHING, known=NOTHING > 0, **options):
-    return of_maps(MAPS, pixel_cnn.complete, values, known, **options)
+    return MAPS.complete(params_of(MAPS), values, known, **({"key": KEY} | options))
 
 
 def nll_of_maps(label):
-    return of_maps(CLASSES, jaxvae.pixel_cnn_loss, (), {"code": NOTHING, "label": jnp.array(label)}, step=0)
+    fields = {"code": NOTHING, "label": jnp.array(label)}
+    return jaxvae.pixel_cnn_loss(CLASSES, params_of(CLASSES), (), fields, key=KEY, step=0)
 
 
 def made(module, shape=(1, *SHAPE)):
@@ -83,32 +80,32 @@ def made(module, shape=(1, *SHAPE)):
 
 
 LIBRARY = [
-    # images
+    # x
     (
-        lambda: vae_loss({"image": jnp.zeros((B, *SHAPE), bool)}),
+        lambda: vae_loss({"x": jnp.zeros((B, *SHAPE), bool)}),
         TypeError,
-        "images must be floating in [0, 1], got bool",
+        "x must be floating, got bool",
     ),
-    (lambda: vae_loss({"image": jnp.zeros((0, *SHAPE)), "index": jnp.zeros(0, int)}), ValueError, "got (0, 8, 8, 1)"),
+    (lambda: vae_loss({"x": jnp.zeros((0, *SHAPE)), "index": jnp.zeros(0, int)}), ValueError, "got (0, 8, 8, 1)"),
     (
-        lambda: vq_vae_loss({"image": jnp.zeros(SHAPE), "index": jnp.arange(8)}),
+        lambda: vq_vae_loss({"x": jnp.zeros(SHAPE), "index": jnp.arange(8)}),
         ValueError,
-        "images (8, 8, 1) are not [batch",
+        "x (8, 8, 1) is not (batch",
     ),
     (
-        lambda: vq_vae_loss({"image": jnp.zeros((B, 8, 8, 3))}),
+        lambda: vq_vae_loss({"x": jnp.zeros((B, 8, 8, 3))}),
         ValueError,
-        "images (6, 8, 8, 3) are not [batch, ...] as the",
+        "x (6, 8, 8, 3) is not (batch, ...) as the model's",
     ),
     (
-        lambda: vq_vae_loss({"image": jnp.zeros((B, 7, 7, 1))}),
+        lambda: vq_vae_loss({"x": jnp.zeros((B, 7, 7, 1))}),
         ValueError,
         "1 halvings need sizes divisible by 2, got (7, 7)",
     ),
     (
-        lambda: cvae_loss({"image": jnp.zeros((B, 7, 7, 1))}),
+        lambda: cvae_loss({"x": jnp.zeros((B, 7, 7, 1))}),
         ValueError,
-        "expected images (batch, 8, 8, 1), got (6, 7, 7, 1)",
+        "expected x (batch, 8, 8, 1), got (6, 7, 7, 1)",
     ),
     *(
         (
@@ -116,7 +113,7 @@ LIBRARY = [
                 init(name)[0], jnp.zeros((B, *SHAPE), jnp.uint8), *more, method="encode"
             ),
             TypeError,
-            "images must be floating in [0, 1], got uint8; scale them first (jaxvae.data.make_prepare)",
+            "x must be floating, got uint8; scale it first (jaxvae.data.make_prepare)",
         )
         for name, more in (
             *(("bernoulli", ()), ("autoencoder", ()), ("vq-vae", ())),
@@ -127,14 +124,14 @@ LIBRARY = [
     (
         lambda: vae_loss({"index": None}),
         ValueError,
-        "batch['index'] must be integers (6,), one for each of images (6, 8",
+        "batch['index'] must be integers (6,), one for each of x (6, 8",
     ),
     (lambda: vae_loss({"index": jnp.arange(5)}), ValueError, "batch['index'] must be integers (6,)"),
     (lambda: vae_loss({"index": jnp.arange(6.0)}), ValueError, "got float32[6]"),
     (lambda: cvae_loss({"condition": jnp.zeros(5, int)}), ValueError, "expected 6 conditions (6, ...), got (5,)"),
     # keys
     (lambda: vae_loss(key=0), TypeError, "key must come from jax.random.key, got 0"),
-    (lambda: vq_vae_loss(key=0, restart_threshold=0.1), TypeError, "key must come from jax.random.key, got 0"),
+    (lambda: vq_vae_loss(key=0), TypeError, "key must come from jax.random.key, got 0"),
     (
         lambda: MODEL.apply(init("bernoulli")[0], 2, key=0, method="sample"),
         TypeError,
@@ -164,7 +161,7 @@ LIBRARY = [
         for name, value in (("beta", -1.0), ("information_weight", NAN), ("dimension_weight", -1.0))
     ),
     (
-        lambda: jaxvae.cyclical_schedule(-1.0, period=2, num_cycles=1),
+        lambda: objectives.cyclical_schedule(-1.0, period=2, num_cycles=1),
         ValueError,
         "peak must be a finite number, zero or",
     ),
@@ -179,11 +176,11 @@ LIBRARY = [
         "num must be at least 1, got -1",
     ),
     # codebooks
-    (lambda: vq_vae_loss(decay=NAN), ValueError, "decay must lie between 0 and 1, got nan"),
+    (lambda: jaxvae.EMACodebook(8, decay=NAN), ValueError, "decay must lie between 0 and 1, got nan"),
     (
-        lambda: vq_vae_loss(restart_threshold=1.0),
+        lambda: jaxvae.EMACodebook(8, restart_threshold=1.0),
         ValueError,
-        "threshold must lie in [0, 1), a fraction of the uniform share",
+        "restart_threshold must lie in [0, 1), a fraction of the uniform share",
     ),
     (lambda: vq_vae_loss(variance=-1.0), ValueError, "variance must be positive, got -1.0"),
     (
@@ -204,17 +201,15 @@ LIBRARY = [
     ),
     (lambda: codebook.seed_codebook(CODES[:0], 4, key=KEY), ValueError, "got (0, 4); N must be at least 1"),
     (
-        lambda: jaxvae.code_vectors({}, ()),
+        lambda: VQ_VAE.codes({}, ()),
         ValueError,
-        "there are no codes: pass a CodebookState as model_state, got tuple",
+        "EMACodebook has no codes without its state",
     ),
     *(
         (
-            lambda index=index: VQ_VAE.apply(
-                init("vq-vae")[0], jnp.full((1, 4, 4), index), CODES, method="decode_indices"
-            ),
+            lambda index=index: VQ_VAE.decode_indices(*init("vq-vae"), jnp.full((1, 4, 4), index)),
             ValueError,
-            f"code {index} at index 0, 0, 0 is outside 0 .. 7",
+            f"{index} at index 0, 0, 0 is outside 0 .. 7",
         )
         for index in (8, -1)
     ),
@@ -226,7 +221,7 @@ LIBRARY = [
     (lambda: sample(CLASSES), ValueError, "the model has 3 classes: pass label [B]"),
     (lambda: nll_of_maps([0, -1]), ValueError, "label -1 at index 1 is outside 0 .. 2"),
     (lambda: complete(NOTHING.astype(float)), TypeError, "values must be integers, got float32"),
-    (lambda: complete(NOTHING[..., :1]), ValueError, "expected values (batch, 2, 2), got (2, 2, 1)"),
+    (lambda: complete(NOTHING[..., :1]), ValueError, "expected values (batch, 2, 2), at least one, got (2, 2, 1)"),
     (lambda: complete(known=NOTHING[:1] > 0), ValueError, "known must be (2, 2, 2), as the values are, got (1, 2, 2)"),
     (lambda: complete(NOTHING + 3, NOTHING == 0), ValueError, "value 3 at index 0, 0, 0 is outside 0 .. 2"),
     *(
@@ -248,7 +243,7 @@ LIBRARY = [
         ValueError,
         "residual must be at least 1",
     ),
-    (lambda: made(jaxvae.linear_vae(SHAPE, 0)), ValueError, "latent_dim must be at least 1, got 0"),
+    (lambda: made(jaxvae.models.linear_vae(SHAPE, 0)), ValueError, "latent_dim must be at least 1, got 0"),
     (
         lambda: jaxvae.LabelEmbedding(3, 0).init(KEY, jnp.zeros(1, int)),
         ValueError,
@@ -262,14 +257,20 @@ LIBRARY = [
     # the host's
     (lambda: jaxvae.fit(None, None, None, evaluate_every=0), ValueError, "evaluate_every must be at least 1, got 0"),
     (lambda: jaxvae.fit(None, None, None, patience=-1), ValueError, "patience must be at least 1, got -1"),
-    (lambda: data.evaluation_feed(IMAGES, 0), ValueError, "must be examples and a batch, got 6 and batch_size 0"),
-    (lambda: data.evaluation_feed(IMAGES.take(slice(0)), 5), ValueError, "got 0 and batch_size 5"),
+    (lambda: data.evaluation_feed(DATASET, 0), ValueError, "batch_size must be at least 1, got 0"),
+    (lambda: data.evaluation_feed(DATASET, 2.5), TypeError, "batch_size must be an integer, got 2.5"),
+    (lambda: data.evaluation_feed(DATASET.take(slice(0)), 5), ValueError, "'six' has no examples"),
     (lambda: data.make_prepare(1), ValueError, "levels must be at least 2, got 1"),
+    (lambda: data.make_prepare(17.0), TypeError, "levels must be an integer, got 17.0"),
+    (lambda: data.Order(6.0, 2, 1, 0), TypeError, "num_examples must be an integer, got 6.0"),
+    (lambda: data.Order(0, 1, 1, 0), ValueError, "num_examples must be at least 1, got 0"),
+    (lambda: data.Order(B, True, 1, 0), TypeError, "batch_size must be an integer, got True"),
+    (lambda: data.Order(B, 2, 1, 0).indices(-1, 2), ValueError, "start must be at least 0, got -1"),
     (lambda: data.Order(B, 2.5, 1, 0), TypeError, "batch_size must be an integer, got 2.5"),
     (lambda: data.Order(B, 2, 1.5, 0), TypeError, "epochs must be an integer, got 1.5"),
     *(
         (
-            lambda feed=feed, chunk=chunk: feed(IMAGES, data.Order(B, 2, 1, 0), chunk=chunk),
+            lambda feed=feed, chunk=chunk: feed(DATASET, data.Order(B, 2, 1, 0), chunk=chunk),
             error,
             f"chunk must be {said}",
         )
@@ -280,9 +281,9 @@ LIBRARY = [
             (2.5, TypeError, "an integer, got 2.5"),
         )
     ),
-    (lambda: data.split_validation(IMAGES, 2, seed=-1), ValueError, "seed must lie in 0 .. 2**32 - 1, got -1"),
+    (lambda: data.split_validation(DATASET, 2, seed=-1), ValueError, "seed must lie in 0 .. 2**32 - 1, got -1"),
     (
-        lambda: jaxvae.active_units([[0.0, 1.0], [NAN, 1.0]]),
+        lambda: evaluation.active_units([[0.0, 1.0], [NAN, 1.0]]),
         ValueError,
         "codes must be finite: example 1 has nan",
     ),
@@ -309,7 +310,7 @@ LIBRARY = [
     ),
     (lambda: Categorical(jnp.zeros((4, 3))).log_prob(jnp.zeros((4, 1), int)), ValueError, "got (4, 3) and (4, 1)"),
     (
-        lambda: jaxvae.logistic_image(CODES, CODES).log_prob(CODES.astype(np.uint8)),
+        lambda: logistic_image(CODES, CODES).log_prob(CODES.astype(np.uint8)),
         TypeError,
         "targets must be floating",
     ),
@@ -326,8 +327,7 @@ def test_under_jit_what_cannot_be_an_error_is_not_a_number():
     log_prob = jax.jit(lambda label: CLASSES.apply(params_of(CLASSES), NOTHING, label, method="log_prob"))
     np.testing.assert_array_equal(np.isnan(log_prob(jnp.array([0, -1]))), [False, True])
     indices = jnp.zeros((3, 4, 4), jnp.int32).at[1, 0, 0].set(8).at[2, 3, 3].set(-1)
-    decode = jax.jit(partial(VQ_VAE.apply, method="decode_indices"))
-    mean = decode(init("vq-vae")[0], indices, CODES).mean
+    mean = jax.jit(VQ_VAE.decode_indices)(*init("vq-vae"), indices).mean
     np.testing.assert_array_equal(np.isnan(mean).any(axis=(1, 2, 3)), [False, True, True])
     log_prob = Categorical(jnp.zeros((4, 3))).log_prob(jnp.array([0.5, NAN, 2.0, -1.0]))
     np.testing.assert_array_equal(np.isnan(log_prob), [False, True, True, True])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tfds_sets import random_images, write_set
 
-import jaxvae
-from jaxvae import data, sprites
+from jaxvae import data
+from jaxvae.data import sprites
+from jaxvae.evaluation import map_batches
 
 # As tensorflow-datasets declares them, with the numbers of their values; `load` sorts them by name.
 DSPRITES = {"shape": 3, "scale": 6, "orientation": 40, "x_position": 32, "y_position": 32}
@@ -45,7 +46,7 @@ def test_the_factors_of_a_prepared_set_are_read_exactly_and_cached(tmp_path, mon
     write_set(tmp_path, name, images, factors=factors)
     for _ in range(2):
         read = data.load(name, "train", data_dir=tmp_path, cache_dir=tmp_path / "cache")
-        np.testing.assert_array_equal(read.image, images)
+        np.testing.assert_array_equal(read.x, images)
         assert (read.levels, read.label, read.factor_names) == (levels, None, names)
         assert read.factors.dtype == np.int32
         np.testing.assert_array_equal(read.factors, np.stack([factors[factor] for factor in names], axis=1))
@@ -63,7 +64,8 @@ def test_labels_and_factors_side_by_side(tmp_path):
 def test_a_set_without_factors_says_so(tmp_path):
     write_set(tmp_path, "plain", random_images(3), [7, 8, 9])
     plain = data.load("plain", "train", data_dir=tmp_path, cache_dir=tmp_path / "cache")
-    for images in (plain, data.load("digits", "train"), data.from_arrays("own", random_images(3))):
+    own = data.from_arrays("own", random_images(3), levels=256)
+    for images in (plain, data.load("digits", "train"), own):
         assert images.factors is None
         assert images.factor_names == ()
 
@@ -77,7 +79,7 @@ def test_a_copy_made_before_there_were_factors_has_none(tmp_path):
     meta.write_text(json.dumps(content))
     for data_dir in (tmp_path, tmp_path / "nowhere"):
         old = data.load("tiny", "train", data_dir=data_dir, cache_dir=tmp_path / "cache")
-        np.testing.assert_array_equal(old.image, random_images(3))
+        np.testing.assert_array_equal(old.x, random_images(3))
         np.testing.assert_array_equal(old.label, [7, 8, 9])
         assert old.factors is None
 
@@ -95,35 +97,36 @@ def test_a_copy_that_lost_its_factors_is_made_again(tmp_path):
 
 
 def test_sprites_are_every_combination_of_their_factors(drawn):
-    assert drawn.image.shape == drawn.factors.shape == (737_280, 5)
-    assert (drawn.image.dtype, drawn.factors.dtype) == (np.uint8, np.int32)
-    assert drawn.image.nbytes < 4 * 2**20
-    np.testing.assert_array_equal(drawn.image, drawn.factors)
+    assert drawn.x.shape == drawn.factors.shape == (737_280, 5)
+    assert (drawn.x.dtype, drawn.factors.dtype) == (np.uint8, np.int32)
+    assert drawn.x.nbytes < 4 * 2**20
+    np.testing.assert_array_equal(drawn.x, drawn.factors)
     assert drawn.factor_names == ("shape", "scale", "orientation", "x", "y")
-    assert (drawn.name, drawn.label, drawn.levels) == ("sprites", None, 2)
+    assert (drawn.name, drawn.label, drawn.levels, drawn.shape) == ("sprites", None, 2, (64, 64, 1))
+    assert drawn.prepare is sprites.prepare
     for column, size in enumerate((3, 6, 40, 32, 32)):
         assert (np.bincount(drawn.factors[:, column]) == 737_280 // size).all()
 
 
 def test_feeds_bring_factors_that_the_step_renders(drawn, key):
-    order = data.Order(len(drawn.image), batch_size=8, epochs=1, seed=0)
+    order = data.Order(len(drawn.x), batch_size=8, epochs=1, seed=0)
     resident, streamed = data.Resident(drawn, order, chunk=3), data.Streamed(drawn, order, chunk=3)
     assert data.Streamed(drawn, order).chunk == order.total_steps  # all the factors fit 64 MiB
-    expected = jax.jit(sprites.render)(drawn.factors[order.rows(5, 3).ravel()])
+    expected = jax.jit(sprites.render)(drawn.factors[order.indices(5, 3).ravel()])
     prepare = jax.jit(sprites.prepare)
     for feed in (resident, streamed):
-        source, rows = feed(5, 3)
-        batch = prepare({name: values[rows.ravel()] for name, values in source.items()}, key=key)
-        np.testing.assert_array_equal(batch["image"], expected)
-        np.testing.assert_array_equal(batch["index"], order.rows(5, 3).ravel())
+        source, indices = feed(5, 3)
+        batch = prepare({name: values[indices.ravel()] for name, values in source.items()}, key=key)
+        np.testing.assert_array_equal(batch["x"], expected)
+        np.testing.assert_array_equal(batch["index"], order.indices(5, 3).ravel())
 
 
 def test_evaluation_renders_every_example_once(drawn, key):
     few = drawn.take(slice(100_000, 700_000, 30_000))
-    source, rows = data.evaluation_feed(few, 8)
-    seen = jaxvae.map_batches(
-        lambda params, model_state, batch, *, key: batch["image"],
-        (), (), source, rows, key=key, prepare=sprites.prepare,
+    source, indices = data.evaluation_feed(few, 8)
+    seen = map_batches(
+        lambda params, model_state, batch, *, key: batch["x"],
+        (), (), source, indices, key=key, prepare=few.prepare,
     )  # fmt: skip
     assert seen.shape == (20, 64, 64, 1)
     np.testing.assert_array_equal(seen, jax.jit(sprites.render)(few.factors))
@@ -139,6 +142,6 @@ def test_parts_of_a_set_keep_their_factors(drawn):
     assert (len(train.factors), len(validation.factors)) == (len(few.factors) - 30, 30)
     for part in (train, validation):
         assert part.factor_names == few.factor_names
-        np.testing.assert_array_equal(part.factors, part.image)
+        np.testing.assert_array_equal(part.factors, part.x)
     everything = np.concatenate([train.factors, validation.factors])
     np.testing.assert_array_equal(np.unique(everything, axis=0), np.unique(few.factors, axis=0))

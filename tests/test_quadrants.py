@@ -1,12 +1,15 @@
 """Quadrants taken out of images and put back, and the picture of what models put there."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_figures import boxes, flat, read
 
-from jaxvae import data, figures, quadrants
+from jaxvae import data, figures
+from jaxvae.data import quadrants
 
 
 def image(height=28, width=28, channels=1):
@@ -28,29 +31,37 @@ def test_the_visible_quadrants_are_those_of_the_tutorial(visible, hidden):
     condition, target = quadrants.split(jnp.asarray(images), visible)
     assert condition.shape == (3, 784 - hidden)
     assert target.shape == (3, hidden)
-    given = np.zeros((28, 28), bool)
-    given[14:, :14] = True  # the bottom left
-    given[:, :14] |= visible >= 2  # the left half
-    given[:14] |= visible == 3  # all but the bottom right
-    np.testing.assert_array_equal(condition, images[:, given].reshape(3, -1))
-    np.testing.assert_array_equal(target, images[:, ~given].reshape(3, -1))
+    seen = np.zeros((28, 28), bool)
+    seen[14:, :14] = True  # the bottom left
+    seen[:, :14] |= visible >= 2  # the left half
+    seen[:14] |= visible == 3  # all but the bottom right
+    np.testing.assert_array_equal(condition, images[:, seen].reshape(3, -1))
+    np.testing.assert_array_equal(target, images[:, ~seen].reshape(3, -1))
 
 
 def test_prepare_scales_and_splits():
     stored = np.random.default_rng(1).integers(0, 17, (3, 8, 8, 1)).astype(np.uint8)
-    batch = {"image": jnp.asarray(stored), "index": jnp.arange(3), "label": jnp.arange(3)}
+    batch = {"x": jnp.asarray(stored), "index": jnp.arange(3), "label": jnp.arange(3)}
     prepare = quadrants.make_prepare(data.make_prepare(17), visible=2)
+    assert pickle.loads(pickle.dumps(prepare)) == prepare
     prepared = jax.jit(prepare)(batch, key=jax.random.key(0))
-    assert prepared.keys() == {"image", "condition", "index", "label"}
-    np.testing.assert_allclose(prepared["image"], stored[:, :, 4:].reshape(3, 32) / 16, rtol=1e-6)
+    assert prepared.keys() == {"x", "condition", "index", "label"}
+    np.testing.assert_allclose(prepared["x"], stored[:, :, 4:].reshape(3, 32) / 16, rtol=1e-6)
     np.testing.assert_allclose(prepared["condition"], stored[:, :, :4].reshape(3, 32) / 16, rtol=1e-6)
+
+
+def test_a_set_of_quadrants_knows_the_shape_of_what_is_hidden():
+    digits = data.load("digits", "test")
+    hidden = digits.with_prepare(quadrants.make_prepare(digits.prepare, visible=1))
+    assert (digits.shape, hidden.shape) == ((8, 8, 1), (48,))
+    assert hidden.x is digits.x
 
 
 def test_wrong_quadrants_and_shapes_are_refused():
     for visible in (0, 4):
         with pytest.raises(ValueError, match=f"visible must be 1, 2 or 3 quadrants, got {visible}"):
             quadrants.split(jnp.zeros((2, 4, 4, 1)), visible)
-    with pytest.raises(ValueError, match=r"image_shape must be \(H, W, C\), got \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"x must be images \(H, W, C\), got \(4, 4\)"):
         quadrants.split(jnp.zeros((2, 4, 4)), 1)
 
 

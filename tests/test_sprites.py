@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae import sprites
+from jaxvae.data import sprites
 
 SQUARE, ELLIPSE, HEART = range(3)
 AREAS = {SQUARE: 400, ELLIPSE: 98 * np.pi, HEART: 366.197}  # in pixels at scale 1; (a²+b²-1)³ = a²b³ holds 3.66197
@@ -57,18 +57,24 @@ def test_jit_vmap_and_the_type_of_the_factors_change_nothing():
     factors = random_factors(20)
     expected = draw(factors.astype(np.int32))
     np.testing.assert_array_equal(sprites.render(jnp.asarray(factors, jnp.int32)), expected)
-    np.testing.assert_array_equal(draw(factors.astype(np.uint8)), expected)
+    for narrow in (np.int8, np.uint8, np.int16):
+        np.testing.assert_array_equal(draw(factors.astype(narrow)), expected)
     np.testing.assert_array_equal(jax.vmap(sprites.render)(factors.reshape(4, 5, 5)).reshape(expected.shape), expected)
     np.testing.assert_array_equal(draw(factors[7:8])[0], expected[7])
 
 
 def test_prepare_renders_in_place(key):
     factors = random_factors(6).astype(np.uint8)
-    batch = {"image": jnp.asarray(factors), "index": jnp.arange(3, 9), "weight": jnp.ones(6)}
+    batch = {"x": jnp.asarray(factors), "index": jnp.arange(3, 9), "weight": jnp.ones(6)}
     prepared = jax.jit(sprites.prepare)(batch, key=key)
-    np.testing.assert_array_equal(prepared["image"], draw(factors))
+    np.testing.assert_array_equal(prepared["x"], draw(factors))
     np.testing.assert_array_equal(prepared["index"], np.arange(3, 9))
     assert set(prepared) == set(batch)
+
+
+def test_factors_that_are_not_integers_are_refused():
+    with pytest.raises(TypeError, match=r"factors must be integers \[B, 5\], got float32"):
+        sprites.render(jnp.zeros((2, 5)))
 
 
 def test_a_step_of_x_or_y_moves_the_sprite_one_pixel_right_or_down():

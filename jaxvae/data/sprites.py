@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvae._checks import integers
+from jaxvae.data.dataset import Dataset
+from jaxvae.data.domain import Domain
 from jaxvae.types import Array, Batch, PRNGKey
 
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}  # as the index counts: y fastest
@@ -22,6 +25,19 @@ PATCH = 28  # pixels that hold any sprite in any orientation, centred between th
 SUPERSAMPLING = 4  # points across a pixel
 FIRST = 3  # the row and column of the image where the patch of x = y = 0 begins: its centre is at 17
 SMALLEST = 0.5  # the first scale; the last is 1
+
+
+def load_sprites(split: str) -> Dataset:
+    """All of them, as `jaxvae.data.load` gives them: x is what an image is drawn from, its factors [N, 5] uint8.
+
+    Raises:
+      ValueError: another split than "train".
+    """
+    if split != "train":
+        raise ValueError(f"'sprites' has no split {split!r}; it has train")
+    factors = factors_at(np.arange(NUM_IMAGES))
+    arrays = {"x": factors.astype(np.uint8), "factors": factors}
+    return Dataset("sprites", arrays, prepare, Domain("levels", 2), tuple(FACTORS))
 
 
 def factors_at(index: np.ndarray) -> np.ndarray:
@@ -40,18 +56,21 @@ def render(factors: Array) -> Array:
     """Images [B, 64, 64, 1] float32, zeros and ones, of integer factors [B, 5].
 
     A pixel is white where at least half of it is covered. Factors outside their range are not checked.
+
+    Raises:
+      TypeError: factors that are not integers.
     """
-    return jax.vmap(_render)(factors)
+    return jax.vmap(_render)(integers(factors, "factors", "[B, 5]"))
 
 
 def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
-    """Render batch["image"], factors [B, 5], in place: a `Prepare` for `data.load("sprites")`."""
+    """Draw x from its factors [B, 5]: the `prepare` of `load_sprites`."""
     del key
-    return batch | {"image": render(batch["image"])}
+    return batch | {"x": render(batch["x"])}
 
 
 def _render(factors: Array) -> Array:
-    shape, scale, orientation, x, y = factors.astype(jnp.int32)
+    shape, scale, orientation, x, y = factors
     angle = 2 * math.pi / FACTORS["orientation"] * orientation
     size = SMALLEST + (1 - SMALLEST) / (FACTORS["scale"] - 1) * scale
 

@@ -1,0 +1,33 @@
+"""Data, drawn or from scikit-learn, tensorflow-datasets or your own arrays, and how training reads it.
+
+`load` decodes a set once and keeps it as memory-mapped arrays: later runs start at once, without tensorflow-datasets.
+An `Order` says which examples a step takes, `Resident` and `Streamed` hand them to the epoch program, and the set's
+`prepare` turns them into what a model sees there.
+"""
+
+from jaxvae.data import quadrants, sprites
+from jaxvae.data.dataset import Dataset, from_arrays, make_prepare, split_validation
+from jaxvae.data.domain import Domain, check_domain, check_labels
+from jaxvae.data.feeds import READERS, RESIDENT_STEPS, STREAMED_BYTES, Resident, Streamed, evaluation_feed
+from jaxvae.data.order import Order
+from jaxvae.data.sets import load
+
+__all__ = [
+    "READERS",
+    "RESIDENT_STEPS",
+    "STREAMED_BYTES",
+    "Dataset",
+    "Domain",
+    "Order",
+    "Resident",
+    "Streamed",
+    "check_domain",
+    "check_labels",
+    "evaluation_feed",
+    "from_arrays",
+    "load",
+    "make_prepare",
+    "quadrants",
+    "split_validation",
+    "sprites",
+]

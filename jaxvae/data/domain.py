@@ -1,0 +1,131 @@
+"""Which values data may take, and the checks of them on the host: compiled code cannot look at values."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxvae._checks import at_least
+from jaxvae._host import host_array
+
+Kind = Literal["unit interval", "levels", "real", "counts", "categories"]
+FLOATING = {"unit interval": " in [0, 1]", "real": ""}
+# kind -> what its values are
+INTEGER = {"levels": "integers, pixels on a scale", "counts": "integers", "categories": "integers, codes"}
+INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Which values x may take, and so which likelihoods fit it.
+
+    Attributes:
+      kind: "unit interval": floating in [0, 1]; "levels": integers 0 .. levels-1 on a scale, such as pixels; "real":
+        floating and finite; "counts": integers from zero up; "categories": integers 0 .. levels-1 in no order.
+      levels: how many values there are, for "levels" and "categories" alone.
+
+    Raises:
+      TypeError: levels that are no integer.
+      ValueError: another kind, fewer than two levels, levels that are missing or where there can be none.
+    """
+
+    kind: Kind
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in FLOATING.keys() | INTEGER.keys():
+            raise ValueError(f"kind must be one of {', '.join(map(repr, FLOATING | INTEGER))}, got {self.kind!r}")
+        counted = self.kind in ("levels", "categories")
+        if counted and self.levels is not None:
+            at_least(2, levels=self.levels)
+        elif counted or self.levels is not None:
+            raise ValueError(f"{self.kind!r} has {'a number of' if counted else 'no'} levels, got {self.levels}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value, both of them inside."""
+        if self.kind == "real":
+            return -math.inf, math.inf
+        if self.kind == "counts":
+            return 0, math.inf
+        return 0, 1 if self.levels is None else self.levels - 1
+
+
+def check_domain(x: ArrayLike, domain: Domain) -> None:
+    """Raise unless every value of x [N, ...] lies in its domain. Once per set: it reads all of x.
+
+    Raises:
+      TypeError: x is floating where its domain is of integers, or the other way round, or neither.
+      ValueError: a value outside, or one that is not finite; names the first example that has one.
+    """
+    values = np.atleast_1d(stored_array(x, "x"))
+    floating = jnp.issubdtype(values.dtype, jnp.floating)
+    expected = FLOATING if floating else INTEGER
+    if domain.kind not in expected or not (floating or np.issubdtype(values.dtype, np.integer)):
+        what = f"floating{FLOATING[domain.kind]}" if domain.kind in FLOATING else INTEGER[domain.kind]
+        raise TypeError(f"x must be {what}, got {values.dtype}")
+    low, high = domain.bounds
+    sound = (values >= low) & (values <= high)  # False for NaN
+    if floating:
+        sound &= np.isfinite(values)
+    if not sound.all():
+        first = int(np.argmin(sound.reshape(len(sound), -1).all(axis=1)))
+        value = values[first][~sound[first]].ravel()[0]
+        if not np.isfinite(value):
+            raise ValueError(f"x[{first}] has {value}, which is not finite")
+        hint = "; scale it first" if domain.kind == "unit interval" else ""
+        raise ValueError(f"x[{first}] has {value}, outside [{low}, {high}]{hint}")
+
+
+def check_labels(label: ArrayLike, num_classes: int) -> None:
+    """Raise unless labels [N] are integers 0 .. num_classes-1, as the embedding of a label takes them.
+
+    Raises:
+      TypeError: labels, or a number of classes, that are not integers.
+      ValueError: a wrong shape, or a label outside; names the first one, and the way out where they count from 1.
+    """
+    at_least(1, num_classes=num_classes)
+    values = stored_integers(label, "label")
+    if values.ndim != 1:
+        raise ValueError(f"label must be [N], got {values.shape}")
+    outside = (values < 0) | (values >= num_classes)
+    if outside.any():
+        first = int(np.argmax(outside))
+        from_one = values.min() == 1 and values.max() == num_classes
+        hint = ": labels count from 0, so pass label - 1" if from_one else ""
+        raise ValueError(f"label[{first}] is {values[first]}, outside 0 .. {num_classes - 1}{hint}")
+
+
+def stored_array(values: ArrayLike, name: str) -> np.ndarray:
+    """The values as a NumPy array; a memory map stays one.
+
+    Raises:
+      TypeError: they are no numbers, or some of them are masked.
+      ValueError: lists of several lengths.
+    """
+    if isinstance(values, np.memmap):
+        return values
+    try:
+        return host_array(values, name)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array, and its rows differ in shape: {error}") from error
+
+
+def stored_integers(values: ArrayLike, name: str) -> np.ndarray:
+    """The values as int32.
+
+    Raises:
+      TypeError: they are not integers.
+      ValueError: one does not fit 32 bits.
+    """
+    array = stored_array(values, name)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    if array.size and not np.can_cast(array.dtype, np.int32):
+        for value in (array.min(), array.max()):
+            if not INT32.min <= int(value) <= INT32.max:
+                raise ValueError(f"{name} must fit 32 bits, got {value}")
+    return array.astype(np.int32, copy=False)
