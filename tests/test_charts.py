@@ -11,13 +11,16 @@ from scipy.spatial import ConvexHull
 from test_figures import contains, read
 
 from jaxvae import figures
-from jaxvae.figures.charts import _robust_limits
+from jaxvae.evaluation import active_latents, active_units
+from jaxvae.figures._charts import _INACTIVE, _robust_limits
+from jaxvae.figures._page import COLORS
+from jaxvae.figures._records import SPLITS
 
 
 def bars(picture):
     """Heights in pixels of the bars of `kl_bars`, from left to right, the active and the inactive."""
     runs = []
-    for color in (figures.COLORS[0], "#b4c4d2"):
+    for color in (COLORS[0], _INACTIVE):
         heights = (picture == list(bytes.fromhex(color[1:]))).all(axis=-1).sum(axis=0)
         starts = np.flatnonzero((heights[1:] > 0) & (heights[:-1] == 0)) + 1
         runs.append(heights[starts + 3])
@@ -25,21 +28,47 @@ def bars(picture):
 
 
 def test_kl_bars_stand_from_the_largest_down(tmp_path):
-    picture = read(figures.kl_bars(tmp_path / "kl.png", [0.5, 2.0, 0.05, 1.0, 0.2], threshold=0.3, title="rate"))
-    active, inactive = bars(picture)
-    np.testing.assert_allclose(active / active[0], [1, 0.5, 0.25], atol=0.02)
-    np.testing.assert_allclose(inactive / active[0], [0.1, 0.025], atol=0.02)
+    kl, active = [0.5, 2.0, 0.05, 1.0, 0.2], [True, True, False, True, False]
+    picture = read(figures.kl_bars(tmp_path / "kl.png", kl, active=active, title="rate"))
+    high, low = bars(picture)
+    np.testing.assert_allclose(high / high[0], [1, 0.5, 0.25], atol=0.02)
+    np.testing.assert_allclose(low / high[0], [0.1, 0.025], atol=0.02)
     ordered = jnp.float32([2.0, 1.0, 0.5, 0.2, 0.05])
-    again = read(figures.kl_bars(tmp_path / "again.png", ordered, threshold=0.3, title="rate"))
+    active = jnp.array([True, True, True, False, False])
+    again = read(figures.kl_bars(tmp_path / "again.png", ordered, active=active, title="rate"))
     np.testing.assert_array_equal(again, picture)
-    for kl, counts in (([1.0, 2.0], [2, 0]), ([0.009, 0.008], [0, 2]), ([0.0], [0, 0])):
-        assert [len(run) for run in bars(read(figures.kl_bars(tmp_path / "few.png", kl)))] == counts
+    for kl, active, counts in (
+        ([1.0, 2.0], [True] * 2, [2, 0]),
+        ([0.009, 0.008], [False] * 2, [0, 2]),
+        ([0.0], [True], [0, 0]),
+        ([0.009, 2.0], None, [2, 0]),
+    ):
+        assert [len(run) for run in bars(read(figures.kl_bars(tmp_path / "few.png", kl, active=active)))] == counts
+
+
+def test_kl_bars_mark_what_the_table_counts_as_active(tmp_path):
+    """A latent of a large KL whose mean stands still is faint, one of a small KL whose mean moves is not."""
+    codes = np.zeros((50, 3))
+    codes[:, 1], codes[:, 2] = np.linspace(-0.2, 0.2, 50), np.linspace(-2, 2, 50)
+    kl = [0.5, 0.1, 1.0]
+    active = active_latents(codes)
+    picture = read(figures.kl_bars(tmp_path / "kl.png", kl, active=active))
+    high, low = bars(picture)
+    assert len(high) == active_units(codes) == 2
+    np.testing.assert_allclose(high / high[0], [1, 0.1], atol=0.02)
+    np.testing.assert_allclose(low / high[0], [0.5], atol=0.02)
+    heading = picture[:24, picture.shape[1] // 3 :]
+    plain = read(figures.kl_bars(tmp_path / "plain.png", kl))
+    assert (plain[:24, plain.shape[1] // 3 :] != heading).any()  # without a mask the heading counts none
 
 
 def test_kl_bars_need_one_finite_number_per_latent(tmp_path):
     for wrong in (np.zeros((2, 3)), [], 1.0, [0.1, np.nan]):
         with pytest.raises(ValueError, match=r"kl must be \[D\] and finite, got \("):
             figures.kl_bars(tmp_path / "bad.png", wrong)
+    for wrong in ([True], [[True, False]], [0.5, 0.0], [1, 0]):
+        with pytest.raises(ValueError, match=r"active must be \[2\] bool, one per latent, got "):
+            figures.kl_bars(tmp_path / "bad.png", [1.0, 0.1], active=wrong)
 
 
 def record(epoch, **splits):
@@ -57,7 +86,7 @@ def test_learning_curves_draw_each_split(tmp_path):
     records = [record(e, train=100 + 50 / e, test=101 + 50 / e) for e in range(1, 6)]
     picture = read(figures.learning_curves(tmp_path / "curves.png", records, title="mnist"))
     third = picture.shape[1] // 3
-    drawn = {split: style["color"] for split, style in figures.SPLITS.items()}
+    drawn = {split: style["color"] for split, style in SPLITS.items()}
     for panel in range(3):
         part = picture[:, panel * third : (panel + 1) * third]
         assert contains(part, drawn["train"])
@@ -176,12 +205,31 @@ def test_models_must_be_finite_and_beta_positive(tmp_path):
     assert not path.exists()
 
 
+def test_masked_numbers_are_refused(tmp_path):
+    path, hidden = tmp_path / "bad.png", np.ma.masked_greater([1.0, 2.0], 1)
+    for draw, name in (
+        (lambda: figures.kl_bars(path, hidden), "kl"),
+        (lambda: figures.frontier([1.0, 2.0], hidden), "distortion"),
+        (lambda: figures.rate_distortion(path, [1.0, 2.0], [1.0, 2.0], hidden), "beta"),
+        (lambda: figures.metrics_by_beta(path, [1.0, 2.0], {"mig": hidden}), "mig"),
+        (lambda: figures.factor_information(path, hidden[None] / 4, ["x", "y"]), "information"),
+        (lambda: figures.code_usage(path, hidden / 3), "usage"),
+        (lambda: figures.latent_scatter(path, np.ma.masked_less(np.eye(2), 0)), "codes"),
+        (lambda: figures.latent_scatter(path, np.eye(2), hidden), "labels"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} is a masked array, and its mask would be ignored"):
+            draw()
+    with pytest.raises(ValueError, match="metrics must hold one or more, by name"):
+        figures.metrics_by_beta(path, [1.0, 2.0], {})
+    assert not path.exists()
+
+
 def test_metrics_by_beta_joins_the_means_of_each_beta(tmp_path):
     beta = [1, 1, 4, 4, 16]
     metrics = {"rate": [20.0, 22, 10, 12, 3], "flat": [1.0, 1, 1, 1, 1]}
     picture = read(figures.metrics_by_beta(tmp_path / "beta.png", beta, metrics))
     left, right = np.array_split(picture, 2, axis=1)
-    falling, level = (dots(half, to_rgb(figures.COLORS[0])) for half in (left, right))
+    falling, level = (dots(half, to_rgb(COLORS[0])) for half in (left, right))
     assert np.corrcoef(falling.T)[0, 1] > 0.9  # further right is further down
     assert np.ptp(falling[:, 0]) > 80
     assert np.ptp(level[:, 0]) < 16

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from jaxvae import classical, data
+from jaxvae import data
+from jaxvae.evaluation import classical
 
 NEEDS_MNIST = pytest.mark.skipif(
     not (Path(os.environ.get("TFDS_DATA_DIR", "/nowhere")) / "mnist").is_dir(),
@@ -327,8 +328,8 @@ def test_independent_pixels_cost_their_expected_surprise_under_binarisation():
     train_label, test_label = np.arange(50) % 3, np.array([0, 1, 2, 2, 1, 0, 0])
     by_class = classical.class_bernoulli_nll(train, train_label, test, test_label)
     for i, label in enumerate(test_label):
-        alone = classical.independent_bernoulli_nll(train[train_label == label], test[i : i + 1])
-        np.testing.assert_allclose(by_class[i], alone[0], rtol=1e-12)
+        one = classical.independent_bernoulli_nll(train[train_label == label], test[i : i + 1])
+        np.testing.assert_allclose(by_class[i], one[0], rtol=1e-12)
     with pytest.raises(ValueError, match="test_label has 2, which train_label lacks"):
         classical.class_bernoulli_nll(train, train_label % 2, test, test_label)
 
@@ -343,11 +344,11 @@ def test_the_entropy_of_binarisation():
 
 def test_pixels_outside_the_unit_interval_are_refused():
     images = np.full((2, *SHAPE), 128, np.uint8)
-    with pytest.raises(ValueError, match=r"train must hold pixels in \[0, 1\], got 128 to 128; divide 8-bit images"):
+    with pytest.raises(ValueError, match=r"train must hold pixels in \[0, 1\], got 128 to 128; divide 8-bit pixels"):
         classical.independent_bernoulli_nll(images, images / 255)
     with pytest.raises(ValueError, match=r"test must hold pixels in \[0, 1\], got nan to nan"):
         classical.independent_bernoulli_nll(images / 255, images * np.nan)
-    with pytest.raises(ValueError, match=r"images must hold pixels in \[0, 1\], got -1 to -1"):
+    with pytest.raises(ValueError, match=r"x must hold pixels in \[0, 1\], got -1 to -1"):
         classical.binarization_entropy(-np.ones((2, *SHAPE)))
 
 
@@ -379,13 +380,66 @@ def test_data_that_cannot_be_fitted_are_refused():
         classical.fit_gaussian(broken)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int64])
+def test_labels_of_any_integer_type_are_the_same(dtype):
+    rng = np.random.default_rng(0)
+    train, test = rng.random((200, *SHAPE)), rng.random((60, *SHAPE))
+    train_label, test_label = np.arange(200) % 100, np.arange(60) % 100
+    expected = classical.class_bernoulli_nll(train, train_label, test, test_label)
+    narrow = classical.class_bernoulli_nll(train, train_label.astype(dtype), test, jax.numpy.asarray(test_label))
+    np.testing.assert_array_equal(narrow, expected)
+
+
+def test_labels_that_are_none_are_refused():
+    x, label = np.full((4, *SHAPE), 0.5), np.arange(4)
+    for wrong, error, message in (
+        (label / 2, TypeError, "train_label must be integers, got float64"),
+        (label[:, None], ValueError, r"train_label must be \[4\], one for each example, got \(4, 1\)"),
+        (label[:3], ValueError, r"train_label must be \[4\], one for each example, got \(3,\)"),
+        (np.ma.masked_equal(label, 2), TypeError, "train_label is a masked array, and its mask would be ignored"),
+    ):
+        with pytest.raises(error, match=message):
+            classical.class_bernoulli_nll(x, wrong, x, label)
+        with pytest.raises(error, match=message.replace("train", "test")):
+            classical.class_bernoulli_nll(x, label, x, wrong)
+
+
+def test_masked_and_empty_data_are_refused(key):
+    x = np.full((4, *SHAPE), 0.5)
+    hidden = np.ma.masked_array(x, mask=np.zeros_like(x, bool))
+    for fit in (
+        lambda: classical.fit_gaussian(hidden),
+        lambda: classical.fit_gaussian_mixture(list(hidden), 1, seed=0),
+        lambda: classical.independent_bernoulli_nll(hidden, x),
+        lambda: classical.independent_bernoulli_nll(x, hidden),
+        lambda: classical.binarization_entropy(hidden),
+        lambda: PPCA.log_prob(hidden),
+    ):
+        with pytest.raises(TypeError, match="is a masked array, and its mask would be ignored"):
+            fit()
+    for empty, name in (((x[:0], x), "train"), ((x, x[:0]), "test")):
+        with pytest.raises(ValueError, match=rf"{name} must be \[N, \.\.\.\] and not empty, got \(0, 3, 2, 1\)"):
+            classical.independent_bernoulli_nll(*empty)
+    with pytest.raises(ValueError, match="num must be at least 1, got 0"):
+        PPCA.sample(0, key=key)
+
+
+def test_one_example_is_its_own_mean():
+    x = np.random.default_rng(0).random((1, *SHAPE))
+    np.testing.assert_array_equal(classical.fit_gaussian(x).mean, x[0])
+    with pytest.raises(ValueError, match="singular, of rank 0 in 6 dimensions"):
+        classical.fit_gaussian(x).log_prob(x)
+    entropy = stats.bernoulli.entropy(np.clip(x, 0.001, 0.999)).sum()
+    np.testing.assert_allclose(classical.independent_bernoulli_nll(x, x), [entropy], rtol=2e-3)
+
+
 # MNIST
 
 
 @pytest.fixture(scope="module")
 def mnist():
     train, test = data.load("mnist", "train"), data.load("mnist", "test")
-    images = {"train": train.image / 255.0, "test": test.image / 255.0}
+    images = {"train": train.x / 255.0, "test": test.x / 255.0}
     labels = {"train_label": train.label, "test_label": test.label}
     return SimpleNamespace(**images, **labels, gaussian=classical.fit_gaussian(images["train"]))
 

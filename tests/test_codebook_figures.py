@@ -9,9 +9,11 @@ from scipy.spatial.distance import pdist
 from test_figures import boxes, contains, flat, read
 
 from jaxvae import figures
-from jaxvae.figures.codebooks import _code_colors
+from jaxvae.figures._codebooks import _code_colors
+from jaxvae.figures._page import COLORS
+from jaxvae.figures._records import SPLITS
 
-BLUE, GREEN, RED = figures.COLORS[0], figures.SPLITS["validation"]["color"], figures.SPLITS["test"]["color"]
+BLUE, GREEN, RED = COLORS[0], SPLITS["validation"]["color"], SPLITS["test"]["color"]
 SHADE = "#ececec"
 
 
@@ -184,6 +186,17 @@ def test_index_maps_show_the_first_group_and_break_after_ten(tmp_path):
         np.testing.assert_array_equal(picture[top : top + 96, left : left + 96], expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int64])
+def test_indices_of_any_integer_type_are_drawn_alike(tmp_path, dtype):
+    grey = np.full((1, 8, 8, 1), 0.5, np.float32)
+    indices = np.array([[[127, 0], [3, 100]]])
+    wide = read(figures.index_maps(tmp_path / "wide.png", grey, indices, grey, num_codes=300))
+    narrow = read(figures.index_maps(tmp_path / "narrow.png", grey, indices.astype(dtype), grey, num_codes=300))
+    np.testing.assert_array_equal(narrow, wide)
+    with pytest.raises(ValueError, match=r"indices must lie in \[0, 127\), got 0 to 127"):
+        figures.index_maps(tmp_path / "bad.png", grey, indices.astype(dtype), grey, num_codes=127)
+
+
 def test_index_maps_name_what_does_not_fit(tmp_path):
     path = tmp_path / "bad.png"
     images = np.full((2, 8, 8, 1), 0.5, np.float32)
@@ -199,14 +212,20 @@ def test_index_maps_name_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"one shape, got \(2, 8, 8, 1\) and \(1, 8, 8, 1\)"):
         figures.index_maps(path, images, codes, images[:1], num_codes=4)
     with pytest.raises(ValueError, match=r"reconstructed must lie in \[0, 1\]"):
-        figures.index_maps(path, images, codes, 7 * images, num_codes=4)
+        figures.index_maps(path, images, codes, 70 * images, num_codes=4)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        figures.index_maps(path, 7 * images, codes, images, num_codes=4)
+    with pytest.raises(TypeError, match="indices is a masked array"):
+        figures.index_maps(path, images, np.ma.masked_equal(codes, 1), images, num_codes=4)
+    with pytest.raises(ValueError, match="num_codes must be at least 1, got 0"):
+        figures.index_maps(path, images, codes, images, num_codes=0)
     assert not path.exists()
 
 
-def record(step, batch=None, restarts=None, **held_out):
-    """A line of metrics.jsonl; `held_out` has (perplexity, codes_used) by split."""
+def record(step, batch=None, restarts=None, **measured):
+    """A line of metrics.jsonl; `measured` has (perplexity, codes_used) by split."""
     train = {"loss": 1.0, "batch_perplexity": batch, "restarts": restarts}
-    splits = {split: {"perplexity": values[0], "codes_used": values[1]} for split, values in held_out.items()}
+    splits = {split: {"perplexity": values[0], "codes_used": values[1]} for split, values in measured.items()}
     return {
         "step": step,
         "epoch": step / 100,

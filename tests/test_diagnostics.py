@@ -8,7 +8,13 @@ from scipy import integrate, ndimage, stats
 
 from jaxvae import losses
 from jaxvae.evaluation import diagnostics
-from jaxvae.evaluation.diagnostics import aggregate_posterior, kl_per_dimension, sharpness_ratio
+from jaxvae.evaluation.diagnostics import (
+    active_latents,
+    active_units,
+    aggregate_posterior,
+    kl_per_dimension,
+    sharpness_ratio,
+)
 
 
 def gaussian_kl(mean, std):
@@ -29,6 +35,40 @@ def matched(num, covariance, std, seed=0):
     return means, np.full((num, dim), 2 * np.log(std))
 
 
+def test_active_units_are_those_whose_mean_moves():
+    codes = np.random.default_rng(0).normal(size=(1000, 4)) * [1.0, 0.2, 0.05, 0.0] + 7.0
+    assert active_units(codes) == 2
+    assert active_units(codes, threshold=1e-4) == 3
+    order = [3, 1, 0, 2]
+    np.testing.assert_array_equal(active_latents(codes[:, order]), [False, True, True, False])
+    assert active_units(jnp.float32(codes)) == 2
+    # Their variance divides by N, and equal to the threshold is not active.
+    assert active_latents([[0.0, 0.0], [1.0, 2.0]], threshold=0.25).tolist() == [False, True]
+
+
+def test_a_wide_posterior_is_not_active_and_a_moving_mean_is():
+    """KL is no measure of activity: the posterior below has .16 nats at every x, and says nothing of it."""
+    codes, log_var = np.zeros((100, 2)), np.full((100, 2), 0.0)
+    log_var[:, 0], codes[:, 1] = 0.7, np.linspace(-0.2, 0.2, 100)
+    kl = kl_per_dimension(codes, log_var)
+    assert kl[0] > 0.1
+    assert kl[1] < 0.01
+    assert active_latents(codes).tolist() == [False, True]
+    assert active_units(codes) == 1
+
+
+def test_codes_without_a_variance_are_refused():
+    codes = np.random.default_rng(0).normal(size=(5, 3))
+    for wrong in (codes[:, 0], codes[:1], codes[:0], codes[:, :0], codes[None], codes[0, 0]):
+        with pytest.raises(ValueError, match=r"codes must be \[N, D\] with N of 2 or more, got \("):
+            active_units(wrong)
+    with pytest.raises(TypeError, match="codes is a masked array"):
+        active_units(np.ma.masked_greater(codes, 0))
+    codes[2, 1] = np.inf
+    with pytest.raises(ValueError, match="codes must be finite: example 2 has inf"):
+        active_latents(codes)
+
+
 def test_kl_per_dimension_is_the_mean_of_the_definition():
     mean, log_var = posteriors(40, 3)
     kl = kl_per_dimension(mean, log_var)
@@ -42,6 +82,75 @@ def test_kl_per_dimension_is_the_mean_of_the_definition():
 def test_kl_per_dimension_keeps_its_digits_near_the_prior():
     log_var = np.array([[1e-9, -1e-9]])
     np.testing.assert_allclose(kl_per_dimension(np.zeros((1, 2)), log_var), 0.25e-18, rtol=0.1)
+
+
+def test_a_kl_beyond_float64_is_named(key):
+    mean, log_var = np.zeros((4, 3)), np.zeros((4, 3))
+    log_var[1, 2] = 700.0
+    assert kl_per_dimension(mean, log_var)[2] == pytest.approx(np.exp(700.0) / 8, rel=1e-12)
+    log_var[1, 2] = 720.0
+    for wrong in ((mean, log_var), (1e200 * (log_var > 0), 0 * log_var)):
+        with pytest.raises(ValueError, match="the KL of latent z3 is too large for float64: its log_var reaches"):
+            kl_per_dimension(*wrong)
+        with pytest.raises(ValueError, match="the KL of latent z3 is too large for float64: its log_var reaches"):
+            aggregate_posterior(*wrong, key=key, num_samples=10)
+    assert kl_per_dimension(mean, -1e4 * (log_var > 0))[2] == pytest.approx((1e4 - 1) / 8)
+
+
+def test_one_example_says_nothing_about_itself(key):
+    mean, log_var = np.array([[0.5, -1.0]]), np.array([[-2.0, 0.3]])
+    result = aggregate_posterior(mean, log_var, key=key, num_samples=9)
+    assert result.mutual_information == pytest.approx(0, abs=1e-12)
+    assert result.kl == pytest.approx(gaussian_kl(mean, np.exp(0.5 * log_var)).sum(), rel=1e-12)
+
+
+def test_the_order_of_the_examples_is_not_read_as_a_sample_of_them(key):
+    """Every other example says nothing; half as many draws as examples would take one kind alone."""
+    mean = np.where(np.arange(600) % 2 == 0, 0.0, 30.0 * np.arange(600))[:, None]
+    log_var = np.full((600, 1), -2.0)
+    shuffled = np.random.default_rng(0).permutation(600)
+    exact = 0.5 * np.log(2) + 0.5 * np.log(600)  # of a half of one kind, and of 300 that are all apart
+    for num_samples in (300, 400, 900, 1500):
+        for rows in (slice(None), shuffled):
+            result = aggregate_posterior(mean[rows], log_var[rows], key=key, num_samples=num_samples)
+            assert result.mutual_information == pytest.approx(exact, abs=4 * result.standard_error)
+    few = [aggregate_posterior(mean, log_var, key=jax.random.key(i), num_samples=300) for i in range(2)]
+    assert few[0].mutual_information != pytest.approx(few[1].mutual_information, abs=1e-3)  # other examples, not noise
+
+
+def test_every_example_gives_an_equal_number_of_draws_or_one_more(key, monkeypatch):
+    taken = []
+
+    def record(latent, mean, std):
+        taken.append(np.rint(latent[:, 0]).astype(int))
+        return np.zeros(len(latent))
+
+    monkeypatch.setattr(diagnostics, "_log_mixture", record)
+    mean, log_var = np.arange(7.0)[:, None], np.full((7, 1), -60.0)
+    for num_samples in (3, 7, 14, 17):
+        aggregate_posterior(mean, log_var, key=key, num_samples=num_samples)
+        counts = np.bincount(taken[-1], minlength=7)
+        assert counts.sum() == num_samples
+        assert np.ptp(counts) == (num_samples % 7 > 0)
+        assert (np.diff(taken[-1]) >= 0).all()
+
+
+def test_the_standard_error_divides_by_one_less_than_the_draws(key):
+    """Two examples alike and one far off: the draws say log 3/2, log 3/2 and log 3, whatever the noise."""
+    mean, log_var = np.array([[0.0], [0.0], [900.0]]), np.zeros((3, 1))
+    result = aggregate_posterior(mean, log_var, key=key, num_samples=3)
+    information = np.log([1.5, 1.5, 3.0])
+    assert result.mutual_information == pytest.approx(information.mean(), rel=1e-9)
+    assert result.standard_error == pytest.approx(information.std(ddof=1) / np.sqrt(3), rel=1e-9)
+
+
+def test_the_noise_and_the_choice_of_examples_have_keys_of_their_own():
+    mean, log_var = posteriors(7, 2)
+    with jax.debug_key_reuse(True):  # it raises where one key serves two draws
+        result = aggregate_posterior(mean, log_var, key=jax.random.key(2), num_samples=10)
+    assert np.isfinite(result.kl)
+    narrow = aggregate_posterior(mean, log_var, key=jax.random.key(2), num_samples=np.uint8(200))
+    assert narrow.kl == aggregate_posterior(mean, log_var, key=jax.random.key(2), num_samples=200).kl
 
 
 def test_posteriors_at_the_prior_leave_no_hole(key):
@@ -223,3 +332,14 @@ def test_images_without_a_sharpness_are_refused():
         sharpness_ratio(np.full_like(IMAGES, 0.1), IMAGES)
     with pytest.raises(TypeError, match="images must be floating, got uint8"):
         sharpness_ratio((255 * IMAGES).astype(np.uint8), IMAGES)
+    for wrong, message in ((np.nan, "has nan"), (np.inf, "has inf")):
+        broken = IMAGES.copy()
+        broken[2, 1, 1, 0] = wrong
+        with pytest.raises(ValueError, match=f"reconstructions must be finite: example 2 {message}"):
+            sharpness_ratio(IMAGES, broken)
+    with pytest.raises(TypeError, match="reconstructions is a masked array"):
+        sharpness_ratio(IMAGES, np.ma.masked_greater(IMAGES, 0.5))
+    with pytest.raises(TypeError, match="images must be floating, got complex128"):
+        sharpness_ratio(IMAGES + 0j, IMAGES)
+    assert sharpness_ratio(IMAGES[:1], IMAGES[:1]) == 1
+    assert sharpness_ratio(jnp.asarray(IMAGES, jnp.bfloat16), IMAGES) == pytest.approx(1, abs=0.01)

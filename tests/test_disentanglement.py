@@ -10,7 +10,6 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 
-from jaxvae.evaluation import disentanglement
 from jaxvae.evaluation.disentanglement import (
     CHEAP_SCORES,
     beta_vae_score,
@@ -23,6 +22,8 @@ from jaxvae.evaluation.disentanglement import (
     mutual_information,
     sap,
 )
+from jaxvae.evaluation.disentanglement import _still as still
+from jaxvae.evaluation.disentanglement._prediction import _concentration
 
 DSPRITES = (3, 6, 40, 32, 32)  # shapes, scales, orientations, positions
 SMALL = {
@@ -208,7 +209,7 @@ def test_partners_share_the_held_value_and_are_drawn_evenly():
     factors = np.stack([rng.choice([3, -2, 9], size=50, p=[0.8, 0.1, 0.1]), rng.integers(4, size=50)], axis=1)
     held = rng.integers(2, size=4000)
     points = rng.integers(50, size=(4000, 5))
-    partners = disentanglement._sharing(factors, held, points, rng)
+    partners = still._sharing(factors, held, points, rng)
     np.testing.assert_array_equal(factors[partners, held[:, None]], factors[points, held[:, None]])
     for k in range(2):
         for value in np.unique(factors[:, k]):
@@ -239,11 +240,11 @@ def test_sap_gives_a_constant_latent_nothing():
 
 def test_concentration_worked_by_hand():
     one_each = np.array([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0]])
-    assert disentanglement._concentration(one_each) == pytest.approx(1, abs=1e-9)
-    assert disentanglement._concentration(np.ones((3, 2))) == pytest.approx(0, abs=1e-9)
-    assert disentanglement._concentration(np.zeros((3, 2))) == pytest.approx(0, abs=1e-9)
+    assert _concentration(one_each) == pytest.approx(1, abs=1e-9)
+    assert _concentration(np.ones((3, 2))) == pytest.approx(0, abs=1e-9)
+    assert _concentration(np.zeros((3, 2))) == pytest.approx(0, abs=1e-9)
     mixed = np.array([[3.0, 1.0], [0.0, 4.0], [1.0, 1.0]])  # entropies in bits .8113, 0, 1 and weights .4, .4, .2
-    assert disentanglement._concentration(mixed) == pytest.approx(0.4 * (1 - 0.811278) + 0.4, abs=1e-6)
+    assert _concentration(mixed) == pytest.approx(0.4 * (1 - 0.811278) + 0.4, abs=1e-6)
 
 
 def test_dci_tells_a_split_factor_from_a_mixed_latent():
@@ -330,7 +331,7 @@ def test_the_number_of_threads_changes_nothing():
 def test_the_size_of_the_chunks_changes_nothing(monkeypatch):
     codes, factors = middling()
     whole = [SMALL[name](codes, factors) for name in ("factor_vae_score", "beta_vae_score")]
-    monkeypatch.setattr(disentanglement, "CHUNK", 37)
+    monkeypatch.setattr(still, "CHUNK", 37)
     assert [SMALL[name](codes, factors) for name in ("factor_vae_score", "beta_vae_score")] == whole
 
 
@@ -367,6 +368,53 @@ def test_codes_and_factors_are_checked(score):
     ):
         with pytest.raises(ValueError, match=message):
             score(codes, wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("dci", np.int8),  # seconds each
+        *((name, dtype) for name in SMALL if name != "dci" for dtype in (np.int8, np.uint8, np.int16, np.uint16)),
+    ],
+)
+def test_factors_of_any_integer_type_are_the_same(name, dtype):
+    """Values from end to end of int8, whose differences it cannot hold."""
+    codes, factors = middling()
+    far = (factors / factors.max(axis=0) * 255).astype(int) - (128 if np.issubdtype(dtype, np.signedinteger) else 0)
+    assert SMALL[name](codes, far.astype(dtype), seed=3) == SMALL[name](codes, far, seed=3)
+
+
+def test_fixed_points_of_narrow_factors_are_those_of_wide_ones():
+    factors, seen = np.array([[-128, 0], [127, 1], [0, 2]]), []
+
+    def record(codes, factors, *, seed):
+        seen.append(codes)
+        return 0.0
+
+    for dtype in (np.int8, np.int64):
+        fixed_points(factors.astype(dtype), latent_dim=3, rotations=1, scores={"a": record}, rotation_scores={})
+    np.testing.assert_array_equal(seen[0], seen[2])
+    np.testing.assert_allclose(seen[0][:, 0], [0, 255 / factors.std(axis=0)[0], 128 / factors.std(axis=0)[0]])
+
+
+def test_sizes_in_a_narrow_type_do_not_wrap_around():
+    codes, factors = middling()
+    sizes = {"num_train": np.uint8(200), "num_test": np.uint8(200)}
+    for score in (sap, beta_vae_score, factor_vae_score):
+        assert score(codes, factors, **sizes) == score(codes, factors, num_train=200, num_test=200)
+
+
+@pytest.mark.parametrize("score", [*SMALL.values(), mutual_information])
+def test_masked_codes_and_factors_are_refused(score):
+    codes, factors = middling()
+    with pytest.raises(TypeError, match="codes is a masked array, and its mask would be ignored"):
+        score(np.ma.masked_greater(codes, 1), factors)
+    with pytest.raises(TypeError, match="factors is a masked array, and its mask would be ignored"):
+        score(codes, np.ma.masked_equal(factors, 1))
+    with pytest.raises(TypeError, match="codes must hold real numbers, got complex128"):
+        score(codes + 1j, factors)
+    with pytest.raises(ValueError, match="is 0 everywhere: leave that column out"):
+        score(codes[:1], factors[:1])
 
 
 def test_scores_of_differences_need_two_of_each():

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from jaxvae import figures
+from jaxvae.figures._page import COLORS
 
 MATPLOTLIB_IMAGE = pytest.importorskip("matplotlib.image")
 Image = pytest.importorskip("PIL.Image")
@@ -111,7 +112,7 @@ def test_interpolation_sets_the_ends_apart(tmp_path):
 def test_traversals_keep_rows_and_columns_in_order(tmp_path):
     images = flat(3, 5)
     values = np.linspace(-2, 2, 5)
-    labels = ["z3  2.41 nats", "z0  1.07 nats", "z1  0.00 nats"]
+    labels = ["z4  2.41 nats", "z1  1.07 nats", "z2  0.00 nats"]
     picture = read(figures.traversals(tmp_path / "rows.png", images, values, labels=labels, title="beta 4"))
     places = boxes(picture, images)
     assert (np.diff(places[..., 1], axis=1) == 100).all()
@@ -123,7 +124,7 @@ def test_traversals_keep_rows_and_columns_in_order(tmp_path):
         assert (picture[bottom:, places[0, column, 1] : places[0, column, 3]] < 128).any()
     plain = read(figures.traversals(tmp_path / "plain.png", images, values))
     np.testing.assert_array_equal(boxes(plain, images)[0, 0, :2], [16, 16])  # no label, no room for one
-    other = read(figures.traversals(tmp_path / "other.png", images, values, labels=[*labels[:2], "z1"], title="beta 4"))
+    other = read(figures.traversals(tmp_path / "other.png", images, values, labels=[*labels[:2], "z2"], title="beta 4"))
     moved = boxes(other, images) - places  # the longest label decides the page: nothing moves
     assert not moved.any()
     changed = np.flatnonzero((other != picture).any(axis=(1, 2)))
@@ -164,7 +165,9 @@ def gif_frames(path):
 
 def test_traversal_gif_goes_forth_and_back_for_ever(tmp_path):
     images = np.broadcast_to((np.arange(28).reshape(7, 4, 1, 1, 1) / 28).astype(np.float32), (7, 4, 8, 8, 1))
-    path = figures.traversal_gif(tmp_path / "new" / "moving.gif", images, labels=[f"z{d}" for d in range(7)], fps=10)
+    path = figures.traversal_gif(
+        tmp_path / "new" / "moving.gif", images, labels=[f"z{d + 1}" for d in range(7)], fps=10
+    )
     frames, info = gif_frames(path)
     assert info["loop"] == 0
     assert info["duration"] == 100
@@ -220,8 +223,8 @@ def test_traversals_name_what_is_wrong(tmp_path):
         figures.traversal_gif(gif, images, labels=["a", "b", "c"])
     with pytest.raises(ValueError, match="images must hold at least two values"):
         figures.traversal_gif(gif, images[:, :1])
-    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]: image \(0, 0\) has 5"):
-        figures.traversal_gif(gif, 10 * images)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]: image \(0, 0\) has 50"):
+        figures.traversal_gif(gif, 100 * images)
     for fps in (0, 51):
         with pytest.raises(ValueError, match=rf"fps must lie in \[1, 50\], got {fps}"):
             figures.traversal_gif(gif, images, fps=fps)
@@ -269,10 +272,10 @@ def test_latent_scatter_places_the_codes(tmp_path):
 def test_latent_scatter_names_each_label_in_its_colour(tmp_path):
     codes = np.random.default_rng(0).normal(size=(60, 2))
     picture = read(figures.latent_scatter(tmp_path / "digits.png", codes, np.arange(60) % 10, title="codes"))
-    assert all(contains(picture, color) for color in figures.COLORS)
-    assert len(set(figures.COLORS)) == 10
+    assert all(contains(picture, color) for color in COLORS)
+    assert len(set(COLORS)) == 10
     picture = read(figures.latent_scatter(tmp_path / "three.png", codes, np.array(["a", "b", "c"] * 20)))
-    assert [contains(picture, color) for color in figures.COLORS] == [True] * 3 + [False] * 7
+    assert [contains(picture, color) for color in COLORS] == [True] * 3 + [False] * 7
     wider = read(figures.latent_scatter(tmp_path / "many.png", codes, np.arange(60) % 30))
     assert wider.shape[1] > picture.shape[1]  # two columns of legend
 
@@ -330,7 +333,7 @@ def test_side_by_side_gives_each_model_a_column(tmp_path):
 def test_side_by_side_colours_a_label_alike_and_each_cloud_on_its_own_scale(tmp_path):
     models, images = panels()
     picture = read(figures.side_by_side(tmp_path / "both.png", models))
-    assert [contains(picture, color) for color in figures.COLORS[:4]] == [True, True, True, False]
+    assert [contains(picture, color) for color in COLORS[:4]] == [True, True, True, False]
     places = boxes(picture, images)
     cloud = picture[places[:, 3:6, 2].max() + 60 : places[:, 6:, 0].min() - 60].astype(int)
     middle = picture.shape[1] // 2
@@ -361,29 +364,90 @@ def test_side_by_side_names_what_does_not_fit(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             figures.side_by_side(path, models | {"VAE": panel._replace(**wrong)})
+    with pytest.raises(ValueError, match="models must hold one or more, by name"):
+        figures.side_by_side(path, {})
     with pytest.raises(ValueError, match="size must be at least 2, got 1"):
         figures.code_grid(np.zeros((5, 2)), 1)
     assert not path.exists()
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(7.25, "7.25"), (-0.5, "-0.5"), (255.0, "255"), (np.nan, "nan"), (-np.inf, "-inf")]
+    ("value", "said"),
+    [(11.5, "11.5"), (-10.5, "-10.5"), (255.0, "255"), (np.nan, "nan"), (-np.inf, "-inf"), (1e39, "inf")],
 )
-def test_values_that_no_picture_can_show(tmp_path, value, shown):
-    images = np.full((6, 8, 8, 1), 0.5, np.float32)
+def test_values_that_no_picture_can_show(tmp_path, value, said):
+    images = np.full((6, 8, 8, 1), 0.5)
     wrong = images.copy()
     wrong[3, 2, 1] = value
     path = tmp_path / "bad.png"
-    message = rf"must lie in \[0, 1\]: image 3 has {shown}; draw the likelihood's mean, not logits"
+    message = rf"must lie in \[0, 1\]: image 3 has {said}; draw the likelihood's mean, not logits"
     with pytest.raises(ValueError, match="^images " + message):
         figures.image_grid(path, wrong)
     with pytest.raises(ValueError, match="^reconstructed " + message):
         figures.reconstructions(path, images, wrong)
     with pytest.raises(ValueError, match=r"^decode\(latents\) " + message.replace("3", "0")):
         figures.manifold(path, lambda z: np.broadcast_to(wrong[3], (len(z), 8, 8, 1)), size=2)
-    with pytest.raises(ValueError, match=rf"image \(1, 0\) has {shown}"):
+    with pytest.raises(ValueError, match=rf"image \(1, 0\) has {said}"):
         figures.interpolation(path, wrong.reshape(2, 3, 8, 8, 1))
     assert not path.exists()
+
+
+def gaussian_means():
+    """Images [6, 8, 8, 1] as a Gaussian's mean may be: beyond [0, 1] here and there."""
+    means = np.random.default_rng(0).normal(0.5, 0.7, (6, 8, 8, 1)).astype(np.float32)
+    assert means.min() < -0.5
+    assert means.max() > 1.5
+    return means
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path, images: figures.image_grid(path, images),
+        lambda path, images: figures.reconstructions(path, images.clip(0, 1), images),
+        lambda path, images: figures.interpolation(path, images.reshape(2, 3, 8, 8, 1)),
+        lambda path, images: figures.traversals(path, images.reshape(2, 3, 8, 8, 1), [-1.0, 0.0, 1.0]),
+        lambda path, images: figures.manifold(path, lambda z: jnp.asarray(images[: len(z)]), size=2),
+        lambda path, images: figures.completions(
+            path, images[:2].clip(0, 1), images.reshape(2, 3, 8, 8, 1), {"mean": images[2:4]}
+        ),
+        lambda path, images: figures.index_maps(path, images.clip(0, 1), np.zeros((6, 2, 2), int), images, num_codes=3),
+    ],
+)
+def test_a_mean_beyond_the_unit_interval_is_drawn_as_its_end(tmp_path, draw):
+    """No picture at the end of a training is lost because a Gaussian's mean lies beyond the pixels."""
+    means = gaussian_means()
+    np.testing.assert_array_equal(
+        read(draw(tmp_path / "a.png", means)), read(draw(tmp_path / "b.png", means.clip(0, 1)))
+    )
+
+
+def test_data_beyond_the_unit_interval_are_refused(tmp_path):
+    """Pictures of data on another scale would be wrong, and so would integers that count levels."""
+    means, path = gaussian_means(), tmp_path / "bad.png"
+    levels = np.arange(6 * 64).reshape(6, 8, 8, 1) % 5
+    with pytest.raises(ValueError, match=r"^images must lie in \[0, 1\]: image 0 has "):
+        figures.reconstructions(path, means, means)
+    for draw, name in (
+        (lambda images: figures.image_grid(path, images), "images"),
+        (lambda images: figures.reconstructions(path, means.clip(0, 1), images), "reconstructed"),
+    ):
+        for dtype in (np.uint8, np.int8, np.int64):
+            with pytest.raises(ValueError, match=rf"^{name} must lie in \[0, 1\]: image 0 has 2"):
+                draw(levels.astype(dtype))
+        with pytest.raises(TypeError, match=f"{name} is a masked array, and its mask would be ignored"):
+            draw(np.ma.masked_greater(means, 1))
+        with pytest.raises(TypeError, match=f"{name} must hold real numbers, got complex64"):
+            draw(means + np.complex64(1j))
+    assert not path.exists()
+    binary = read(figures.image_grid(path, (levels > 2).astype(np.uint8)))
+    np.testing.assert_array_equal(read(figures.image_grid(path, (levels > 2).astype(np.float32))), binary)
+
+
+def test_what_is_exported_draws_or_is_drawn():
+    assert all(callable(getattr(figures, name)) for name in figures.__all__)
+    public = {name for name in vars(figures) if not name.startswith("_")}
+    assert public == set(figures.__all__)
 
 
 def test_rounding_beside_the_unit_interval_is_forgiven(tmp_path):

@@ -2,14 +2,17 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-import jaxvae
 from jaxvae.distributions import DiagGaussian
+from jaxvae.evaluation import log_likelihood, map_batches
+from jaxvae.models.vae import VAE
+from jaxvae.objectives.elbo import vae_log_weights
 
 N, D, X = 23, 2, 5
 WEIGHTS = np.random.default_rng(0).normal(size=(D, X)).astype(np.float32)
@@ -22,9 +25,9 @@ def linear_gaussian(widen=1.0):
     The posterior of this W is not diagonal; q ignores the correlation, so its weights vary.
     """
     precision = np.eye(D) + WEIGHTS @ WEIGHTS.T / np.exp(NOISE_LOG_VAR)
-    gain = jnp.asarray(WEIGHTS.T @ np.linalg.inv(precision) / np.exp(NOISE_LOG_VAR), jnp.float32)
-    log_var = jnp.asarray(np.log(widen * np.diag(np.linalg.inv(precision))), jnp.float32)
-    return jaxvae.VAE(
+    gain = (WEIGHTS.T @ np.linalg.inv(precision) / np.exp(NOISE_LOG_VAR)).astype(np.float32)
+    log_var = np.log(widen * np.diag(np.linalg.inv(precision))).astype(np.float32)
+    return VAE(
         encoder=lambda x: (x @ gain, jnp.broadcast_to(log_var, (len(x), D))),
         decoder=lambda z: z @ WEIGHTS,
         likelihood=partial(DiagGaussian, log_var=NOISE_LOG_VAR),
@@ -35,21 +38,21 @@ def linear_gaussian(widen=1.0):
 COVARIANCE = WEIGHTS.T @ WEIGHTS + np.exp(NOISE_LOG_VAR) * np.eye(X)
 DATA = np.random.default_rng(1).multivariate_normal(np.zeros(X), COVARIANCE, N).astype(np.float32)
 EXACT = stats.multivariate_normal(np.zeros(X), COVARIANCE).logpdf(DATA)
-SOURCE = {"image": jnp.asarray(DATA), "index": jnp.arange(N, dtype=jnp.int32)}
+SOURCE = {"x": jnp.asarray(DATA), "index": jnp.arange(N, dtype=jnp.int32)}
 
 
-def rows(batch_size):
+def indices(batch_size):
     padded = np.full(-(-N // batch_size) * batch_size, -1, np.int32)
     padded[:N] = np.arange(N)
     return jnp.asarray(padded.reshape(-1, batch_size))
 
 
-LOG_WEIGHTS = partial(jaxvae.vae_log_weights, linear_gaussian(widen=2.0))
+MODEL = linear_gaussian(widen=2.0)
 
 
 def estimate(num_samples, batch_size=10, seed=0, **options):
-    return jaxvae.log_likelihood(
-        LOG_WEIGHTS, {}, (), SOURCE, rows(batch_size), key=jax.random.key(seed), num_samples=num_samples, **options
+    return log_likelihood(
+        MODEL, {}, (), SOURCE, indices(batch_size), key=jax.random.key(seed), num_samples=num_samples, **options
     )
 
 
@@ -84,17 +87,15 @@ def test_grows_with_the_number_of_samples_and_one_sample_is_the_elbo(key):
     assert np.isnan(single.standard_error).all()
     prepare_key, loss_key = jax.random.split(key)
     del prepare_key
-    weights = jaxvae.vae_log_weights(
-        linear_gaussian(widen=2.0), {}, (), SOURCE, key=jax.random.fold_in(loss_key, 0), num_samples=1
-    )
-    np.testing.assert_allclose(single.log_prob, weights[0], rtol=1e-5)
+    log_weights = vae_log_weights(MODEL, {}, (), SOURCE, key=jax.random.fold_in(loss_key, 0), num_samples=1)
+    np.testing.assert_allclose(single.log_prob, log_weights[0], rtol=1e-5)
 
 
 def test_weights_that_underflow_do_not(key):
     def tiny(params, model_state, batch, *, key, num_samples):
         return jnp.full((num_samples, len(batch["index"])), -5000.0)
 
-    result = jaxvae.log_likelihood(tiny, {}, (), SOURCE, rows(8), key=key, num_samples=100)
+    result = log_likelihood(tiny, {}, (), SOURCE, indices(8), key=key, num_samples=100)
     np.testing.assert_array_equal(result.log_prob, np.full(N, -5000.0))
     np.testing.assert_allclose(result.standard_error, 0, atol=1e-3)
 
@@ -104,18 +105,213 @@ def test_no_samples_are_refused():
         estimate(0)
 
 
-def test_active_units_are_those_whose_mean_moves():
-    codes = np.random.default_rng(0).normal(size=(1000, 4)) * [1.0, 0.2, 0.05, 0.0] + 7.0
-    assert jaxvae.active_units(codes) == 2
-    assert jaxvae.active_units(codes, threshold=1e-4) == 3
+def random_log_weights(dtype):
+    """log w = 3ε + index, with one draw ε of each sample and example."""
+
+    def log_weights(params, model_state, batch, *, key, num_samples):
+        keys = jax.vmap(lambda s: jax.random.fold_in(key, s))(jnp.arange(num_samples))
+        noise = jax.vmap(lambda each: jax.random.normal(each, batch["index"].shape, dtype))(keys)
+        return 3 * noise + batch["index"].astype(dtype)[None]
+
+    return log_weights
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 10])
+def test_the_standard_error_divides_by_one_less_than_the_samples(num_samples, key, x64):
+    """A few samples, so that S in place of S - 1 is 5 to 30 % off; in float64, to rounding."""
+    log_weights = random_log_weights(jnp.float64)
+    result = log_likelihood(log_weights, {}, (), SOURCE, indices(N), key=key, num_samples=num_samples)
+    assert result.log_prob.dtype == result.standard_error.dtype == np.float64
+    loss_key = jax.random.split(key)[1]
+    drawn = [
+        log_weights({}, (), SOURCE, key=jax.random.fold_in(loss_key, s), num_samples=1)[0] for s in range(num_samples)
+    ]
+    weights = np.exp(np.array(drawn))
+    np.testing.assert_allclose(result.log_prob, np.log(weights.mean(axis=0)), rtol=1e-12)
+    error = weights.std(axis=0, ddof=1) / np.sqrt(num_samples) / weights.mean(axis=0)
+    np.testing.assert_allclose(result.standard_error, error, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+def test_log_weights_of_any_floating_type_are_summed_in_float32_or_wider(dtype, key, x64):
+    def half(params, model_state, batch, *, key, num_samples):
+        return jnp.full((num_samples, len(batch["index"])), -0.5, dtype)
+
+    result = log_likelihood(half, {}, (), SOURCE, indices(10), key=key, num_samples=1000, samples_per_pass=7)
+    assert result.log_prob.dtype == (np.float64 if dtype == jnp.float64 else np.float32)
+    np.testing.assert_allclose(result.log_prob, -0.5, rtol=1e-6)
+
+
+def test_a_float64_model_is_estimated_in_float64(key, x64):
+    source = {"x": jnp.asarray(DATA, jnp.float64), "index": SOURCE["index"]}
+    exact = linear_gaussian()
+    wide = log_likelihood(exact, {}, (), source, indices(10), key=key, num_samples=50)
+    assert wide.log_prob.dtype == np.float64
+    narrow = log_likelihood(exact, {}, (), SOURCE, indices(10), key=key, num_samples=50)
+    np.testing.assert_allclose(wide.log_prob, narrow.log_prob, atol=2e-5)
+
+
+def test_a_model_and_its_log_weights_are_one():
+    by_function = log_likelihood(
+        partial(vae_log_weights, MODEL), {}, (), SOURCE, indices(10), key=jax.random.key(0), num_samples=20
+    )
+    np.testing.assert_array_equal(by_function.log_prob, estimate(20).log_prob)
+
+
+def test_what_gives_no_log_weights_is_refused(key):
+    for wrong, kind in ((None, "NoneType"), (nn.Dense(3), "Dense")):
+        with pytest.raises(TypeError, match=f"must have `terms`, or be a function of log weights .*, got a {kind}"):
+            log_likelihood(wrong, {}, (), SOURCE, indices(10), key=key, num_samples=2)
+
+    def summed(params, model_state, batch, *, key, num_samples):
+        return jnp.zeros(len(batch["index"]))
+
+    with pytest.raises(ValueError, match=r"log weights must be \[num_samples, B\], here \(1, 10\), got \(10,\)"):
+        log_likelihood(summed, {}, (), SOURCE, indices(10), key=key, num_samples=2)
+    for number, error, said in ((0, ValueError, "at least 1, got 0"), (2.5, TypeError, "an integer, got 2.5")):
+        with pytest.raises(error, match=f"samples_per_pass must be {said}"):
+            estimate(2, samples_per_pass=number)
 
 
 def test_map_batches_keeps_the_order_and_drops_the_padding(key):
     seen = []
-    out = jaxvae.map_batches(
-        lambda params, model_state, batch, *, key: {"index": batch["index"], "x": batch["image"] * params},
-        2.0, (), SOURCE, rows(10), key=key, progress=lambda done, total: seen.append((done, total)),
+    out = map_batches(
+        lambda params, model_state, batch, *, key: {"index": batch["index"], "x": batch["x"] * params},
+        2.0, (), SOURCE, indices(10), key=key, progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     np.testing.assert_array_equal(out["index"], np.arange(N))
     np.testing.assert_array_equal(out["x"], 2 * DATA)
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def scale(params, model_state, batch, *, key, by=1.0, shift=0.0, traced=None):
+    if traced is not None:
+        traced.append(by)
+    return by * batch["x"] + shift
+
+
+class Recorder:
+    """What was traced; equal by identity, as a list that grows is not."""
+
+    def __init__(self):
+        self.seen = []
+
+    def append(self, what):
+        self.seen.append(what)
+
+
+def test_equal_functions_compile_once_and_others_anew(key):
+    traced, source = Recorder(), {"x": jnp.arange(3.0), "index": jnp.arange(3)}
+
+    def run(fn, prepare=None):
+        return map_batches(fn, {}, (), source, jnp.arange(3)[None], key=key, prepare=prepare)
+
+    class Of:
+        def __init__(self, traced):
+            self.traced = traced
+
+        def method(self, params, model_state, batch, *, key):
+            self.traced.append("method")
+            return batch["x"]
+
+    weights, holder = np.ones(3, np.float32), Of(traced)
+    kinds = (
+        lambda: partial(scale, by=2.0, traced=traced),
+        lambda: partial(partial(scale, traced=traced), by=3.0),
+        lambda: partial(scale, by=weights, traced=traced),  # an array is equal to itself alone
+        lambda: holder.method,
+    )
+    for number, make in enumerate(kinds, start=1):
+        for _ in range(3):
+            run(make())
+        assert len(traced.seen) == number
+    for by in (2, np.float32(2), 0.0, -0.0, True, 1):  # equal numbers of another kind compile to another program
+        before = len(traced.seen)
+        np.testing.assert_allclose(run(partial(scale, by=by, traced=traced)), by * np.arange(3))
+        assert len(traced.seen) == before + 1
+    assert np.signbit(run(partial(scale, by=-0.0, traced=traced))[1])
+    run(partial(scale, by=weights.copy(), traced=traced))
+    assert len(traced.seen) == len(kinds) + 7
+
+
+TRACED = []
+
+
+def recording_encoder(x):
+    TRACED.append(x.shape)
+    return x[:, :D], jnp.zeros_like(x[:, :D])
+
+
+def widened(z):
+    return z @ WEIGHTS
+
+
+def unit_gaussian(mean):
+    return DiagGaussian(mean, jnp.zeros_like(mean))
+
+
+def test_an_equal_model_compiles_once(key):
+    def run(num_samples):
+        model = VAE(recording_encoder, decoder=widened, likelihood=unit_gaussian, latent_dim=D)
+        return log_likelihood(model, {}, (), SOURCE, indices(8), key=key, num_samples=num_samples)
+
+    first = run(3)
+    traced = len(TRACED)
+    assert 0 < traced < 8
+    np.testing.assert_array_equal(run(3).log_prob, first.log_prob)
+    assert len(TRACED) == traced
+    run(np.int64(4))
+    assert len(TRACED) == 2 * traced
+
+
+def test_a_fresh_partial_of_log_weights_and_of_prepare_compiles_once(key):
+    traced = Recorder()
+
+    def log_weights(model, params, model_state, batch, *, key, num_samples):
+        traced.append(num_samples)
+        return jnp.zeros((num_samples, len(batch["x"])))
+
+    def prepare(factor, batch, *, key):
+        traced.append("prepare")
+        return batch | {"x": factor * batch["x"]}
+
+    for _ in range(3):
+        log_likelihood(
+            partial(log_weights, linear_gaussian), {}, (), SOURCE, indices(8),
+            key=key, num_samples=4, prepare=partial(prepare, 2.0),
+        )  # fmt: skip
+        assert traced.seen.count("prepare") == 1
+        first = len(traced.seen)
+    assert len(traced.seen) == first < 5
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+def test_indices_of_any_integer_type_are_the_same(dtype, key):
+    out = map_batches(scale, {}, (), SOURCE, np.asarray(indices(10)).astype(dtype), key=key)
+    np.testing.assert_array_equal(out, DATA)
+    unsigned = map_batches(scale, {}, (), SOURCE, np.array([[22, 3]], np.uint8), key=key)
+    np.testing.assert_array_equal(unsigned, DATA[[22, 3]])
+    many = {"x": jnp.arange(300.0)}
+    np.testing.assert_array_equal(map_batches(scale, {}, (), many, np.array([[255, 7]], np.uint8), key=key), [255, 7])
+
+
+def test_sources_and_indices_that_cannot_be_used_are_refused(key):
+    def run(indices, source=SOURCE, fn=scale, key=key):
+        return map_batches(fn, {}, (), source, indices, key=key)
+
+    for wrong in (np.zeros((0, 4), int), np.full((2, 3), -1), np.arange(4)):
+        with pytest.raises(ValueError, match=r"indices must be \[n, B\] with one of 0 or more, got \("):
+            run(wrong)
+    for wrong, said in (([[0, 23]], "0 to 23"), ([[-2, 3]], "-2 to 3"), (np.array([[0, 255]], np.uint8), "0 to 255")):
+        with pytest.raises(ValueError, match=rf"indices must lie in 0 \.\. 22, or be -1 for padding, got {said}"):
+            run(wrong)
+    with pytest.raises(TypeError, match=r"indices must be integers \[n, B\], got float32"):
+        run(np.zeros((1, 2), np.float32))
+    with pytest.raises(TypeError, match=r"source\['x'\] is a masked array"):
+        run([[0]], SOURCE | {"x": np.ma.masked_invalid(DATA)})
+    with pytest.raises(ValueError, match=r"fn must return arrays \[2, \.\.\.\], one entry per example, got \(\)"):
+        run([[0, 1]], fn=lambda params, model_state, batch, *, key: batch["x"].mean())
+    with pytest.raises(TypeError, match=r"key must come from jax\.random\.key"):
+        run([[0]], key=jax.random.PRNGKey(0))
+    with pytest.raises(TypeError, match="key must be a threefry key"):
+        run([[0]], key=jax.random.key(0, impl="rbg"))

@@ -1,1 +1,42 @@
-"""Evaluation of trained models: bounds on the likelihood, and what the latents are used for."""
+"""Evaluation of trained models: bounds on the likelihood, and what the latents are used for.
+
+`jaxvae.evaluation.disentanglement` and `jaxvae.evaluation.classical` come on first use.
+"""
+
+import importlib
+from typing import Any
+
+from jaxvae.evaluation.diagnostics import (
+    AggregatePosterior,
+    active_latents,
+    active_units,
+    aggregate_posterior,
+    kl_per_dimension,
+    sharpness_ratio,
+)
+from jaxvae.evaluation.likelihood import LogLikelihood, log_likelihood
+from jaxvae.evaluation.map import map_batches
+
+__all__ = [
+    "AggregatePosterior",
+    "LogLikelihood",
+    "active_latents",
+    "active_units",
+    "aggregate_posterior",
+    "kl_per_dimension",
+    "log_likelihood",
+    "map_batches",
+    "sharpness_ratio",
+]
+
+ON_FIRST_USE = ("classical", "disentanglement")
+
+
+def __getattr__(name: str) -> Any:
+    if name in ON_FIRST_USE:
+        return importlib.import_module(f"jaxvae.evaluation.{name}")
+    raise AttributeError(f"module 'jaxvae.evaluation' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *ON_FIRST_USE])

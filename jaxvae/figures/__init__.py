@@ -1,14 +1,15 @@
 """Pictures of a run: arrays in, PNG files out, and one GIF (matplotlib).
 
-Images are the likelihood's mean in [0, 1], [..., H, W, C] with C = 1 or 3, drawn on that fixed scale, each
-pixel a whole number of the file's pixels. Every function makes the folders on the way to `path`, replaces the
-file there in one step and returns its `Path`. It raises `ValueError` for a wrong shape and for values that no
-picture can show (not finite, or outside [0, 1]), and `ImportError` where matplotlib is missing.
+Images are [..., H, W, C] with C = 1 or 3, drawn on the fixed scale [0, 1], each pixel a whole number of the file's
+pixels. What a model made is its likelihood's mean: a Gaussian's may lie beyond [0, 1], and there the nearer end is
+drawn. Images of the data must lie in [0, 1]. Latents are numbered from 1: z1, z2, ...
+
+Every function makes the folders on the way to `path`, replaces the file there in one step and returns its `Path`. It
+raises `ValueError` for a wrong shape and for values that no picture can show (not finite, or as far from [0, 1] as
+logits and values of 0 .. 255 are), `TypeError` for masked arrays, and `ImportError` where matplotlib is missing.
 """
 
-from jaxvae.figures.charts import (
-    QUANTITIES,
-    SPLITS,
+from jaxvae.figures._charts import (
     factor_information,
     frontier,
     kl_bars,
@@ -16,24 +17,18 @@ from jaxvae.figures.charts import (
     metrics_by_beta,
     rate_distortion,
 )
-from jaxvae.figures.codebooks import code_usage, codebook_health, index_maps
-from jaxvae.figures.page import CELL, COLORS, DPI, FAINT, INK, LINE, MARGIN, SEPARATOR, SPACE, WIDTH
-from jaxvae.figures.pictures import completions, image_grid, interpolation, reconstructions, traversal_gif, traversals
-from jaxvae.figures.plane import Panel, code_grid, latent_scatter, manifold, prior_grid, side_by_side
+from jaxvae.figures._codebooks import code_usage, codebook_health, index_maps
+from jaxvae.figures._pictures import (
+    completions,
+    image_grid,
+    interpolation,
+    reconstructions,
+    traversal_gif,
+    traversals,
+)
+from jaxvae.figures._plane import Panel, code_grid, latent_scatter, manifold, prior_grid, side_by_side
 
 __all__ = [
-    "CELL",
-    "COLORS",
-    "DPI",
-    "FAINT",
-    "INK",
-    "LINE",
-    "MARGIN",
-    "QUANTITIES",
-    "SEPARATOR",
-    "SPACE",
-    "SPLITS",
-    "WIDTH",
     "Panel",
     "code_grid",
     "code_usage",

@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.figures.page import COLORS, FAINT, INK, new_figure, save, tidy
+from jaxvae._host import host_array, host_reals
+from jaxvae.figures._page import COLORS, FAINT, INK, new_figure, save, tidy
+from jaxvae.figures._records import SPLITS, curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUANTITIES = {
+_QUANTITIES = {
     "rate": r"rate  $\mathrm{KL}(q(z|x)\,\|\,p(z))$",
     "distortion": r"distortion  $-\log\,p(x|z)$",
     "negative_elbo": "$-$ELBO = rate + distortion",
     "nll": r"$-\log\,p(x)$",
 }
-SPLITS = {
-    "train": {"color": COLORS[0], "linestyle": "-", "marker": "o"},
-    "validation": {"color": COLORS[4], "linestyle": "-.", "marker": "^"},
-    "test": {"color": COLORS[6], "linestyle": "--", "marker": "s"},
-}
+
+
+_INACTIVE = "#b4c4d2"  # the colour of latents that are not active
 
 
 def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Path:
-    """Rate, distortion, -ELBO and -log p(x) in nats against the epoch, training and held-out, one panel each.
+    """Rate, distortion, -ELBO and -log p(x) in nats against the epoch, one panel each, a line for each split.
 
     `records` are the lines of `metrics.jsonl`: {"epoch", "train": {"rate", "distortion", "negative_elbo", "nll"}},
     and the same under "validation" or "test". Values that are missing or not finite are left out, and so is a
     panel without values. The vertical axis follows the bulk: the first epochs may leave the panel.
     """
-    curves = {name: _curves(records, name) for name in QUANTITIES}
+    curves = {name: _curves(records, name) for name in _QUANTITIES}
     curves = {name: found for name, found in curves.items() if found}
     if not curves:
-        raise ValueError(f"records hold none of {', '.join(QUANTITIES)} under {', '.join(SPLITS)}")
+        raise ValueError(f"records hold none of {', '.join(_QUANTITIES)} under {', '.join(SPLITS)}")
 
     figure = new_figure(3.3 * len(curves), 3.1, layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -44,7 +44,7 @@ def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
         for split, (epochs, values) in found.items():
             size = 4 if len(epochs) <= 20 else 0
             axes.plot(epochs, values, **SPLITS[split], linewidth=1.5, markersize=size, label=split)
-        axes.set_title(QUANTITIES[name], fontsize=10, color=INK)
+        axes.set_title(_QUANTITIES[name], fontsize=10, color=INK)
         axes.set(xlabel="epoch")
         axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
         axes.grid(color="#e4e4e4", linewidth=0.7)
@@ -59,26 +59,31 @@ def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
     return save(figure, path)
 
 
-def kl_bars(path: str | Path, kl: ArrayLike, *, threshold: float = 0.01, title: str | None = None) -> Path:
-    """The KL of every latent [D] in nats, from the largest down; those up to `threshold`, inactive, are faint."""
-    nats = np.asarray(kl, np.float64)
+def kl_bars(path: str | Path, kl: ArrayLike, *, active: ArrayLike | None = None, title: str | None = None) -> Path:
+    """The KL of every latent [D] in nats, from the largest down.
+
+    `active` [D] bool, from `jaxvae.evaluation.active_latents`, says which latents are: the others are faint, on grey.
+    """
+    nats = host_reals(kl, "kl")
     if nats.ndim != 1 or not nats.size or not np.isfinite(nats).all():
         raise ValueError(f"kl must be [D] and finite, got {nats.shape}: {nats}")
-    nats = np.sort(nats)[::-1]
+    used = np.ones(len(nats), bool) if active is None else host_array(active, "active")
+    if used.dtype != bool or used.shape != nats.shape:
+        raise ValueError(f"active must be [{len(nats)}] bool, one per latent, got {used.dtype}{list(used.shape)}")
+    order = np.argsort(-nats, kind="stable")
+    nats, used = nats[order], used[order]
     rank = np.arange(1, len(nats) + 1)
-    active = int((nats > threshold).sum())
     figure = new_figure(6.4, 3.2, layout="constrained")
     axes = figure.add_subplot()
-    for part, color in ((slice(active), COLORS[0]), (slice(active, None), "#b4c4d2")):
+    for part, color in ((used, COLORS[0]), (~used, _INACTIVE)):
         axes.bar(rank[part], nats[part], width=0.75, color=color, edgecolor=color, linewidth=0.8)
-    if active < len(nats):
-        axes.axvspan(active + 0.5, len(nats) + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
-    axes.axhline(threshold, linestyle="--", linewidth=0.8, color=FAINT, zorder=0.5)
-    top = 1.05 * max(nats[0], threshold)
-    axes.set(xlim=(0.5, len(nats) + 0.5), ylim=(0, top), xlabel="latent, by rank", ylabel="KL (nats)")
+    for place in rank[~used]:
+        axes.axvspan(place - 0.5, place + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
+    bottom, top = 1.05 * min(nats[-1], 0), 1.05 * max(nats[0], 0.01)
+    axes.set(xlim=(0.5, len(nats) + 0.5), ylim=(bottom, top), xlabel="latent, by rank", ylabel="KL (nats)")
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    summary = f"{active} of {len(nats)} active, above {threshold:g} nats; rate {nats.sum():.2f} nats"
-    axes.set_title(summary, loc="right", fontsize=8, color=INK)
+    count = "" if active is None else f"{used.sum()} of {len(nats)} latents active; "
+    axes.set_title(f"{count}rate {nats.sum():.2f} nats", loc="right", fontsize=8, color=INK)
     if title:
         axes.set_title(title, loc="left", fontsize=11, color=INK)
     tidy(axes)
@@ -159,6 +164,8 @@ def metrics_by_beta(
     path: str | Path, beta: ArrayLike, metrics: Mapping[str, ArrayLike], *, title: str | None = None
 ) -> Path:
     """One panel for each metric of trained models [M] against their β: a dot per model, a line through the means."""
+    if not metrics:
+        raise ValueError("metrics must hold one or more, by name")
     betas, *columns = _check_models(beta=beta, **metrics)
     if not (betas > 0).all():
         raise ValueError(f"beta must be positive, its scale is logarithmic: got {betas.min():g}")
@@ -197,7 +204,7 @@ def factor_information(
 
     `names` [F] stand below the columns, `labels` [D] beside the rows: z1, z2, ... where there are none.
     """
-    shares = np.asarray(information, np.float64)
+    shares = host_reals(information, "information")
     if shares.ndim != 2 or not shares.size or not ((shares >= -1e-3) & (shares <= 1 + 1e-3)).all():
         raise ValueError(
             f"information must be [D, F] in [0, 1], divided by each factor's entropy, got {shares.shape}: {shares}"
@@ -228,14 +235,6 @@ def factor_information(
     return save(figure, path)
 
 
-def curve(records: Sequence[Mapping[str, Any]], split: str, name: str, *, along: str) -> tuple[np.ndarray, np.ndarray]:
-    """Internal to `jaxvae.figures`: places and values of one split's quantity, without the missing and not finite."""
-    points = [(record[along], record.get(split, {}).get(name, math.nan)) for record in records]
-    places, values = np.array(points, np.float64).reshape(-1, 2).T
-    kept = np.isfinite(values)
-    return places[kept], values[kept]
-
-
 def _curves(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Epochs and values of one quantity for every split that has it."""
     curves = {split: curve(records, split, name, along="epoch") for split in SPLITS}
@@ -254,7 +253,7 @@ def _robust_limits(values: np.ndarray) -> tuple[float, float] | None:
 
 def _check_models(**quantities: ArrayLike) -> list[np.ndarray]:
     """Raise `ValueError` unless all quantities are [M] and finite; return them as float64."""
-    arrays = {name: np.asarray(values, np.float64) for name, values in quantities.items()}
+    arrays = {name: host_reals(values, name) for name, values in quantities.items()}
     count = next(iter(arrays.values())).size
     for name, values in arrays.items():
         if values.shape != (count,) or not count or not np.isfinite(values).all():

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+
+from jaxvae._host import host_array, host_reals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +24,8 @@ WIDTH = 1200  # of all images side by side, at most
 SPACE = 10  # between groups of rows or columns
 LINE = 16  # the height of a line of text
 SEPARATOR = 176  # grey level of the lines between images: visible beside black and beside white
+ROUNDING = 1e-3  # of images in [0, 1]
+FARTHEST = 10.0  # of a mean of such images from [0, 1]
 INK = "#333333"
 FAINT = "#999999"
 # Ten colours that colour-blind readers can tell apart (Petroff, Accessible Color Sequences, 2021).
@@ -32,10 +37,23 @@ COLORS = [
 
 def check_images(images: ArrayLike, name: str, axes: str) -> np.ndarray:
     """Raise `ValueError` unless the images have these axes and lie in [0, 1]; return them as float32."""
-    pixels = np.asarray(images, np.float32)
+    return _in_unit_interval(images, name, axes, ROUNDING)
+
+
+def check_means(images: ArrayLike, name: str, axes: str) -> np.ndarray:
+    """`check_images` of what a model may have made: of a mean beyond [0, 1], as a Gaussian's, its nearest end is drawn.
+
+    Integers are no means, and what lies beyond `FARTHEST` is none of images in [0, 1]: these are refused.
+    """
+    floating = jnp.issubdtype(host_array(images, name).dtype, jnp.floating)
+    return _in_unit_interval(images, name, axes, FARTHEST if floating else ROUNDING)
+
+
+def _in_unit_interval(images: ArrayLike, name: str, axes: str, beyond: float) -> np.ndarray:
+    pixels = host_reals(images, name, np.float32)
     if pixels.ndim != len(axes.split(",")) or not pixels.size or pixels.shape[-1] not in (1, 3):
         raise ValueError(f"{name} must be [{axes}] with C = 1 or 3, got {pixels.shape}")
-    wrong = ~((pixels >= -1e-3) & (pixels <= 1 + 1e-3))
+    wrong = ~((pixels >= -beyond) & (pixels <= 1 + beyond))
     if wrong.any():
         first = tuple(map(int, np.argwhere(wrong)[0]))
         image = first[0] if len(first) == 4 else first[:-3]
@@ -86,7 +104,7 @@ def tile(
 def tile_pairs(images: ArrayLike, reconstructed: ArrayLike, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Tile images over their reconstructions, in double rows of at most ten pairs; also return the row tops."""
     above = check_images(images, "images", "N, H, W, C")
-    below = check_images(reconstructed, "reconstructed", "N, H, W, C")
+    below = check_means(reconstructed, "reconstructed", "N, H, W, C")
     if above.shape != below.shape:
         raise ValueError(f"images and reconstructed must have one shape, got {above.shape} and {below.shape}")
     double_rows = math.ceil(len(above) / 10)

@@ -9,11 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.figures.charts import SPLITS, curve
-from jaxvae.figures.page import COLORS, INK, check_images, new_figure, new_page, save, tidy, tile, wrap, write
+from jaxvae._checks import at_least
+from jaxvae._host import host_integers, host_reals
+from jaxvae.figures._page import (
+    COLORS,
+    INK,
+    check_images,
+    check_means,
+    new_figure,
+    new_page,
+    save,
+    tidy,
+    tile,
+    wrap,
+    write,
+)
+from jaxvae.figures._records import SPLITS, curve
 
 # The panels of `codebook_health`: the split and the name of every quantity, and what the legend says of it.
-HEALTH = {
+_HEALTH = {
     "perplexity": (
         ("train", "batch_perplexity", "train, of a batch"),
         ("validation", "perplexity", "validation, of the whole set"),
@@ -31,7 +45,7 @@ def code_usage(path: str | Path, usage: ArrayLike, *, title: str | None = None) 
     the perplexity is the mean of the groups'. The dashed line is the uniform share 1/K. The vertical axis follows the
     bulk: a code above six times that, such as an empty background's, leaves the panel and is named above it.
     """
-    shares = np.asarray(usage, np.float64)
+    shares = host_reals(usage, "usage")
     if shares.ndim not in (1, 2) or not shares.size:
         raise ValueError(f"usage must be [K] or [G, K], got {shares.shape}")
     totals = shares.sum(axis=-1)
@@ -85,7 +99,7 @@ def index_maps(
     [N, h, w, G] the first is shown. `TypeError` where the indices are not integers.
     """
     above = check_images(images, "images", "N, H, W, C")
-    below = check_images(reconstructed, "reconstructed", "N, H, W, C")
+    below = check_means(reconstructed, "reconstructed", "N, H, W, C")
     if above.shape != below.shape:
         raise ValueError(f"images and reconstructed must have one shape, got {above.shape} and {below.shape}")
     codes = _check_indices(indices, len(above), num_codes)
@@ -115,7 +129,7 @@ def codebook_health(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
     and so is a panel without values.
     """
     panels = {}
-    for quantity, lines in HEALTH.items():
+    for quantity, lines in _HEALTH.items():
         found = [(split, label, *curve(records, split, name, along="step")) for split, name, label in lines]
         panels[quantity] = [line for line in found if line[2].size]
     panels = {quantity: found for quantity, found in panels.items() if found}
@@ -145,11 +159,10 @@ def codebook_health(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
 
 def _check_indices(indices: ArrayLike, count: int, num_codes: int) -> np.ndarray:
     """Raise `ValueError` unless indices are [count, h, w(, G)] in 0 .. num_codes - 1; return the first group's."""
-    codes = np.asarray(indices)
+    codes = host_integers(indices, "indices")
+    at_least(1, num_codes=num_codes)
     if codes.ndim not in (3, 4) or not codes.size or len(codes) != count:
         raise ValueError(f"indices must be [{count}, h, w] or [{count}, h, w, G], as many as images, got {codes.shape}")
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise TypeError(f"indices must be integers, got {codes.dtype}")
     if codes.min() < 0 or codes.max() >= num_codes:
         raise ValueError(f"indices must lie in [0, {num_codes}), got {codes.min()} to {codes.max()}")
     return codes if codes.ndim == 3 else codes[..., 0]

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.figures.page import (
+from jaxvae._checks import at_least
+from jaxvae._host import host_reals
+from jaxvae.figures._page import (
     LINE,
     WIDTH,
     check_images,
+    check_means,
     new_page,
     replace_file,
     save,
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
 
 def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Path:
     """Images [N, H, W, C] in reading order, in a square unless `columns` says otherwise."""
-    pixels = check_images(images, "images", "N, H, W, C")
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+    pixels = check_means(images, "images", "N, H, W, C")
+    if columns is not None:
+        at_least(1, columns=columns)
     columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
     canvas, _, _ = tile(wrap(pixels, columns))
     figure, _ = new_page(canvas, title=title)
@@ -50,7 +53,7 @@ def reconstructions(path: str | Path, images: ArrayLike, reconstructed: ArrayLik
 
 def interpolation(path: str | Path, rows: ArrayLike, *, title: str | None = None) -> Path:
     """Rows [R, S, H, W, C] that each lead from one image to another; the two ends stand apart."""
-    cells = check_images(rows, "rows", "R, S, H, W, C")
+    cells = check_means(rows, "rows", "R, S, H, W, C")
     steps = cells.shape[1]
     if steps < 2:
         raise ValueError(f"rows must hold both ends, [R, S >= 2, H, W, C], got {cells.shape}")
@@ -75,9 +78,9 @@ def completions(
     `visible` and each of the others, drawn under their names, are images [N, H, W, C]; the samples are
     [N, S, H, W, C]. Which grey stands for what is not visible is the caller's choice.
     """
-    drawn = check_images(samples, "samples", "N, S, H, W, C")
-    columns = {"visible": visible, **others}
-    whole = {name: check_images(images, name, "N, H, W, C") for name, images in columns.items()}
+    drawn = check_means(samples, "samples", "N, S, H, W, C")
+    whole = {"visible": check_images(visible, "visible", "N, H, W, C")}
+    whole |= {name: check_means(images, name, "N, H, W, C") for name, images in others.items()}
     expected = (len(drawn), *drawn.shape[2:])
     for name, images in whole.items():
         if images.shape != expected:
@@ -108,8 +111,8 @@ def traversals(
 
     The rows come in order, say from the largest KL down; `labels`, one for each, stand to the left.
     """
-    cells = check_images(images, "images", "D, S, H, W, C")
-    moved = np.asarray(values, np.float64)
+    cells = check_means(images, "images", "D, S, H, W, C")
+    moved = host_reals(values, "values")
     if moved.shape != cells.shape[1:2] or not np.isfinite(moved).all():
         raise ValueError(f"values must be [{cells.shape[1]}], one per column of images, and finite, got {moved}")
     names = _check_row_labels(labels, len(cells))
@@ -134,7 +137,7 @@ def traversal_gif(path: str | Path, images: ArrayLike, *, labels: Sequence[str] 
     A GIF counts hundredths of a second: `fps` is rounded to what they can say. Greys are exact; of colours the
     file has 256.
     """
-    cells = check_images(images, "images", "D, S, H, W, C")
+    cells = check_means(images, "images", "D, S, H, W, C")
     steps = cells.shape[1]
     if steps < 2:
         raise ValueError(f"images must hold at least two values, [D, S >= 2, H, W, C], got {cells.shape}")

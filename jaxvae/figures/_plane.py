@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.figures.page import (
+from jaxvae._checks import at_least
+from jaxvae._host import check_unmasked, host_reals
+from jaxvae.figures._page import (
     COLORS,
     DPI,
     FAINT,
@@ -18,7 +20,7 @@ from jaxvae.figures.page import (
     MARGIN,
     WIDTH,
     axes_over,
-    check_images,
+    check_means,
     new_figure,
     new_page,
     save,
@@ -31,6 +33,7 @@ from jaxvae.figures.page import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Panel(NamedTuple):
@@ -67,8 +70,7 @@ def prior_grid(size: int) -> np.ndarray:
            [-0.67, -0.67],
            [ 0.67, -0.67]], dtype=float32)
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    at_least(1, size=size)
     centres = np.array([NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)])
     return _grid(centres, centres)
 
@@ -85,8 +87,7 @@ def code_grid(codes: ArrayLike, size: int) -> np.ndarray:
            [ 2., -5.]], dtype=float32)
     """
     points = _check_codes(codes)
-    if size < 2:
-        raise ValueError(f"size must be at least 2, got {size}")
+    at_least(2, size=size)
     return _grid(*np.linspace(points.min(axis=0), points.max(axis=0), size).T)
 
 
@@ -102,7 +103,7 @@ def manifold(
     `decode` maps latents [n, 2] to images [n, H, W, C] and is called once, with n = size².
     """
     latents = prior_grid(size)
-    images = check_images(decode(latents), "decode(latents)", "N, H, W, C")
+    images = check_means(decode(latents), "decode(latents)", "N, H, W, C")
     if len(images) != len(latents):
         raise ValueError(f"decode must return one image per latent, {len(latents)}, got {len(images)}")
     canvas, _, _ = tile(wrap(images, size))
@@ -139,66 +140,87 @@ def side_by_side(path: str | Path, models: Mapping[str, Panel], *, title: str | 
 
     A label has one colour in all columns. The codes of each model are drawn on a scale of their own.
     """
-    width = WIDTH // len(models)
-    strips = [tile_pairs(panel.images, panel.reconstructed, width) for panel in models.values()]
-    points = [_check_codes(panel.codes) for panel in models.values()]
-    labels = [_check_labels(panel.labels, codes) for panel, codes in zip(models.values(), points, strict=True)]
-    latents = [_check_codes(panel.latents, "latents") for panel in models.values()]
-    manifolds = []
-    for panel, shown in zip(models.values(), latents, strict=True):
-        decoded = check_images(panel.manifold, "manifold", "N, H, W, C")
-        size = math.isqrt(len(decoded))
-        if not len(shown) == len(decoded) == size**2:
-            raise ValueError(f"manifold must hold size² images, one per latent, got {len(decoded)} for {len(shown)}")
-        manifolds.append(tile(wrap(decoded, size), width=width)[0])
-    classes, kinds = np.unique(np.concatenate(labels), return_inverse=True)
+    if not models:
+        raise ValueError("models must hold one or more, by name")
+    columns = [_check_panel(panel, WIDTH // len(models)) for panel in models.values()]
+    classes, kinds = np.unique(np.concatenate([column.labels for column in columns]), return_inverse=True)
     colors = _class_colors(len(classes))
-    point_colors = np.split(colors[kinds], np.cumsum([len(codes) for codes in points])[:-1])
+    point_colors = np.split(colors[kinds], np.cumsum([len(column.codes) for column in columns])[:-1])
 
     # Columns are as wide as their widest content, which is centred; rows as high as their highest.
-    column = max(canvas.shape[1] for canvas in [*(canvas for canvas, _ in strips), *manifolds])
+    width = max(canvas.shape[1] for column in columns for canvas in (column.strip, column.manifold))
     beside, between = 64, 72
     strip_top = MARGIN + (LINE + 20 if title else 0) + LINE + 10
-    legend_top = strip_top + max(len(canvas) for canvas, _ in strips) + 20
+    legend_top = strip_top + max(len(column.strip) for column in columns) + 20
     cloud_top = legend_top + (LINE + 4) * math.ceil(len(classes) / 20) + 8
-    manifold_top = cloud_top + column + 56
-    page_width = MARGIN + beside + len(models) * (column + between) - between + MARGIN
-    page_height = manifold_top + max(len(canvas) for canvas in manifolds) + 36 + MARGIN
+    manifold_top = cloud_top + width + 56
+    page_width = MARGIN + beside + len(models) * (width + between) - between + MARGIN
+    page_height = manifold_top + max(len(column.manifold) for column in columns) + 36 + MARGIN
     figure = new_figure(page_width / DPI, page_height / DPI)
     if title:
         write(figure, page_width / 2, MARGIN, title, size=11, ha="center", va="top")
-    for i, (name, panel) in enumerate(models.items()):
-        left = MARGIN + beside + i * (column + between)
-        write(figure, left + column / 2, strip_top - 8, name, size=10, ha="center", va="bottom")
-        canvas, tops = strips[i]
-        start = left + (column - canvas.shape[1]) // 2
-        figure.figimage(canvas, start, page_height - strip_top - len(canvas), origin="upper")
-        for row, top in enumerate(tops):
-            middle = strip_top + top + (tops[1] - tops[0]) / 2
+    for i, (name, column) in enumerate(zip(models, columns, strict=True)):
+        left = MARGIN + beside + i * (width + between)
+        write(figure, left + width / 2, strip_top - 8, name, size=10, ha="center", va="bottom")
+        start = _put(figure, column.strip, left, strip_top, width)
+        for row, top in enumerate(column.strip_tops):
+            middle = strip_top + top + (column.strip_tops[1] - column.strip_tops[0]) / 2
             write(figure, start - 6, middle, "output" if row % 2 else "input", ha="right", va="center")
 
-        canvas = manifolds[i]
-        start = left + (column - canvas.shape[1]) // 2
-        figure.figimage(canvas, start, page_height - manifold_top - len(canvas), origin="upper")
-        axes = axes_over(figure, start, manifold_top, canvas.shape[1], len(canvas))
-        _label_manifold(axes, latents[i], ticks=len(canvas) // 80)
+        height, across = column.manifold.shape[:2]
+        start = _put(figure, column.manifold, left, manifold_top, width)
+        axes = axes_over(figure, start, manifold_top, across, height)
+        _label_manifold(axes, column.latents, ticks=height // 80)
 
-        axes = axes_over(figure, left, cloud_top, column, column)
-        _scatter(axes, points[i], point_colors[i], panel.prior)
+        axes = axes_over(figure, left, cloud_top, width, width)
+        _scatter(axes, column.codes, point_colors[i], column.prior)
         tidy(axes)
         axes.xaxis.labelpad = axes.yaxis.labelpad = 1
     for label, color in zip(classes, colors, strict=True):
         axes.scatter([], [], s=36, color=color, label=str(label))
     anchor = (0.5, 1 - legend_top / page_height)
     spacing = {"borderaxespad": 0, "borderpad": 0, "handletextpad": 0.1, "columnspacing": 1.2}
-    columns = min(len(classes), 20)
-    figure.legend(loc="upper center", bbox_to_anchor=anchor, frameon=False, fontsize=9, ncols=columns, **spacing)
+    legend_columns = min(len(classes), 20)
+    figure.legend(loc="upper center", bbox_to_anchor=anchor, frameon=False, fontsize=9, ncols=legend_columns, **spacing)
     return save(figure, path)
+
+
+class _Column(NamedTuple):
+    """What `side_by_side` draws of a `Panel`: bytes [height, width, 3], and points."""
+
+    strip: np.ndarray
+    strip_tops: np.ndarray
+    manifold: np.ndarray
+    codes: np.ndarray
+    labels: np.ndarray
+    latents: np.ndarray
+    prior: bool
+
+
+def _check_panel(panel: Panel, width: int) -> _Column:
+    """Tile its images, at most `width` pixels beside each other, or raise `ValueError` where they do not fit."""
+    strip, tops = tile_pairs(panel.images, panel.reconstructed, width)
+    codes = _check_codes(panel.codes)
+    labels = _check_labels(panel.labels, codes)
+    latents = _check_codes(panel.latents, "latents")
+    decoded = check_means(panel.manifold, "manifold", "N, H, W, C")
+    size = math.isqrt(len(decoded))
+    if not len(latents) == len(decoded) == size**2:
+        raise ValueError(f"manifold must hold size² images, one per latent, got {len(decoded)} for {len(latents)}")
+    return _Column(strip, tops, tile(wrap(decoded, size), width=width)[0], codes, labels, latents, panel.prior)
+
+
+def _put(figure: "Figure", canvas: np.ndarray, left: int, top: int, width: int) -> int:
+    """Put the canvas in the middle of a column; return where it starts, in pixels from the left."""
+    start = left + (width - canvas.shape[1]) // 2
+    page_height = round(figure.get_size_inches()[1] * DPI)
+    figure.figimage(canvas, start, page_height - top - len(canvas), origin="upper")
+    return start
 
 
 def _check_codes(codes: ArrayLike, name: str = "codes") -> np.ndarray:
     """Raise `ValueError` unless the codes are [N, 2] and finite; return them as float32."""
-    points = np.asarray(codes, np.float32)
+    points = host_reals(codes, name, np.float32)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"{name} must be [N, 2], got {points.shape}")
     if not np.isfinite(points).all():
@@ -208,6 +230,7 @@ def _check_codes(codes: ArrayLike, name: str = "codes") -> np.ndarray:
 
 
 def _check_labels(labels: ArrayLike, points: np.ndarray) -> np.ndarray:
+    check_unmasked(labels, "labels")
     kinds = np.asarray(labels)
     if kinds.shape != points.shape[:1]:
         raise ValueError(f"labels must be {points.shape[:1]}, one per code, got {kinds.shape}")
@@ -224,11 +247,11 @@ def _label_manifold(axes: "Axes", latents: np.ndarray, *, ticks: int) -> None:
     size = math.isqrt(len(latents))
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
-    shown = np.linspace(0, size - 1, min(size, ticks)).round().astype(int)
+    places = np.linspace(0, size - 1, min(size, ticks)).round().astype(int)
     right, up = latents[:size, 0], latents[::-size, 1]
     axes.set(xlim=(0, size), ylim=(0, size), xlabel="$z_1$", ylabel="$z_2$")
-    axes.set_xticks(shown + 0.5, [f"${z:.2f}$" for z in right[shown]])
-    axes.set_yticks(shown + 0.5, [f"${z:.2f}$" for z in up[shown]], rotation=90, va="center")
+    axes.set_xticks(places + 0.5, [f"${z:.2f}$" for z in right[places]])
+    axes.set_yticks(places + 0.5, [f"${z:.2f}$" for z in up[places]], rotation=90, va="center")
     axes.tick_params(length=3, pad=2, labelsize=7, color=FAINT, labelcolor=INK)
     axes.xaxis.labelpad = axes.yaxis.labelpad = 1
 

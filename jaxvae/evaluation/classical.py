@@ -2,8 +2,8 @@
 
 Everything is float64 NumPy on the host, whatever JAX computes in. Examples are `[N, ...]`, flattened to `[N, d]` for
 the algebra; means and samples come back in the shape of an example, and every method raises `ValueError` for examples
-of another shape. Densities are in nats and depend on the scale of the data: figures for images in [0, 1] are not
-those for images in 0 .. 255.
+of another shape, and `TypeError` for masked arrays and for keys that are not typed. Densities are in nats and depend
+on the scale of the data: figures for pixels in [0, 1] are not those for pixels in 0 .. 255.
 """
 
 from typing import Literal, NamedTuple
@@ -12,7 +12,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae.keys import check_key, draw
+from jaxvae._checks import at_least
+from jaxvae._host import host_integers, host_reals
+from jaxvae.keys import check_key, noise
 from jaxvae.losses import LOG_2PI
 from jaxvae.types import PRNGKey
 
@@ -50,9 +52,9 @@ class GaussianModel(NamedTuple):
         r"""Draw mean + Σᵢ uᵢ √λᵢ εᵢ, `[num, ...]`, over the leading `num_components` eigenvectors; all unless given.
 
         Raises:
-          TypeError: the key is not typed.
-          ValueError: `num_components` is not in 1 .. d.
+          ValueError: `num` is below 1, or `num_components` is not in 1 .. d.
         """
+        at_least(1, num=num)
         dim = len(self.eigenvalues)
         count = dim if num_components is None else num_components
         if not 1 <= count <= dim:
@@ -65,7 +67,7 @@ def fit_gaussian(data: ArrayLike, *, jitter: float = 0.0) -> GaussianModel:
     """Fit mean and covariance to `data` `[N, ...]` by maximum likelihood (the covariance divides by N).
 
     `jitter` is added to the covariance's diagonal. Pixels that never change, or fewer examples than dimensions, make
-    it singular: samples and PPCA do not mind, a density needs the jitter, and depends on it.
+    it singular: samples and PPCA are none the worse, a density needs the jitter, and depends on it.
 
     Raises:
       ValueError: `data` is empty or not finite.
@@ -130,18 +132,14 @@ class PPCA(NamedTuple):
         return -(distortion + rate)
 
     def sample(self, num: int, *, key: PRNGKey) -> np.ndarray:
-        """Draw mean + W z + σ ε, `[num, ...]`.
-
-        Raises:
-          TypeError: the key is not typed.
-        """
+        """Draw mean + W z + σ ε, `[num, ...]`; `ValueError` where `num` is below 1."""
         check_key(key)
+        at_least(1, num=num)
         latent_key, noise_key = jax.random.split(key)
         dim, latent_dim = self.weights.shape
-        noise = np.sqrt(self.noise_variance) * _normal(noise_key, (num, dim))
-        return self.mean + (_normal(latent_key, (num, latent_dim)) @ self.weights.T + noise).reshape(
-            num, *self.mean.shape
-        )
+        samples = _normal(latent_key, (num, latent_dim)) @ self.weights.T
+        samples += np.sqrt(self.noise_variance) * _normal(noise_key, (num, dim))
+        return self.mean + samples.reshape(num, *self.mean.shape)
 
     def _scaled_precision(self) -> np.ndarray:
         """M = WᵀW + σ²I, `[k, k]`: σ² times the posterior's precision."""
@@ -215,12 +213,9 @@ class GaussianMixture(NamedTuple):
         return np.exp(log_joint - np.logaddexp.reduce(log_joint, axis=1)[:, None])
 
     def sample(self, num: int, *, key: PRNGKey) -> np.ndarray:
-        """Draw a component, then an example of it: `[num, ...]`.
-
-        Raises:
-          TypeError: the key is not typed.
-        """
+        """Draw a component, then an example of it: `[num, ...]`; `ValueError` where `num` is below 1."""
         check_key(key)
+        at_least(1, num=num)
         component_key, noise_key = jax.random.split(key)
         component = np.asarray(jax.random.categorical(component_key, np.log(self.weights), shape=(num,)))
         samples = _normal(noise_key, (num, self.means[0].size))
@@ -290,7 +285,7 @@ def fit_gaussian_mixture(
 
 
 def independent_bernoulli_nll(train: ArrayLike, test: ArrayLike) -> np.ndarray:
-    """-log p of each `test` image `[N, ...]` under independent pixels with the probabilities of the `train` mean.
+    """-log p(x) of each `test` example `[N, ...]` under independent pixels with the probabilities of the `train` mean.
 
     What a VAE reaches whose latents all collapsed. Pixels are in [0, 1]; for grey ones it is the expectation under
     binarisation. The training means are clipped to [.001, .999].
@@ -299,7 +294,7 @@ def independent_bernoulli_nll(train: ArrayLike, test: ArrayLike) -> np.ndarray:
       `[N]` nats.
 
     Raises:
-      ValueError: a pixel is outside [0, 1], or the images' shapes differ.
+      ValueError: a set is empty, a pixel is outside [0, 1], or the examples' shapes differ.
     """
     mean = np.clip(_pixels(train, "train").mean(axis=0), 0.001, 0.999)
     logits = np.log(mean) - np.log1p(-mean)
@@ -307,7 +302,7 @@ def independent_bernoulli_nll(train: ArrayLike, test: ArrayLike) -> np.ndarray:
 
 
 def class_bernoulli_nll(train: ArrayLike, train_label: ArrayLike, test: ArrayLike, test_label: ArrayLike) -> np.ndarray:
-    """-log p(image | label) of each `test` image: `independent_bernoulli_nll` within its class; labels `[N]`.
+    """-log p(x | label) of each `test` example: `independent_bernoulli_nll` within its class; labels `[N]`, integers.
 
     What a conditional VAE reaches whose latents all collapsed.
 
@@ -315,10 +310,12 @@ def class_bernoulli_nll(train: ArrayLike, train_label: ArrayLike, test: ArrayLik
       `[N]` nats.
 
     Raises:
-      ValueError: a class of `test` has no images in `train`, or as for `independent_bernoulli_nll`.
+      TypeError: the labels are not integers.
+      ValueError: there is not one for each example, `train` lacks a class, or as for `independent_bernoulli_nll`.
     """
-    train, test = np.asarray(train), np.asarray(test)
-    train_label, test_label = np.asarray(train_label), np.asarray(test_label)
+    train, test = _pixels(train, "train"), _pixels(test, "test")
+    train_label = _labels(train_label, "train_label", len(train))
+    test_label = _labels(test_label, "test_label", len(test))
     nats = np.empty(len(test))
     for label in np.unique(test_label):
         of_class = train[train_label == label]
@@ -328,19 +325,20 @@ def class_bernoulli_nll(train: ArrayLike, train_label: ArrayLike, test: ArrayLik
     return nats
 
 
-def binarization_entropy(images: ArrayLike) -> np.ndarray:
+def binarization_entropy(x: ArrayLike) -> np.ndarray:
     r"""The entropy of drawing each pixel as 0 or 1 with its grey value as the probability, `[N]` nats.
 
     .. math:: -\sum_j x_j \log x_j + (1 - x_j) \log (1 - x_j)
 
-    No model's expected -log p of images binarised anew is below its mean.
+    No model's expected -log p of x binarised anew is below its mean.
 
     Raises:
-      ValueError: a pixel is outside [0, 1].
+      ValueError: x is empty, or a pixel is outside [0, 1].
     """
-    x = _flat(_pixels(images, "images"))
-    log_one, log_zero = np.log(np.where(x > 0, x, 1)), np.log(np.where(x < 1, 1 - x, 1))  # 0 log 0 = 0
-    return -(x * log_one + (1 - x) * log_zero).sum(axis=1)
+    pixels = _flat(_pixels(x, "x"))
+    log_one = np.log(np.where(pixels > 0, pixels, 1))  # 0 log 0 = 0
+    log_zero = np.log(np.where(pixels < 1, 1 - pixels, 1))
+    return -(pixels * log_one + (1 - pixels) * log_zero).sum(axis=1)
 
 
 def _rank(eigenvalues: np.ndarray) -> int:
@@ -357,24 +355,33 @@ def _discarded_variance(eigenvalues: np.ndarray, latent_dim: int) -> float:
 
 
 def _finite(data: ArrayLike) -> np.ndarray:
-    examples = np.asarray(data, np.float64)
-    if not examples.size or not np.isfinite(examples).all():
+    examples = host_reals(data, "data")
+    if not examples.ndim or not examples.size or not np.isfinite(examples).all():
         bad = int((~np.isfinite(examples)).sum())
         raise ValueError(f"data must be finite and not empty, got {examples.shape} with {bad} values not finite")
     return examples
 
 
-def _pixels(images: ArrayLike, name: str) -> np.ndarray:
-    pixels = np.asarray(images, np.float64)
+def _pixels(x: ArrayLike, name: str) -> np.ndarray:
+    pixels = host_reals(x, name)
+    if not pixels.ndim or not pixels.size:
+        raise ValueError(f"{name} must be [N, ...] and not empty, got {pixels.shape}")
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= 1):  # NaN is refused too
-        raise ValueError(f"{name} must hold pixels in [0, 1], got {low:g} to {high:g}; divide 8-bit images by 255")
+        raise ValueError(f"{name} must hold pixels in [0, 1], got {low:g} to {high:g}; divide 8-bit pixels by 255")
     return pixels
+
+
+def _labels(labels: ArrayLike, name: str, count: int) -> np.ndarray:
+    values = host_integers(labels, name)
+    if values.shape != (count,):
+        raise ValueError(f"{name} must be [{count}], one for each example, got {values.shape}")
+    return values
 
 
 def _flat(x: ArrayLike, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """[N, ...] -> [N, d] float64."""
-    examples = np.asarray(x, np.float64)
+    examples = host_reals(x, "x")
     if shape is not None and examples.shape[1:] != shape:
         raise ValueError(f"expected examples of shape {shape}, got {examples.shape[1:]} in {examples.shape}")
     return examples.reshape(len(examples), -1)
@@ -390,4 +397,4 @@ def _squared_norm(rows: np.ndarray) -> np.ndarray:
 
 
 def _normal(key: PRNGKey, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(draw(jax.random.normal, key, shape), np.float64)
+    return np.asarray(noise(jax.random.normal, key, tuple(map(int, shape))), np.float64)
