@@ -9,31 +9,34 @@ of a distributed run (`jax.distributed`) the first writes and all read: the dire
 """
 
 import json
-import logging
 import math
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jaxvae.sealed import (
+from jaxvae._checks import at_least
+from jaxvae._sealed import (
     DamagedCheckpointError,
-    alone,
+    KeepPolicy,
+    check_codes_are_found,
+    differences,
     environment,
     flatten,
+    nested,
     orbax_files,
+    orbax_manager,
+    place,
     read_arrays,
     read_record,
     seal,
@@ -44,9 +47,6 @@ from jaxvae.types import PyTree
 Model = TypeVar("Model")
 Result = TypeVar("Result")
 
-# Orbax logs some 60 lines per save, and pages of traceback for each error, which it raises too.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-
 
 class Checkpointer:
     """Saves states in the background, keeps the newest and the best, and restores them bit for bit.
@@ -54,7 +54,7 @@ class Checkpointer:
     In a distributed run every process makes one, with the same directory, and calls the same methods.
 
     Args:
-      directory: absolute; made if it does not exist. What killed saves left there is removed.
+      directory: absolute, or below `~`; made if it does not exist. What killed saves left there is removed.
       meta: the seed and the settings of the run, as JSON, stored with every checkpoint.
       keep: how many of the newest checkpoints to keep, besides the best.
 
@@ -64,14 +64,13 @@ class Checkpointer:
       saved_meta: what `meta` was when the newest checkpoint found in the directory was saved, or None.
 
     Raises:
-      TypeError: `meta` is not JSON.
+      TypeError: `meta` is not JSON, `keep` is not an integer.
       ValueError: `directory` is relative, a file, or cannot be written; `keep` is below one.
       DamagedCheckpointError: the directory holds checkpoints and none is readable.
     """
 
     def __init__(self, directory: str | Path, *, meta: Mapping[str, Any], keep: int = 2) -> None:
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+        at_least(1, keep=keep)
         self.directory = _absolute(directory, "directory")
         self._meta = _as_json(meta)
         self._writes = jax.process_index() == 0
@@ -90,24 +89,11 @@ class Checkpointer:
             self.saved_meta = record["meta"]
             self._adopt(step, record)
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._policy = _KeepPolicy(keep)
+        self._policy = KeepPolicy(keep)
         if not self._writes:
             return
         self._empty_trash()
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_names=("state", "meta"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy,
-                multiprocessing_options=alone(),
-                create=False,  # it would wait for the other processes
-                cleanup_tmp_directories=True,
-                todelete_subdir="trash",  # renames: a kill amid a deletion would leave half a checkpoint
-                lightweight_initialize=True,
-                # Made in the background, a directory that cannot be made delays the exit by five minutes.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            ),
-        )
+        self._manager = orbax_manager(self.directory, self._policy)
 
     def save(self, state: PyTree, *, value: float | None = None) -> None:
         """Save a state under its own `step`; the smallest finite `value` so far marks the best one.
@@ -176,7 +162,7 @@ class Checkpointer:
             self._adopt(step, record)
         else:
             state, record = read_checkpoint(_existing(self.directory, step), target)
-        changes = "; ".join(_differences(record["environment"], environment()))
+        changes = "; ".join(differences(record["environment"], environment()))
         if changes:
             warnings.warn(
                 f"the environment changed since {self.directory / str(step)} was saved, "
@@ -256,14 +242,15 @@ def read_checkpoint(path: str | Path, target: PyTree) -> tuple[PyTree, dict[str,
     path = _absolute(path, "path")
     arrays, record = read_arrays(path)
     wanted = flatten(target)
-    problems = _differences(
+    problems = differences(
         {name: saved["type"] for name, saved in record["arrays"].items()},
         {name: type_of(leaf) for name, leaf in wanted.items()},
     )
     if problems:
+        check_codes_are_found(path, record)
         listed = "\n  ".join(problems)
         raise ValueError(f"checkpoint {path} does not fit; arrays that differ (saved -> wanted):\n  {listed}")
-    leaves = [_place(arrays[name], leaf) for name, leaf in wanted.items()]
+    leaves = [place(arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(target), leaves), record
 
 
@@ -272,19 +259,21 @@ def load(
 ) -> tuple[Model, PyTree, PyTree, SimpleNamespace]:
     """Load a trained model from a run directory: `(model, params, model_state, config)`.
 
-    `params` and `model_state` are nested dictionaries of arrays; a model without state has `()`.
+    `params` and `model_state` are nested dictionaries of arrays, as models take them; a model without state has `()`.
+    A list or tuple of arrays comes back as a dictionary by position.
 
-    >>> model, params, _, config = load("/runs/digits", make_model)  # doctest: +SKIP
-    >>> images = model.apply(params, 16, key=key, method="sample").mean  # doctest: +SKIP
+    >>> model, params, _, config = load("~/runs/digits", make_model)  # doctest: +SKIP
+    >>> x = model.apply(params, 16, key=key, method="sample").mean  # doctest: +SKIP
 
     Args:
-      run_dir: absolute; holds `config.json` and `checkpoints/`.
+      run_dir: absolute, or below `~`; holds `config.json` and `checkpoints/`.
       make_model: builds the model from the configuration; nested settings stay dictionaries.
       step: the checkpoint; None takes the best one, or the newest sound one where none is recorded as best.
 
     Raises:
       FileNotFoundError: `run_dir`, its configuration, or the checkpoint does not exist.
-      ValueError: `run_dir` is relative.
+      ValueError: `run_dir` is relative, or the checkpoint holds a VQ-VAE of an earlier version, which kept its codes
+        elsewhere.
       DamagedCheckpointError: the checkpoint is damaged.
     """
     run_dir = _absolute(run_dir, "run_dir")
@@ -294,13 +283,14 @@ def load(
     config = SimpleNamespace(**json.loads(config_file.read_text()))
     directory = run_dir / "checkpoints"
     if step is None:
-        _, (arrays, record) = _newest_sound(directory, read_arrays)
+        step, (arrays, record) = _newest_sound(directory, read_arrays)
         best = record["best"]["step"]
-        if best in _steps(directory) and best != record["step"]:
-            arrays, _ = read_arrays(directory / str(best))
+        if best in _steps(directory) and best != step:
+            step, (arrays, record) = best, read_arrays(directory / str(best))
     else:
-        arrays, _ = read_arrays(_existing(directory, step))
-    return make_model(config), _nested(arrays, "params/"), _nested(arrays, "model_state/") or (), config
+        arrays, record = read_arrays(_existing(directory, step))
+    check_codes_are_found(directory / str(step), record)
+    return make_model(config), nested(arrays, record, "params"), nested(arrays, record, "model_state"), config
 
 
 def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
@@ -309,22 +299,9 @@ def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any], *, may_
         {name: value for name, value in _as_json(settings).items() if name not in may_change}
         for settings in (saved, current)
     )
-    differences = _differences(saved, current)
-    if differences:
-        raise ValueError("settings differ from those of the saved run (saved -> current): " + "; ".join(differences))
-
-
-class _KeepPolicy:
-    """Keep the newest checkpoints and the best one (orbax's own policies lose one or the other)."""
-
-    def __init__(self, newest: int) -> None:
-        self.newest = newest
-        self.best: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-self.newest :], self.best}
-        return [step in kept for step in steps]
+    changed = differences(saved, current)
+    if changed:
+        raise ValueError("settings differ from those of the saved run (saved -> current): " + "; ".join(changed))
 
 
 def _newest_sound(directory: Path, read: Callable[[Path], Result]) -> tuple[int, Result]:
@@ -358,39 +335,6 @@ def _existing(directory: Path, step: int) -> Path:
     return directory / str(step)
 
 
-def _nested(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The arrays below `prefix` as nested dictionaries on the default device."""
-    tree: dict[str, Any] = {}
-    for name, values in arrays.items():
-        if name.startswith(prefix):
-            *folders, last = name.removeprefix(prefix).split("/")
-            branch = tree
-            for folder in folders:
-                branch = branch.setdefault(folder, {})
-            branch[last] = jnp.asarray(values)
-    return tree
-
-
-def _place(values: Any, like: Any) -> Any:
-    """Put restored values where `like` is, copied, so that the result may be donated."""
-    if isinstance(like, np.ndarray):
-        return values
-    if isinstance(like, np.generic):
-        return values[()]
-    sharding = like.sharding if getattr(like, "committed", True) else None
-    return jax.device_put(values, sharding, may_alias=False)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One `name: old -> new` for each entry that differs or that only one of the two has."""
-    names = sorted(old.keys() | new.keys())
-    return [
-        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
-        for name in names
-        if old.get(name, "absent") != new.get(name, "absent")
-    ]
-
-
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As they will come back from a file: tuples as lists, every key a string."""
     as_json: dict[str, Any] = json.loads(json.dumps(dict(settings)))
@@ -398,7 +342,10 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(path: str | Path, argument: str) -> Path:
-    path = Path(path)
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # nobody's home
+        raise ValueError(f"{argument} {str(path)!r}: {error}") from error
     if not path.is_absolute():
         raise ValueError(f"{argument} must be absolute, got {path}; use Path({str(path)!r}).resolve()")
     return path

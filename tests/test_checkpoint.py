@@ -1,5 +1,6 @@
 """Checkpoints restore exactly or raise: round trips, the keep policy, errors. Kills and faults: test_faults.py."""
 
+import hashlib
 import json
 import os
 import resource
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import struct
+from flax import nnx, struct
 
 from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError, check_settings, load, read_checkpoint
+from jaxvae.training.state import init_train_state
+from jaxvae.training.step import make_train_step
 
 # Where one array cannot be read, orbax leaves its event loop without the others, and asyncio complains.
 pytestmark = [
@@ -67,7 +70,14 @@ def save_all(directory, values, **options):
             checkpointer.save(make_state(10 * index, seed=index), value=value)
 
 
-@pytest.mark.parametrize("model_state", [(), Codebook(jnp.ones(4), jnp.full((4, 2), 0.1)), {"mean": jnp.zeros(2)}])
+@pytest.mark.parametrize(
+    "model_state",
+    [
+        (),
+        Codebook(jnp.ones(4), jnp.full((4, 2), 0.1)),
+        {"batch_stats": {"mean": jnp.zeros(2)}, "quantizer": {"frequency": jnp.ones(4), "moment": jnp.ones((4, 2))}},
+    ],
+)
 def test_a_state_comes_back_bit_for_bit(tmp_path, model_state):
     state = make_state(7, model_state=model_state)
     with Checkpointer(tmp_path, meta={"seed": 0}) as checkpointer:
@@ -284,8 +294,8 @@ def test_a_changed_environment_is_named(tmp_path, monkeypatch):
     checkpointer = Checkpointer(tmp_path, meta={})
     with checkpointer, pytest.warns(UserWarning, match=changed) as caught:
         checkpointer.restore(make_state(0))
-    assert len(caught) == 1
-    assert "python" not in str(caught[0].message)
+    (said,) = [str(warning.message) for warning in caught if "the environment changed" in str(warning.message)]
+    assert "python" not in said
 
 
 def test_check_settings_lists_what_differs():
@@ -295,42 +305,169 @@ def test_check_settings_lists_what_differs():
         check_settings(saved, {"seed": 2, "hidden": [500, 500], "epochs": 9, "new": True})
 
 
-class Linear(nn.Module):
+class Network(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, x):
-        return nn.Dense(self.size)(x)
+    def __call__(self, x, training=False):
+        return nn.BatchNorm(use_running_average=not training)(nn.Dense(self.size)(x))
 
 
 def make_model(config):
-    return Linear(config.network["size"])
+    return Network(config.network["size"])
 
 
-def write_run(run_dir, values):
-    params = Linear(2).init(jax.random.key(0), jnp.zeros((1, 3)))
+def variables_of(params, model_state):
+    return {"params": params["params"], "batch_stats": model_state["batch_stats"]}
+
+
+def loss_fn(params, model_state, batch, *, key, step):
+    """It reads every part of the parameters and of the state, and moves each."""
+    features, moved = Network(2).apply(
+        variables_of(params, model_state), batch["x"], training=True, mutable="batch_stats"
+    )
+    quantizer = jax.tree.map(lambda leaf: 0.9 * leaf, model_state["quantizer"])
+    loss = jnp.mean((features - params["quantizer"]["codes"] + model_state["quantizer"]["moment"]) ** 2)
+    return loss, ({**moved, "quantizer": quantizer}, {"loss": loss})
+
+
+def init(*, key):
+    variables = Network(2).init(key, jnp.zeros((1, 3)))
+    quantizer = {"frequency": jnp.ones(4), "moment": jnp.full((1, 2), 0.5)}
+    params = {"params": variables["params"], "quantizer": {"codes": jnp.arange(2.0)[None]}}
+    return params, {"batch_stats": variables["batch_stats"], "quantizer": quantizer}
+
+
+def write_run(run_dir, values, start=init):
+    """A run with a checkpoint after each step; its states and its step."""
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_train_step(loss_fn, optimizer))
+    batch = {"x": jax.random.normal(jax.random.key(1), (8, 3)), "index": jnp.arange(8, dtype=jnp.int32)}
+    states = [init_train_state(start, optimizer, key=jax.random.key(0))]
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps({"seed": 3, "network": {"size": 2}}))
     with Checkpointer(run_dir / "checkpoints", meta={}) as checkpointer:
-        for step, value in enumerate(values, start=1):
-            scaled = jax.tree.map(lambda leaf, step=step: leaf * step, params)
-            codebook = Codebook(jnp.ones(2), jnp.ones((2, 2)) * step)
-            checkpointer.save(make_state(step, model_state=codebook).replace(params=scaled), value=value)
-    return params
+        for value in values:
+            states.append(step(states[-1], batch)[0])
+            checkpointer.save(states[-1], value=value)
+    return states
 
 
 @pytest.mark.parametrize(
     ("values", "step", "loaded"), [([2.0, 3.0], None, 1), ([None, None], None, 2), ([2.0, 3.0], 2, 2)]
 )
 def test_a_trained_model_loads_in_two_lines(tmp_path, values, step, loaded):
-    params = write_run(tmp_path, values)
-    model, restored, model_state, config = load(tmp_path, make_model, step=step)
-    images = model.apply(restored, jnp.ones((4, 3)))
+    states = write_run(tmp_path, values)
+    model, params, model_state, config = load(tmp_path, make_model, step=step)
     assert config.seed == 3
-    np.testing.assert_array_equal(
-        images, model.apply(jax.tree.map(lambda leaf: leaf * loaded, params), jnp.ones((4, 3)))
+    assert_same(params, states[loaded].params)
+    assert_same(model_state, states[loaded].model_state)
+    features = model.apply(variables_of(params, model_state), jnp.ones((4, 3)))
+    kept = variables_of(states[loaded].params, states[loaded].model_state)
+    np.testing.assert_array_equal(features, model.apply(kept, jnp.ones((4, 3))))
+
+
+def test_training_goes_on_from_what_was_loaded(tmp_path):
+    states = write_run(tmp_path / "run", [None] * 4)
+    _, params, model_state, _ = load(tmp_path / "run", make_model, step=3)
+    _, further = write_run(tmp_path / "further", [None], start=lambda *, key: (params, model_state))
+    assert_same(further.params, states[4].params)
+    assert_same(further.model_state, states[4].model_state)
+
+
+def save_one(run_dir, params, model_state=()):
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.json").write_text('{"network": {"size": 2}}')
+    with Checkpointer(run_dir / "checkpoints", meta={}) as checkpointer:
+        checkpointer.save(make_state(1).replace(params=params, model_state=model_state))
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("model_state", "loaded"),
+    [
+        ((), ()),
+        ({}, ()),
+        (jnp.float32(3.0), jnp.float32(3.0)),
+        ({"layers": {0: jnp.zeros(1), 10: jnp.ones(1)}}, {"layers": {0: jnp.zeros(1), 10: jnp.ones(1)}}),
+        ({"0": jnp.zeros(1), "a/b": jnp.ones(1)}, {"0": jnp.zeros(1), "a/b": jnp.ones(1)}),
+        ([jnp.zeros(1), (jnp.ones(1),)], {0: jnp.zeros(1), 1: {0: jnp.ones(1)}}),
+        (Codebook(jnp.ones(2), jnp.zeros((2, 1))), {"frequency": jnp.ones(2), "moment": jnp.zeros((2, 1))}),
+    ],
+)
+def test_a_state_loads_as_dictionaries_by_the_same_names(tmp_path, model_state, loaded):
+    save_one(tmp_path, {"params": {"kernel": jnp.ones(2)}}, model_state)
+    _, params, restored, _ = load(tmp_path, make_model)
+    assert_same(params, {"params": {"kernel": jnp.ones(2)}})
+    assert_same(restored, loaded)
+
+
+def test_a_network_of_nnx_loads_with_the_numbers_of_its_layers(tmp_path):
+    layers = nnx.bridge.ToLinen(lambda rngs: nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)))
+    variables = layers.init(jax.random.key(0), jnp.ones((1, 3)))
+    save_one(tmp_path, variables)
+    params = load(tmp_path, make_model)[1]
+    assert jax.tree.structure(params) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(layers.apply(params, jnp.ones((5, 3))), layers.apply(variables, jnp.ones((5, 3))))
+
+
+def as_saved_before(run_dir):
+    """What an earlier version saved names no paths."""
+    file = run_dir / "checkpoints" / "1" / "meta" / "metadata"
+    record = json.loads(file.read_text())["record"]
+    for array in record["arrays"].values():
+        del array["path"]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({"sha256": digest, "record": record}))
+    return run_dir
+
+
+NETWORKS = {"encoder": {"Dense_0": {"kernel": jnp.ones((3, 2))}}, "decoder": {"Dense_0": {"bias": jnp.zeros(3)}}}
+
+
+def test_an_earlier_checkpoint_of_a_vae_loads(tmp_path):
+    run_dir = as_saved_before(save_one(tmp_path, {"params": NETWORKS}))
+    _, params, model_state, _ = load(run_dir, make_model)
+    assert_same(params, {"params": NETWORKS})
+    assert model_state == ()
+    target = make_state(0).replace(params={"params": NETWORKS})
+    with Checkpointer(run_dir / "checkpoints", meta={}) as checkpointer:
+        assert_same(checkpointer.restore(target).params, {"params": NETWORKS})
+
+
+@pytest.mark.parametrize(
+    ("params", "model_state", "names"),
+    [
+        ({}, Codebook(jnp.ones(4), jnp.ones((4, 2))), "model_state/frequency and model_state/moment"),
+        ({"codebook": {"codes": jnp.ones((4, 2))}}, (), "params/codebook/codes"),
+    ],
+)
+def test_an_earlier_checkpoint_of_a_vq_vae_is_refused_in_one_line(params, model_state, names, tmp_path):
+    run_dir = as_saved_before(save_one(tmp_path, {"params": NETWORKS, **params}, model_state))
+    says = (
+        f"checkpoint {run_dir}/checkpoints/1 holds the codes of a VQ-VAE in {names}, where an earlier jaxvae kept them,"
+        " and not under 'quantizer': train it again, or load it with the version that saved it"
     )
-    np.testing.assert_array_equal(Codebook(**model_state).moment, np.full((2, 2), loaded))
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        load(run_dir, make_model)
+    codes = {"frequency": jnp.ones(4), "moment": jnp.ones((4, 2))}
+    target = make_state(0).replace(params={"params": NETWORKS}, model_state={"quantizer": codes})
+    with Checkpointer(run_dir / "checkpoints", meta={}) as checkpointer:
+        with pytest.raises(ValueError, match=f"^{says}$"):
+            checkpointer.restore(target)
+        same = make_state(0).replace(params={"params": NETWORKS, **params}, model_state=model_state)
+        assert_same(checkpointer.restore(same), make_state(1).replace(params=same.params, model_state=model_state))
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_one(tmp_path / "run", {"params": {"kernel": jnp.ones(2)}})
+    assert_same(load("~/run", make_model)[1], {"params": {"kernel": jnp.ones(2)}})
+    with Checkpointer("~/run/checkpoints", meta={}) as checkpointer:
+        assert checkpointer.directory == tmp_path / "run" / "checkpoints"
+        assert checkpointer.latest_step == 1
+    with pytest.raises(ValueError, match=r"run_dir '~no-such-user/run': .*home directory"):
+        load("~no-such-user/run", make_model)
 
 
 def test_load_names_what_is_missing(tmp_path):
@@ -342,12 +479,6 @@ def test_load_names_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/checkpoints"):
         load(tmp_path, make_model)
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
-
-
-def test_a_model_without_state_loads_as_an_empty_tuple(tmp_path):
-    (tmp_path / "config.json").write_text('{"network": {"size": 2}}')
-    save_all(tmp_path / "checkpoints", [None])
-    assert load(tmp_path, make_model)[2] == ()
 
 
 def files_of(checkpoint):

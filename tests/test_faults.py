@@ -22,9 +22,9 @@ from commands import run
 
 import jaxvae
 from experiments import beta_vae, pixelcnn, rate_distortion, vae, vq_vae
-from jaxvae import sealed
+from jaxvae import _sealed
+from jaxvae._sealed import read_arrays
 from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError
-from jaxvae.sealed import read_arrays
 
 ROOT = Path(__file__).parents[1]
 # Where one array cannot be read, orbax leaves its event loop without the others, and asyncio complains.
@@ -72,8 +72,8 @@ class Restarted(data.Resident):
         return super().__call__(start - self.begun, count)
 
 def loss_fn(params, model_state, batch, *, key, step):
-    noise = jax.random.normal(key, batch["image"].shape)
-    loss = jnp.mean((batch["image"] + noise - params["mean"]) ** 2)
+    noise = jax.random.normal(key, batch["x"].shape)
+    loss = jnp.mean((batch["x"] + noise - params["mean"]) ** 2)
     return loss, (0.9 * model_state + 0.1 * loss, {"loss": loss})
 
 def init(*, key):
@@ -299,8 +299,8 @@ def test_every_damaged_file_never_restores_wrong_values(tmp_path, capsys):
 
 def test_without_checksums_a_damaged_file_restores_wrong_values(tmp_path, monkeypatch):
     """The control: the tests above can fail."""
-    monkeypatch.setattr(sealed, "_array_digest", lambda values: "")
-    monkeypatch.setattr(sealed, "_digest", lambda record: "")
+    monkeypatch.setattr(_sealed, "_array_digest", lambda values: "")
+    monkeypatch.setattr(_sealed, "_digest", lambda record: "")
     assert damage(tmp_path, flips=10, which=slice(14))["wrong"] > 0  # the largest file
 
 
@@ -315,27 +315,25 @@ VQ_VAE = (
 )
 
 
-def poison(monkeypatch, experiment, bad_step):
-    """Make the images of one step NaN."""
-    make_objective = experiment.make_objective
+def poison(monkeypatch, objective, bad_step):
+    """Make x of one step NaN."""
+    loss = getattr(jaxvae, objective)
 
-    def make_poisoned(*arguments, **options):
-        loss_fn = make_objective(*arguments, **options)
+    def poisoned(model, params, model_state, batch, *, key, step, **options):
+        batch = batch | {"x": jnp.where(step == bad_step, jnp.nan, batch["x"])}
+        return loss(model, params, model_state, batch, key=key, step=step, **options)
 
-        def poisoned(params, model_state, batch, *, key, step):
-            batch = batch | {"image": jnp.where(step == bad_step, jnp.nan, batch["image"])}
-            return loss_fn(params, model_state, batch, key=key, step=step)
-
-        return poisoned
-
-    monkeypatch.setattr(experiment, "make_objective", make_poisoned)
+    monkeypatch.setattr(jaxvae, objective, poisoned)
 
 
 @pytest.mark.parametrize(
-    ("experiment", "options", "saved", "best"), [(vae, VAE, [19, 38], 38), (vq_vae, VQ_VAE, [22, 44], None)]
+    ("experiment", "objective", "options", "saved", "best"),
+    [(vae, "vae_loss", VAE, [19, 38], 38), (vq_vae, "vq_vae_loss", VQ_VAE, [22, 44], None)],
 )
-def test_a_nan_ends_the_run_and_touches_no_checkpoint(experiment, options, saved, best, tmp_path, monkeypatch):
-    poison(monkeypatch, experiment, 50)
+def test_a_nan_ends_the_run_and_touches_no_checkpoint(
+    experiment, objective, options, saved, best, tmp_path, monkeypatch
+):
+    poison(monkeypatch, objective, 50)
     out = tmp_path / "run"
     checkpoints = out / "checkpoints"
     first = run(experiment.main, *options, "--out", out)
@@ -366,12 +364,12 @@ def stopped(tmp_path_factory):
     """A run with checkpoints 19 and 38 that a NaN ended: it can go on. Where the NaN came before them, it says so."""
     out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        poison(monkeypatch, vae, 5)
+        poison(monkeypatch, "vae_loss", 5)
         done = run(vae.main, *VAE, "--out", out)
         assert "not finite at step 5;" in done.said
         assert "No checkpoint was saved before it" in done.said
     with pytest.MonkeyPatch.context() as monkeypatch:
-        poison(monkeypatch, vae, 50)
+        poison(monkeypatch, "vae_loss", 50)
         assert run(vae.main, *VAE, "--out", out, "--resume").code == 1
     shutil.rmtree(out / "checkpoints" / "failed")
     return out
@@ -396,9 +394,8 @@ def test_a_file_that_cannot_grow_ends_the_run_in_one_line(stopped, tmp_path):
     command += [*map(str, VAE), "--out", str(out), "--resume"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
-        f"error: cannot save in {out / 'checkpoints'}: File too large; the last good checkpoint is step 38"
-    )
+    says = f"error: cannot save in {out / 'checkpoints'}: File too large; the last good checkpoint is step 38"
+    assert says in done.stdout.splitlines()
     assert "Traceback" not in done.stdout
     assert "File too large" not in done.stderr  # nor orbax's tracebacks of it
     assert_intact(out, stopped)

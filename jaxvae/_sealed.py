@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk: arrays by their path, and a record that proves them.
+"""What a checkpoint is on disk: arrays by their path, and a record that proves them. Nothing else meets orbax.
 
 `state` is a flat dictionary from path to array, `meta` a JSON record of each array's type and SHA-256, the settings,
 the environment and the best step, itself under a checksum. Both are orbax items.
@@ -6,9 +6,10 @@ the environment and the best step, itself under a checksum. Both are orbax items
 
 import hashlib
 import json
+import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +18,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxvae.types import PyTree
+
+try:
+    import orbax.checkpoint as ocp
+except ImportError as error:
+    raise ImportError("checkpoints need orbax-checkpoint: pip install 'jaxvae[experiments]'") from error
+
+# Orbax logs some 60 lines per save, and pages of traceback for each error, which it raises too.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+# Where a VQVAE kept its codes before there was a "quantizer" in its parameters and its state.
+FORMER_CODES = ({"model_state/frequency", "model_state/moment"}, {"params/codebook/codes"})
 
 
 class DamagedCheckpointError(ValueError):
@@ -30,7 +41,7 @@ def seal(
     state: PyTree, *, meta: Mapping[str, Any], best: tuple[int | None, float | None]
 ) -> tuple[ocp.args.Composite, dict[str, Any]]:
     """What to give orbax to save: the arrays of a state, copied to the host, and their record; and the record."""
-    leaves = flatten(state)
+    leaves, paths = flatten(state), _paths(state)
     data = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
     arrays = {name: np.array(values) for name, values in jax.device_get(data).items()}
     record = {
@@ -40,6 +51,7 @@ def seal(
         "environment": environment(),
         "arrays": {
             name: {
+                "path": paths[name],
                 "type": type_of(leaf),
                 "key": str(jax.random.key_impl(leaf)) if _is_key(leaf) else None,
                 "sha256": _array_digest(arrays[name]),
@@ -77,7 +89,77 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return restored, record
 
 
-def alone() -> ocp.options.MultiprocessingOptions:
+def check_codes_are_found(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where the codes of a VQVAE lie where they lay before; what such records lack is `path`."""
+    arrays = record["arrays"]
+    for names in FORMER_CODES:
+        if names <= arrays.keys() and not any("path" in arrays[name] for name in names):
+            raise ValueError(
+                f"checkpoint {path} holds the codes of a VQ-VAE in {' and '.join(sorted(names))}, where an earlier "
+                "jaxvae kept them, and not under 'quantizer': train it again, or load it with the version that saved it"
+            )
+
+
+def nested(arrays: Mapping[str, Any], record: Mapping[str, Any], field: str) -> PyTree:
+    """A field of the saved state as nested dictionaries of arrays on the default device; `()` where it held none.
+
+    The entries of lists and tuples come under their numbers. A field that was one array comes back as it.
+    """
+    tree: dict[str | int, Any] = {}
+    for name, values in arrays.items():
+        path = record["arrays"][name].get("path") or name.split("/")
+        if path[0] != field:
+            continue
+        branch = tree
+        for folder in path[:-1]:
+            branch = branch.setdefault(folder, {})
+        branch[path[-1]] = jnp.asarray(values)
+    return tree.get(field, ())
+
+
+def place(values: Any, like: Any) -> Any:
+    """Put restored values where `like` is, copied, so that the result may be donated."""
+    if isinstance(like, np.ndarray):
+        return values
+    if isinstance(like, np.generic):
+        return values[()]
+    sharding = like.sharding if getattr(like, "committed", True) else None
+    return jax.device_put(values, sharding, may_alias=False)
+
+
+class KeepPolicy:
+    """Keep the newest checkpoints and the best one (orbax's own policies lose one or the other)."""
+
+    def __init__(self, newest: int) -> None:
+        self.newest = newest
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        """Whether to keep each of the checkpoints, which come oldest first."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.newest :], self.best}
+        return [step in kept for step in steps]
+
+
+def orbax_manager(directory: Path, policy: KeepPolicy) -> ocp.CheckpointManager:
+    """Orbax, to write to a directory of checkpoints in the background."""
+    return ocp.CheckpointManager(
+        directory,
+        item_names=("state", "meta"),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            multiprocessing_options=single_process_options(),
+            create=False,  # it would wait for the other processes
+            cleanup_tmp_directories=True,
+            todelete_subdir="trash",  # renames: a kill amid a deletion would leave half a checkpoint
+            lightweight_initialize=True,
+            # Made in the background, a directory that cannot be made delays the exit by five minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        ),
+    )
+
+
+def single_process_options() -> ocp.options.MultiprocessingOptions:
     """Without these, orbax waits for every process of a distributed run to save or restore the same."""
     process = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
@@ -85,8 +167,10 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 def orbax_files() -> ocp.Checkpointer:
     """Orbax, to read or write one directory."""
-    items = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone()))
-    return ocp.Checkpointer(items, multiprocessing_options=alone())
+    items = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=single_process_options())
+    )
+    return ocp.Checkpointer(items, multiprocessing_options=single_process_options())
 
 
 def _read_item(path: Path, **item: Any) -> Any:
@@ -117,6 +201,20 @@ def flatten(tree: PyTree) -> dict[str, Any]:
     return flat
 
 
+def _paths(tree: PyTree) -> dict[str, list[str | int]]:
+    """The same paths in parts: what `nested` rebuilds, where a name may contain a slash or be a number."""
+    parts = [
+        [part if isinstance(part, str | int) else str(part) for part in map(_part, path)]
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    return dict(zip(flatten(tree), parts, strict=True))
+
+
+def _part(key: Any) -> Any:
+    """What a key of JAX's path stands for: of a dictionary, a list or tuple, a record."""
+    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
+
+
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -124,6 +222,16 @@ def _is_key(leaf: Any) -> bool:
 def type_of(leaf: Any) -> str:
     """Element type and shape, such as `float32[40, 3]`."""
     return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One `name: old -> new` for each entry that differs or that only one of the two has."""
+    names = sorted(old.keys() | new.keys())
+    return [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in names
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
 
 
 def environment() -> dict[str, Any]:
