@@ -25,14 +25,17 @@ import optax
 from rich.table import Table
 
 import jaxvae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, Report, draw, encode_images, measure
-from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
-from jaxvae import data, figures, sprites
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.report import EVALUATION_SEED, Report, as_pictures, draw, elbo_terms, evaluator, measure, posteriors
+from experiments.run import Run, init_of, reached
+from experiments.splits import Splits, check_pictures, load_split
+from jaxvae import data, figures
 from jaxvae.evaluation import disentanglement
 from jaxvae.networks import check_halvings
-from jaxvae.types import Array, LossFn, Prepare, PRNGKey, PyTree, Schedule
+from jaxvae.objectives import beta_from_normalized, cyclical_schedule, normalized_beta
+from jaxvae.types import Array, LossFn, PyTree, Schedule
 
-HELD_OUT = 2_000  # images of a set without a test split
+NUM_TEST = 2_000  # images of a set without a test split
 TRAVERSED = 2.5  # latents are moved from minus to plus this
 
 
@@ -72,7 +75,7 @@ class Config(RunConfig):
     evaluate_every: int = 1_000
     """Steps between evaluations, each with a checkpoint."""
     nll_samples: int = 100
-    """Importance samples per held-out image for -log p(x)."""
+    """Importance samples per test image for -log p(x)."""
     score_points: int = 100_000
     """Images whose codes the scores draw from."""
     dci: Literal["model", "all", "none"] = "model"
@@ -80,15 +83,11 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "channels", "schedule_steps", "evaluate_every", "nll_samples", "score_points"):
-            if np.min(getattr(self, name), initial=1) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("beta", "normalized_beta", "beta_start", "free_bits", "gamma", "capacity"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and np.isfinite(value)):
-                raise ValueError(f"{name} must be a finite number, zero or more, got {value}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        self.check_numbers(
+            counts=("latent_dim", "channels", "schedule_steps", "evaluate_every", "nll_samples", "score_points"),
+            weights=("beta", "normalized_beta", "beta_start", "free_bits", "gamma", "capacity"),
+            positive=("learning_rate",),
+        )
         if self.objective == "capacity" and self.schedule != "constant":
             raise ValueError("with --objective capacity the capacity has the schedule, and gamma none")
         if self.objective == "total-correlation" and self.batch_size < 2:
@@ -130,12 +129,6 @@ PRESETS = {
 }
 
 
-def prepared_shape(images: data.ImageSet, prepare: Prepare) -> tuple[int, ...]:
-    """(H, W, C) of the images that a model sees: stored sprites are their factors."""
-    one = {"image": jnp.asarray(images.image[:1]), "index": jnp.zeros(1, jnp.int32)}
-    return jax.eval_shape(partial(prepare, key=jax.random.key(0)), one)["image"].shape[1:]
-
-
 def make_model(config: Any) -> jaxvae.VAE:
     """The model of a run, from its config.json."""
     return jaxvae.VAE(
@@ -151,7 +144,7 @@ def make_objective(config: Config, model: jaxvae.VAE, num_examples: int, total_s
         beta = optax.linear_schedule(config.beta_start, config.beta, config.schedule_steps)
     if config.schedule == "cyclical":
         cycles = max(1, total_steps // (2 * config.schedule_steps))
-        beta = jaxvae.cyclical_schedule(config.beta, period=config.schedule_steps, num_cycles=cycles)
+        beta = cyclical_schedule(config.beta, period=config.schedule_steps, num_cycles=cycles)
     if config.objective == "total-correlation":
         return partial(jaxvae.tc_vae_loss, model, beta=beta, num_examples=num_examples)
     if config.objective == "capacity":
@@ -163,19 +156,19 @@ def make_objective(config: Config, model: jaxvae.VAE, num_examples: int, total_s
     return partial(jaxvae.vae_loss, model, beta=beta)
 
 
-def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, Prepare, Prepare]:
-    """Training and held-out images, what prepares them, and what prepares them without binarising."""
-    train = data.load(config.data, "train", progress=counter("decoding train images"))
+def load(config: Any) -> Splits:
+    """The images of a run. Those with factors are complete grids without a test split: some become the test images."""
+    train = load_split(config.data, "train")
     if train.factors is None:
-        test = data.load(config.data, "test", progress=counter("decoding test images"))
-    else:  # such sets are complete grids, without a test split
-        train, test = data.split_validation(train, HELD_OUT, seed=0)
+        test = load_split(config.data, "test")
+    else:
+        train, test = data.split_validation(train, NUM_TEST, seed=0)
+    check_pictures(train)
     if config.smoke:
-        few = np.random.default_rng(0).permutation(len(train.image))[:512]  # the first ones have one factor's value
+        few = np.random.default_rng(0).permutation(len(train))[:512]  # the first ones have one factor's value
         train, test = train.take(few), test.take(slice(256))
-    if config.data == "sprites":
-        return train, test, sprites.prepare, sprites.prepare
-    return train, test, data.make_prepare(train.levels, binarize=config.binarize), data.make_prepare(train.levels)
+    splits = Splits(train, None, test, grey=train.prepare)
+    return splits.binarized() if config.binarize and config.data != "sprites" else splits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,47 +178,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=1, nll_samples=5, score_points=2_000, dci="none")
 
     with user_errors():
-        train, test, prepare, grey = load(config)
-        image_shape = prepared_shape(train, grey)
-        check_halvings(image_shape, config.channels)
-        config = with_beta(config, int(np.prod(image_shape)))
-        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-        run = Run("beta_vae", config, image_shape=image_shape)
+        splits = load(config)
+        train, test = splits.train, splits.test
+        check_halvings(train.shape, config.channels)
+        config = with_beta(config, int(np.prod(train.shape)))
+        order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
+        run = Run("beta_vae", config, image_shape=train.shape)
         model = make_model(SimpleNamespace(**run.settings))
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return model.init(key, jnp.zeros((1, *image_shape))), ()
-
-    plain = partial(jaxvae.vae_loss, model)  # held-out images are measured by the plain ELBO, whatever the objective
-    evaluate = partial(
-        jaxvae.make_evaluate(jaxvae.make_eval_step(plain, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
-    )
-    held_out = data.evaluation_feed(test, EVALUATION_BATCH)
+    # Test images are measured by the plain ELBO, whatever the objective.
+    evaluate = evaluator(partial(jaxvae.vae_loss, model), test)
     state = run.train(
-        init,
-        make_objective(config, model, len(train.image), order.total_steps),
+        init_of(model, jnp.zeros((1, *train.shape))),
+        make_objective(config, model, len(train), order.total_steps),
         optax.adam(config.learning_rate),
         *(train, order),
-        prepare=prepare,
-        evaluate=lambda state: jax.device_get(evaluate(state, *held_out)),
+        evaluate=evaluate,
         evaluate_every=config.evaluate_every,
-        held_out="test",
+        split="test",
     )
 
-    report = measure(model, state, prepare, held_out, grey=grey, nll_samples=config.nll_samples)
-    metrics = {name: float(value) for name, value in jax.device_get(evaluate(state, *held_out)).items()}
-    test_metrics = {name: metrics[name] for name in ("negative_elbo", "rate", "distortion")} | report.test
-    result: dict[str, Any] = {"test": test_metrics, "beta": config.beta, "normalized_beta": config.normalized_beta}
+    report = measure(model, state, test, grey=splits.grey, nll_samples=config.nll_samples)
+    measured = elbo_terms(evaluate(state)) | report.test
+    result: dict[str, Any] = {"test": measured, "beta": config.beta, "normalized_beta": config.normalized_beta}
     result["kl_per_dimension"] = report.kl.tolist()
-    pictures = draw(run, model, state.params, report, test.label)
-    pictures += draw_traversals(run, model, state.params, report)
     if train.factors is not None:
-        scored, information = score(model, state, train, prepare, config)
-        test_metrics |= scored["model"]
+        scored, information = score(model, state, train, config)
+        measured |= scored["model"]
         result |= {"scores": scored, "information": information}
-        pictures.append(draw_information(run, information, report.kl, train.factor_names))
-    result |= {"step": int(state.step), "nll_samples": config.nll_samples, "device": jax.devices()[0].device_kind}
-    run.finish(result, pictures)
+    result |= {"nll_samples": config.nll_samples, **reached(state)}
+    run.finish(result, lambda: draw_all(run, model, state.params, report, test, result.get("information")))
     if train.factors is not None:
         print_scores(scored, information, train.factor_names)
 
@@ -234,8 +215,8 @@ def with_beta(config: Config, num_pixels: int) -> Config:
     """Fill in β from the normalised one or the other way round, and print both."""
     size = {"latent_dim": config.latent_dim, "num_pixels": num_pixels}
     if config.normalized_beta is not None:
-        config = dataclasses.replace(config, beta=jaxvae.beta_from_normalized(config.normalized_beta, **size))
-    config = dataclasses.replace(config, normalized_beta=jaxvae.normalized_beta(config.beta, **size))
+        config = dataclasses.replace(config, beta=beta_from_normalized(config.normalized_beta, **size))
+    config = dataclasses.replace(config, normalized_beta=normalized_beta(config.beta, **size))
     if config.objective == "capacity":
         text = f"gamma {config.gamma:g}, capacity to {config.capacity:g} nats in {config.schedule_steps:,} steps"
         console.print(text, highlight=False)
@@ -246,12 +227,11 @@ def with_beta(config: Config, num_pixels: int) -> Config:
 
 
 def score(
-    model: jaxvae.VAE, state: jaxvae.TrainState, images: data.ImageSet, prepare: Prepare, config: Config
+    model: jaxvae.VAE, state: jaxvae.TrainState, dataset: data.Dataset, config: Config
 ) -> tuple[dict[str, dict[str, float]], list[list[float]]]:
     """The disentanglement scores of the model and of the fixed points, and I(latent; factor) / H(factor), [D, F]."""
-    rows = np.random.default_rng(EVALUATION_SEED).integers(len(images.image), size=config.score_points)
-    chosen = images.take(np.sort(rows))
-    codes, _ = encode_images(model, state, prepare, data.evaluation_feed(chosen, EVALUATION_BATCH))
+    chosen = scored_examples(dataset, config.score_points)
+    codes, _ = posteriors(model, state, chosen)
     cheap, everything = disentanglement.CHEAP_SCORES, disentanglement.SCORES
     console.print(f"scoring {config.score_points:,} codes" + ("" if config.dci == "none" else "; DCI takes minutes"))
     scores = disentanglement.disentanglement_scores(
@@ -267,9 +247,30 @@ def score(
     return {"model": scores, **points}, (information / disentanglement.factor_entropy(chosen.factors)).tolist()
 
 
+def scored_examples(dataset: data.Dataset, count: int) -> data.Dataset:
+    """The examples, drawn with replacement, whose codes the scores read."""
+    indices = np.random.default_rng(EVALUATION_SEED).integers(len(dataset), size=count)
+    return dataset.take(np.sort(indices))
+
+
+def draw_all(
+    run: Run,
+    model: jaxvae.VAE,
+    params: PyTree,
+    report: Report,
+    test: data.Dataset,
+    information: list[list[float]] | None,
+) -> list[Path]:
+    """Draw the pictures of a run and return their paths."""
+    pictures = draw(run, model, params, report, test.label) + draw_traversals(run, model, params, report)
+    if information is not None:
+        pictures.append(draw_information(run, information, report.kl, test.factor_names))
+    return pictures
+
+
 @file_errors()
 def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report) -> list[Path]:
-    """Each latent alone moved from -2.5 to 2.5, the others at the code nearest the prior's mean, by falling KL."""
+    """One latent moved from -2.5 to 2.5, the others at the code nearest the prior's mean, by falling KL."""
     order = np.argsort(-report.kl)
     base = report.codes[np.square(report.codes).sum(axis=1).argmin()]
 
@@ -277,18 +278,18 @@ def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
     def decode(latent: Array) -> Array:
         return model.apply(params, latent, method="decode").mean
 
-    def rows(values: np.ndarray) -> np.ndarray:
+    def moved(values: np.ndarray) -> np.ndarray:
         latents = np.tile(base, (len(order), len(values), 1)).astype(np.float32)
         for row, latent in zip(latents, order, strict=True):
             row[:, latent] = values
-        images = np.asarray(decode(latents.reshape(-1, len(base))))
+        images = as_pictures(decode(latents.reshape(-1, len(base))))
         return images.reshape(len(order), len(values), *images.shape[1:])
 
     values = np.linspace(-TRAVERSED, TRAVERSED, 11)
     labels = [f"z{latent}  {report.kl[latent]:.2f} nats" for latent in order]
-    moving = rows(np.linspace(-TRAVERSED, TRAVERSED, 20))
+    moving = moved(np.linspace(-TRAVERSED, TRAVERSED, 20))
     return [
-        figures.traversals(run.directory / "traversals.png", rows(values), values, labels=labels),
+        figures.traversals(run.directory / "traversals.png", moved(values), values, labels=labels),
         figures.traversal_gif(run.directory / "traversals.gif", moving, labels=labels),
     ]
 

@@ -1,7 +1,9 @@
 """A small convolutional classifier: it reads samples, to see whether they show what they were conditioned on."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,13 @@ import optax
 from flax import linen as nn
 
 import jaxvae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED
+from experiments.report import over_set
+from experiments.run import init_of
 from jaxvae import data
 from jaxvae.convolution import Conv
-from jaxvae.types import Array, Batch, Metrics, Prepare, PRNGKey, PyTree
+from jaxvae.keys import seed_key
+from jaxvae.losses import categorical_nll
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3  # of Adam; it falls to 0 by a cosine
@@ -24,56 +29,58 @@ class Classifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, image: Array) -> Array:
+    def __call__(self, x: Array) -> Array:
         """Classify a batch."""
-        features = image
+        features = x
         for channels in (32, 32):
             features = nn.relu(Conv(channels, (4, 4), strides=2)(features))
         features = nn.relu(nn.Dense(128)(features.reshape(len(features), -1)))
         return nn.Dense(self.num_classes)(features)
 
 
-def train(
-    images: data.ImageSet, prepare: Prepare, *, num_classes: int, steps: int, seed: int
-) -> tuple[Classifier, PyTree]:
-    """Train for at least `steps` steps, to the end of an epoch, on images as `prepare` makes them."""
+def train(dataset: data.Dataset, *, num_classes: int, steps: int, seed: int) -> tuple[Classifier, PyTree]:
+    """Train for at least `steps` steps, to the end of an epoch."""
     model = Classifier(num_classes)
-    epochs = math.ceil(steps * BATCH_SIZE / len(images.image))
-    order = data.Order(len(images.image), BATCH_SIZE, epochs, seed)
-    feed = data.Resident(images, order)
+    order = data.Order(len(dataset), BATCH_SIZE, math.ceil(steps * BATCH_SIZE / len(dataset)), seed)
+    feed = data.Resident(dataset, order)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, order.total_steps))
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return model.init(key, jnp.zeros((1, *images.image.shape[1:]))), ()
-
-    def loss_fn(
-        params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, step: Array
-    ) -> tuple[Array, tuple[PyTree, Metrics]]:
-        del key, step
-        loss = jaxvae.categorical_nll(model.apply(params, batch["image"]), batch["label"]).mean()
-        return loss, (model_state, {"loss": loss})
-
-    state = jaxvae.init_train_state(init, optimizer, key=jaxvae.seed_key(seed))
-    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare))
+    init = init_of(model, jnp.zeros((1, *dataset.shape)))
+    state = jaxvae.init_train_state(init, optimizer, key=seed_key(seed))
+    step = jaxvae.make_train_step(partial(classification_loss, model.apply), optimizer, prepare=dataset.prepare)
+    train_epoch = jaxvae.make_train_epoch(step)
     for start in range(0, order.total_steps, feed.chunk):
         state, _ = train_epoch(state, *feed(start, min(feed.chunk, order.total_steps - start)))
     return model, jax.block_until_ready(state.params)
 
 
+def classification_loss(
+    classify: Callable[..., Array],
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    step: Array,
+) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """-log q(y|x) and the accuracy of a classifier by itself, `classify(params, x)` -> logits [B, K]."""
+    del key, step
+    logits = classify(params, batch["x"])
+    loss = categorical_nll(logits, batch["label"]).mean()
+    return loss, (model_state, {"classification": loss, "accuracy": (logits.argmax(axis=1) == batch["label"]).mean()})
+
+
 @partial(jax.jit, static_argnums=0)
-def read(model: Classifier, params: PyTree, image: Array) -> Array:
+def read(model: Classifier, params: PyTree, x: Array) -> Array:
     """The classes of images [B, H, W, C] in [0, 1], [B]."""
-    return model.apply(params, image).argmax(axis=-1)
+    return model.apply(params, x).argmax(axis=-1)
 
 
-def accuracy(model: Classifier, params: PyTree, images: data.ImageSet, prepare: Prepare) -> float:
+def accuracy(model: Classifier, params: PyTree, dataset: data.Dataset) -> float:
     """The share of images that are read as their label."""
-    source, rows = data.evaluation_feed(images, EVALUATION_BATCH)
-    key = jax.random.key(EVALUATION_SEED)
-    right = jaxvae.map_batches(partial(_right, model), params, (), source, rows, key=key, prepare=prepare)
-    return float(right.mean())
+    state = SimpleNamespace(params=params, model_state=())
+    return float(over_set(partial(_right, model), state, dataset).mean())
 
 
 def _right(model: Classifier, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
     del model_state, key
-    return read(model, params, batch["image"]) == batch["label"]
+    return read(model, params, batch["x"]) == batch["label"]

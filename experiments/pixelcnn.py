@@ -12,11 +12,11 @@ What each costs and which numbers to expect: experiments/README.md.
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,15 @@ import optax
 
 import jaxvae
 from experiments import vq_vae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, shown
-from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.report import as_pictures, evaluator, over_set
+from experiments.run import Run, init_of, reached
+from experiments.splits import load_splits
 from jaxvae import checkpoint, data, figures
-from jaxvae.models.pixel_cnn import sample
-from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
+from jaxvae.losses import bits_per_dim
+from jaxvae.types import Array, Batch, PRNGKey, PyTree
+
+SAMPLES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +65,13 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("channels", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_numbers(
+            counts=("channels", "layers"),
+            weights=("weight_decay",),
+            positive=("learning_rate", "temperature"),
+        )
         if self.kernel < 3 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 3, got {self.kernel}")
-        for name in ("learning_rate", "temperature"):
-            if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not (self.weight_decay >= 0 and np.isfinite(self.weight_decay)):
-            raise ValueError(f"weight_decay must be a finite number, zero or more, got {self.weight_decay}")
 
 
 PRESETS = {
@@ -102,6 +103,29 @@ def make_model(config: Any) -> jaxvae.PixelCNN:
     )
 
 
+class Maps(NamedTuple):
+    """What is modelled.
+
+    Attributes:
+      train: maps of integers, codes or pixels, to train on.
+      test: maps to measure on.
+      num_values: K of them.
+      num_dims: how many numbers are an image.
+      num_classes: of the labels; None where these are not given.
+      as_images: maps -> pictures.
+      image_nll: -log p(image|map) of the test images, [N] nats; None where the maps are the images, or the decoder's
+        likelihood is no density of images.
+    """
+
+    train: data.Dataset
+    test: data.Dataset
+    num_values: int
+    num_dims: int
+    num_classes: int | None
+    as_images: Callable[[Array], Array]
+    image_nll: np.ndarray | None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, draw samples."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -114,123 +138,111 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         if config.preset == "codes" and config.run is None:
             raise ValueError("codes needs the run directory of a VQ-VAE: --run RUN")
-        train, test, num_values, decode, image_nll = load(config)
-        if config.smoke:
-            train, test = train.take(slice(256)), test.take(slice(256))
-        num_classes = None
-        if config.class_conditional:
-            if train.label is None:
-                raise ValueError(f"{train.name!r} has no labels to condition on")
-            num_classes = int(train.label.max()) + 1
-        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-        derived = {"num_values": num_values, "shape": train.image.shape[1:], "num_classes": num_classes}
+        maps = load_pixels(config) if config.run is None else load_codes(config)
+        train = maps.train
+        order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
+        derived = {"num_values": maps.num_values, "shape": train.x.shape[1:], "num_classes": maps.num_classes}
         run = Run("pixelcnn", config, **derived, decay_epochs=config.epochs)
         model = make_model(SimpleNamespace(**run.settings))
-
-    prepare: Prepare = prepare_codes
-    if config.run is None:
-        prepare = data.make_prepare(train.levels, binarize=config.binarize)
-    loss_fn = partial(jaxvae.pixel_cnn_loss, model, field="image")
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        label = None if num_classes is None else jnp.zeros(1, jnp.int32)
-        return model.init(key, jnp.zeros((1, *train.image.shape[1:]), jnp.int32), label), ()
-
-    evaluate = partial(
-        jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
-    )
-    held_out = data.evaluation_feed(test, EVALUATION_BATCH)
-    state = run.train(
-        *(
-            init,
-            loss_fn,
-            optax.adamw(
-                optax.cosine_decay_schedule(config.learning_rate, order.total_steps), weight_decay=config.weight_decay
-            ),
-            train,
-            order,
-        ),
-        prepare=prepare,
-        evaluate=lambda state: jax.device_get(evaluate(state, *held_out)),
-        evaluate_every=order.steps_per_epoch,
-        held_out="test",
-    )
-    measured = {name: float(value) for name, value in jax.device_get(evaluate(state, *held_out)).items()}
-    del measured["loss"]
-    if config.run is None:
-        measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["nll"], test.image[0].size)
-    if image_nll is not None:  # the codes are a function of the image: with them, no more than a bound on log p(image)
-        measured["distortion"] = float(image_nll[: len(test.image)].mean())
-        measured["negative_elbo"] = measured["nll"] + measured["distortion"]
-    result: dict[str, Any] = {"test": measured, "step": int(state.step), "device": jax.devices()[0].device_kind}
-    label = None if num_classes is None else jnp.arange(100, dtype=jnp.int32) // 10 % num_classes
-    began = time.perf_counter()
-    maps = sample(model, state.params, 100, key=jax.random.key(1), label=label, temperature=config.temperature)
-    images = shown(decode(maps))
-    if image_nll is not None:
-        measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["negative_elbo"], images[0].size)
-    console.print(f"100 samples in {time.perf_counter() - began:.1f} s, compiling included", highlight=False)
-    title = "samples" if num_classes is None else "samples, a row for each class"
-    with file_errors():
-        pictures = [
-            figures.image_grid(run.directory / "samples.png", images, columns=10, title=title),
-            figures.learning_curves(run.directory / "learning_curves.png", run.records()),
-        ]
-    run.finish(result, pictures)
+    state, metrics = train_model(run, config, model, maps, order)
+    result = {"test": measure(config, metrics, maps), **reached(state)}
+    run.finish(result, lambda: draw(run, config, model, state.params, maps))
 
 
-def load(config: Config) -> tuple[data.ImageSet, data.ImageSet, int, Any, np.ndarray | None]:
-    """Training and test maps or images, the number of their values, pictures of maps, and -log p(image|map).
+def load_pixels(config: Config) -> Maps:
+    """The pixels of `config.data`, as values of their own."""
+    splits = load_splits(config, labelled=config.class_conditional)
+    num_values = 2 if config.binarize else splits.train.levels
 
-    The last is [N] nats for the test images, or None where the decoder's likelihood is no density of images.
-    """
-    name, vq = config.data, None
-    if config.run is not None:
-        directory = config.run.expanduser().resolve()
-        vq, params, model_state, settings = checkpoint.load(directory, vq_vae.make_model)
-        if settings.groups > 1:
-            raise ValueError(f"a prior needs one codebook per position, {directory} has {settings.groups}")
-        name = settings.data
-    train, test = (data.load(name, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
-    if vq is None:
-        num_values = 2 if config.binarize else train.levels
-        return train, test, num_values, lambda maps: np.asarray(maps) / np.float32(num_values - 1), None
+    def as_images(maps: Array) -> np.ndarray:
+        return np.asarray(maps) / np.float32(num_values - 1)
 
-    state = jaxvae.CodebookState(**model_state) if model_state else ()
-    prepare = data.make_prepare(train.levels)
+    return Maps(splits.train, splits.test, num_values, splits.test.x[0].size, splits.num_classes, as_images, None)
+
+
+def load_codes(config: Config) -> Maps:
+    """The codes of a trained VQ-VAE for the images of its own data."""
+    directory = config.run.expanduser().resolve()
+    vq, params, model_state, settings = checkpoint.load(directory, vq_vae.make_model)
+    if settings.groups > 1:
+        raise ValueError(f"a prior needs one codebook per position, {directory} has {settings.groups}")
+    splits = load_splits(SimpleNamespace(data=settings.data, smoke=config.smoke), labelled=config.class_conditional)
     console.print(f"codes of {directory}", highlight=False)
+    trained = SimpleNamespace(params=params, model_state=model_state)
     image_nll = None
     if settings.likelihood != "squared-error":
-        feed, key = data.evaluation_feed(test, EVALUATION_BATCH), jax.random.key(EVALUATION_SEED)
-        nll = partial(_image_nll, vq, settings.entropy_weight)
-        image_nll = jaxvae.map_batches(nll, params, state, *feed, key=key, prepare=prepare)
-    maps = [
-        vq_vae.indices_of(
-            vq, params, state, prepare, data.evaluation_feed(images, EVALUATION_BATCH), settings.entropy_weight
+        image_nll = over_set(partial(_image_nll, vq), trained, splits.test)
+    domain = data.Domain("categories", settings.num_codes)
+    train, test = (
+        dataclasses.replace(
+            dataset.with_prepare(as_they_are),
+            arrays={**dataset.arrays, "x": vq_vae.indices_of(vq, trained, dataset)},
+            domain=domain,
         )
-        for images in (train, test)
-    ]
+        for dataset in (splits.train, splits.test)
+    )
 
     @jax.jit
-    def decode(indices: Array) -> Array:
-        return vq.apply(params, indices, jaxvae.code_vectors(params, state), method="decode_indices").mean
+    def as_images(maps: Array) -> Array:
+        return vq.decode_indices(params, model_state, maps).mean
 
-    train, test = (images._replace(image=each) for images, each in zip((train, test), maps, strict=True))
-    return train, test, settings.num_codes, decode, image_nll
-
-
-def _image_nll(
-    vq: jaxvae.VQVAE, entropy_weight: float, params: PyTree, state: PyTree, batch: Batch, *, key: PRNGKey
-) -> Array:
-    indices = vq_vae.choose_indices(vq, entropy_weight, params, state, batch, key=key)
-    reconstruction = vq.apply(params, indices, jaxvae.code_vectors(params, state), method="decode_indices")
-    return -reconstruction.log_prob(batch["image"])
+    return Maps(train, test, settings.num_codes, splits.test.x[0].size, splits.num_classes, as_images, image_nll)
 
 
-def prepare_codes(batch: Batch, *, key: PRNGKey) -> Batch:
-    """Index maps are used as they are."""
+def as_they_are(batch: Batch, *, key: PRNGKey) -> Batch:
+    """The `prepare` of index maps."""
     del key
     return batch
+
+
+def _image_nll(vq: jaxvae.VQVAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+    indices = vq_vae.choose_indices(vq, params, model_state, batch, key=key)
+    return -vq.decode_indices(params, model_state, indices).log_prob(batch["x"])
+
+
+def train_model(
+    run: Run, config: Config, model: jaxvae.PixelCNN, maps: Maps, order: data.Order
+) -> tuple[jaxvae.TrainState, dict[str, float]]:
+    """The trained state, and its metrics on the test maps."""
+    loss_fn = partial(jaxvae.pixel_cnn_loss, model, field="x")
+    label = None if maps.num_classes is None else jnp.zeros(1, jnp.int32)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, order.total_steps)
+    evaluate = evaluator(loss_fn, maps.test)
+    state = run.train(
+        init_of(model, jnp.zeros((1, *model.shape), jnp.int32), label),
+        *(loss_fn, optax.adamw(schedule, weight_decay=config.weight_decay), maps.train, order),
+        evaluate=evaluate,
+        evaluate_every=order.steps_per_epoch,
+        split="test",
+    )
+    return state, evaluate(state)
+
+
+def measure(config: Config, metrics: dict[str, float], maps: Maps) -> dict[str, float]:
+    """What result.json says of the test maps."""
+    measured = {name: value for name, value in metrics.items() if name != "loss"}
+    if config.run is None:
+        measured["bits_per_dim"] = bits_per_dim(measured["nll"], maps.num_dims)
+    if maps.image_nll is not None:  # codes are a function of the image: with them, no more than a bound on log p(image)
+        measured["distortion"] = float(maps.image_nll.mean())
+        measured["negative_elbo"] = measured["nll"] + measured["distortion"]
+        measured["bits_per_dim"] = bits_per_dim(measured["negative_elbo"], maps.num_dims)
+    return measured
+
+
+@file_errors()
+def draw(run: Run, config: Config, model: jaxvae.PixelCNN, params: PyTree, maps: Maps) -> list[Path]:
+    """Draw samples, class by class where there are classes, and the learning curves."""
+    label = None if maps.num_classes is None else jnp.arange(SAMPLES, dtype=jnp.int32) // 10 % maps.num_classes
+    began = time.perf_counter()
+    drawn = model.sample(params, SAMPLES, key=jax.random.key(1), label=label, temperature=config.temperature)
+    images = as_pictures(maps.as_images(drawn))
+    console.print(f"{SAMPLES} samples in {time.perf_counter() - began:.1f} s, compiling included", highlight=False)
+    title = "samples" if label is None else "samples, a row for each class"
+    return [
+        figures.image_grid(run.directory / "samples.png", images, columns=10, title=title),
+        figures.learning_curves(run.directory / "learning_curves.png", run.records()),
+    ]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Run it by `python -m experiments.cvae quadrants --visible 1` (or 2, 3).
 
 First a baseline learns the hidden pixels by themselves, each from what is visible. Then a CVAE is trained around it:
 its prior p(z|c) sees the visible pixels and the baseline's guess, its decoder only z, so that z has to tell all on
-which the hidden pixels agree. Both stop early on images held out from the training set.
+which the hidden pixels agree. Both stop early on validation images.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,22 @@ import optax
 from flax import linen as nn
 
 import jaxvae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, importance_sampled
-from experiments.run import Run, RunConfig, counter, file_errors, user_errors
-from jaxvae import checkpoint, data, figures, quadrants
-from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PRNGKey, PyTree
+from experiments.command import RunConfig, counter, file_errors, user_errors
+from experiments.report import (
+    ELBO_TERMS,
+    EVALUATION_BATCH,
+    EVALUATION_SEED,
+    evaluator,
+    importance_sampled,
+    prepared,
+)
+from experiments.run import InitFn, Run, init_of, reached
+from experiments.splits import Splits, load_splits
+from jaxvae import checkpoint, data, figures
+from jaxvae.data import quadrants
+from jaxvae.losses import bernoulli_nll
+from jaxvae.objectives import cvae_prior_log_weights, vae_log_weights
+from jaxvae.types import Array, Batch, LossFn, Metrics, PRNGKey, PyTree
 
 RECOGNITION_SAMPLES = 10  # draws from q(z|x, c) for each image in the -ELBO that is reported
 DRAWN_IMAGES, DRAWN_SAMPLES, AVERAGED_SAMPLES = 10, 6, 100
@@ -37,7 +49,7 @@ class Config(RunConfig):
     data: str = "mnist"
     """digits, or any image set that is prepared for tensorflow-datasets."""
     visible: Literal[1, 2, 3] = 1
-    """Quadrants that are given: bottom left, top left, top right."""
+    """Quadrants that are visible: bottom left, top left, top right."""
     hidden: tuple[int, ...] = (500, 500)
     """Widths of the dense layers of all four networks."""
     latent_dim: int = 30
@@ -49,7 +61,7 @@ class Config(RunConfig):
     evaluate_every: int = 1
     """Epochs between evaluations, each with a checkpoint."""
     validation: int = 5000
-    """Training images to hold out; they choose the checkpoint."""
+    """Training images kept for validation; they choose the checkpoint."""
     patience: int = 3
     """Stop after this many evaluations without progress on the validation images."""
     nll_samples: int = 100
@@ -57,23 +69,18 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
-            *("latent_dim", "hidden", "baseline_epochs", "evaluate_every"),
-            *("validation", "patience", "nll_samples"),
-        ):
-            if np.min(getattr(self, name), initial=1) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-
-
-class Splits(NamedTuple):
-    """Attributes: the images of a run, and how a step prepares them."""
-
-    train: data.ImageSet
-    validation: data.ImageSet
-    test: data.ImageSet
-    prepare: Prepare
+        self.check_numbers(
+            counts=(
+                "latent_dim",
+                "hidden",
+                "baseline_epochs",
+                "evaluate_every",
+                "validation",
+                "patience",
+                "nll_samples",
+            ),
+            positive=("learning_rate",),
+        )
 
 
 class BaselinePrior(nn.Module):
@@ -113,7 +120,7 @@ def baseline_loss(
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     """-log p(x|c) of the hidden pixels as independent Bernoulli variables, the mean over the batch in nats."""
     del key, step
-    loss = jaxvae.bernoulli_nll(model.apply(params, batch["condition"]), batch["image"]).mean()
+    loss = bernoulli_nll(model.apply(params, batch["condition"]), batch["x"]).mean()
     return loss, (model_state, {"loss": loss, "nll": loss})
 
 
@@ -123,41 +130,30 @@ def run(config: Config) -> None:
         few = {"epochs": 2, "baseline_epochs": 2, "validation": min(config.validation, 64), "nll_samples": 10}
         config = dataclasses.replace(config, **few)
     with user_errors():
-        train, test = (data.load(config.data, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
-        if config.smoke:
-            train, test = train.take(slice(256)), test.take(slice(256))
-        train, validation = data.split_validation(train, config.validation, seed=config.seed)
-        data.Order(len(train.image), config.batch_size, config.epochs, config.seed)  # refuses what cannot be
-        prepare = quadrants.make_prepare(data.make_prepare(train.levels), config.visible)
-        splits = Splits(train, validation, test, prepare)
-        derived = {"image_shape": train.image.shape[1:], "levels": train.levels}
+        whole = load_splits(config, validation=config.validation)
+        data.Order(len(whole.train), config.batch_size, config.epochs, config.seed)  # refuses what cannot be
+        splits = whole.map(lambda dataset: hide_quadrants(dataset, config.visible))
+        derived = {"image_shape": whole.train.shape, "levels": whole.train.levels}
         this_run = Run("cvae", config, **derived, decay_epochs=config.epochs)  # so that a resume must agree
     baseline = finished_baseline(config, splits, this_run.directory / "baseline", **derived)
     model = make_model(SimpleNamespace(**this_run.settings))
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        params = model.init(key, *example(splits))["params"]
+        batch = prepared(splits.train, 1)
+        params = model.init(key, batch["x"], batch["condition"])["params"]
         return {"params": params | {"prior": params["prior"] | {"baseline": baseline["params"]}}}, ()
 
     loss_fn = partial(jaxvae.cvae_loss, model)
     state = train_best(this_run, config, init, loss_fn, partial(loss_fn, num_samples=RECOGNITION_SAMPLES), splits)
-    test_feed = data.evaluation_feed(test, EVALUATION_BATCH)
-    measured = measure(model, state, prepare, test_feed, nll_samples=config.nll_samples)
+    measured = measure(model, state, splits.test, nll_samples=config.nll_samples)
     measured["baseline_nll"] = json.loads((this_run.directory / "baseline" / "result.json").read_text())["test"]["nll"]
-
-    with file_errors():
-        pictures = [
-            draw_completions(this_run.directory / "completions.png", config, model, state.params, splits),
-            figures.learning_curves(this_run.directory / "learning_curves.png", this_run.records()),
-        ]
-    result = {"test": measured, "nll_samples": config.nll_samples, "step": int(state.step)}
-    this_run.finish(result | {"device": jax.devices()[0].device_kind}, pictures)
+    result = {"test": measured, "nll_samples": config.nll_samples, **reached(state)}
+    this_run.finish(result, lambda: draw(this_run, config, model, state.params, splits.test))
 
 
-def example(splits: Splits) -> tuple[Array, Array]:
-    """Hidden pixels [1, M] and visible ones [1, V], for `init`."""
-    batch = splits.prepare({"image": jnp.asarray(splits.train.image[:1])}, key=jax.random.key(0))
-    return batch["image"], batch["condition"]
+def hide_quadrants(dataset: data.Dataset, visible: int) -> data.Dataset:
+    """The same images, of which some quadrants are the condition and the others x."""
+    return dataset.with_prepare(quadrants.make_prepare(dataset.prepare, visible))
 
 
 def finished_baseline(config: Config, splits: Splits, directory: Path, **derived: Any) -> PyTree:
@@ -167,92 +163,95 @@ def finished_baseline(config: Config, splits: Splits, directory: Path, **derived
         with user_errors():
             baseline_run = Run("cvae", config, **derived)
         baseline = make_baseline(SimpleNamespace(**baseline_run.settings))
-
-        def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-            return baseline.init(key, example(splits)[1]), ()
-
+        init = init_of(baseline, prepared(splits.train, 1)["condition"])
         loss_fn = partial(baseline_loss, baseline)
         state = train_best(baseline_run, config, init, loss_fn, loss_fn, splits)
-        evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=splits.prepare))
-        test_feed = data.evaluation_feed(splits.test, EVALUATION_BATCH)
-        nll = float(evaluate(state, *test_feed, key=jax.random.key(EVALUATION_SEED))["nll"])
-        with file_errors():
-            path = directory / "learning_curves.png"
-            curves = figures.learning_curves(path, baseline_run.records(), title="baseline")
-        baseline_run.finish({"test": {"nll": nll}, "step": int(state.step)}, [curves])
+        nll = evaluator(loss_fn, splits.test)(state)["nll"]
+        result = {"test": {"nll": nll}, "step": int(state.step)}
+        baseline_run.finish(result, lambda: draw_baseline(baseline_run))
     return checkpoint.load(directory, make_baseline)[1]
 
 
 def train_best(
-    this_run: Run, config: Config, init: Any, loss_fn: LossFn, validation_loss_fn: LossFn, splits: Splits
+    this_run: Run, config: Config, init: InitFn, loss_fn: LossFn, validation_loss_fn: LossFn, splits: Splits
 ) -> jaxvae.TrainState:
     """Train until the validation images gain nothing, and return the state that was best on them."""
-    order = data.Order(len(splits.train.image), config.batch_size, config.epochs, config.seed)
-    evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(validation_loss_fn, prepare=splits.prepare))
-    held_out = data.evaluation_feed(splits.validation, EVALUATION_BATCH)
-    state = this_run.train(
+    order = data.Order(len(splits.train), config.batch_size, config.epochs, config.seed)
+    return this_run.train(
         init,
         loss_fn,
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, order.total_steps)),
-        splits.train,
-        order,
-        prepare=splits.prepare,
-        evaluate=lambda state: jax.device_get(evaluate(state, *held_out, key=jax.random.key(EVALUATION_SEED))),
+        *(splits.train, order),
+        evaluate=evaluator(validation_loss_fn, splits.validation),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out="validation",
+        split="validation",
         monitor="loss",
         patience=config.patience,
     )
-    return this_run.best(state)
 
 
 def measure(
-    model: jaxvae.CVAE, state: jaxvae.TrainState, prepare: Prepare, feed: tuple[Batch, Array], *, nll_samples: int
+    model: jaxvae.CVAE, state: jaxvae.TrainState, dataset: data.Dataset, *, nll_samples: int
 ) -> dict[str, float]:
     """-log p(x|c) of the hidden pixels in three ways, nats per image, each with its Monte Carlo error.
 
     The -ELBO, importance sampling from q(z|x, c) ("nll") and Monte Carlo from p(z|c) ("nll_from_prior").
     """
-    evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(partial(jaxvae.cvae_loss, model), prepare=prepare))
+    eval_step = jaxvae.make_eval_step(partial(jaxvae.cvae_loss, model), prepare=dataset.prepare)
+    evaluate, feed = jaxvae.make_evaluate(eval_step), data.evaluation_feed(dataset, EVALUATION_BATCH)
     keys = jax.random.split(jax.random.key(EVALUATION_SEED), RECOGNITION_SAMPLES)
     draws = [jax.device_get(evaluate(state, *feed, key=key)) for key in keys]
-    measured = {
-        name: float(np.mean([draw[name] for draw in draws])) for name in ("negative_elbo", "rate", "distortion")
-    }
+    measured = {name: float(np.mean([draw[name] for draw in draws])) for name in ELBO_TERMS}
     spread = np.std([draw["negative_elbo"] for draw in draws], ddof=1)
     measured["negative_elbo_standard_error"] = float(spread / np.sqrt(RECOGNITION_SAMPLES))
-    weights = {"nll": jaxvae.vae_log_weights, "nll_from_prior": jaxvae.cvae_prior_log_weights}
-    for name, log_weights in weights.items():
+    log_weights = {"nll": vae_log_weights, "nll_from_prior": cvae_prior_log_weights}
+    for name, log_weights_fn in log_weights.items():
         show = counter(f"{name.replace('_', ' ')} with {nll_samples} samples, batch")
         estimate = importance_sampled(
-            partial(log_weights, model), state, prepare, feed, nll_samples=nll_samples, progress=show
+            partial(log_weights_fn, model), state, dataset, nll_samples=nll_samples, progress=show
         )
         measured[name], measured[f"{name}_standard_error"] = estimate.nll, estimate.nll_standard_error
     return measured
 
 
-def draw_completions(path: Path, config: Config, model: jaxvae.CVAE, params: PyTree, splits: Splits) -> Path:
+@file_errors()
+def draw(this_run: Run, config: Config, model: jaxvae.CVAE, params: PyTree, test: data.Dataset) -> list[Path]:
+    """Draw the pictures of a run and return their paths."""
+    out = this_run.directory
+    return [
+        draw_completions(out / "completions.png", config, model, params, test),
+        figures.learning_curves(out / "learning_curves.png", this_run.records()),
+    ]
+
+
+@file_errors()
+def draw_baseline(this_run: Run) -> list[Path]:
+    """The baseline's learning curve."""
+    path = this_run.directory / "learning_curves.png"
+    return [figures.learning_curves(path, this_run.records(), title="baseline")]
+
+
+def draw_completions(path: Path, config: Config, model: jaxvae.CVAE, params: PyTree, test: data.Dataset) -> Path:
     """Some test images: what is visible, completions by the CVAE and by the baseline, the truth."""
-    few = splits.test.take(slice(DRAWN_IMAGES))
-    batch = splits.prepare({"image": jnp.asarray(few.image)}, key=jax.random.key(EVALUATION_SEED))
-    condition = batch["condition"]
+    batch = prepared(test, DRAWN_IMAGES)
+    x, condition = batch["x"], batch["condition"]
 
     def sample(key: PRNGKey) -> Array:
         return model.apply(params, condition, key=key, method="sample").mean
 
     def joined(target: Array) -> Array:
-        return quadrants.join(condition, target, few.image.shape[1:], config.visible)
+        return quadrants.join(condition, target, test.x.shape[1:], config.visible)
 
     samples = jax.vmap(sample)(jax.random.split(jax.random.key(1), AVERAGED_SAMPLES))
     logits = model.prior.baseline.apply({"params": params["params"]["prior"]["baseline"]}, condition)
     return figures.completions(
         path,
-        joined(jnp.full_like(batch["image"], 0.5)),
+        joined(jnp.full_like(x, 0.5)),
         jax.vmap(joined, out_axes=1)(samples[:DRAWN_SAMPLES]),
         {
             f"mean of {AVERAGED_SAMPLES}": joined(samples.mean(axis=0)),
             "baseline": joined(nn.sigmoid(logits)),
-            "truth": joined(batch["image"]),
+            "truth": joined(x),
         },
         title=f"hidden quadrants of test images ({config.visible} visible)",
     )

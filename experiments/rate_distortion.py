@@ -12,8 +12,9 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -25,14 +26,20 @@ from rich.table import Table
 
 import jaxvae
 from experiments import beta_vae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, encode_images
-from experiments.run import Run, RunConfig, console, file_errors, make_feed, parse, user_errors
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, posteriors
+from experiments.run import Run, init_of, make_feed
+from experiments.splits import Splits
 from experiments.sweep_processes import cores, run_all
 from jaxvae import data, figures
-from jaxvae.evaluation import disentanglement
+from jaxvae.evaluation import active_units, disentanglement
+from jaxvae.keys import check_seed
 from jaxvae.networks import check_halvings
-from jaxvae.training.mesh import everywhere, split
-from jaxvae.types import Batch, Metrics, PRNGKey, PyTree
+from jaxvae.training.epoch import TrainEpoch
+from jaxvae.training.mesh import everywhere, replicated, split
+from jaxvae.training.step import TrainStep
+from jaxvae.training.sweep import How, Numbers, SweepState, init_sweep_state, make_sweep_epoch, map_members
+from jaxvae.types import Batch, Metrics, PRNGKey
 
 MEASURED = ("rate", "distortion", "negative_elbo")
 
@@ -68,16 +75,14 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "hidden", "num_seeds", "evaluate_every", "score_points"):
-            if np.min(getattr(self, name), initial=1) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        jaxvae.keys.check_seed(self.seed + self.num_seeds - 1)  # the last one's
+        self.check_numbers(
+            counts=("latent_dim", "hidden", "num_seeds", "evaluate_every", "score_points"), positive=("learning_rate",)
+        )
+        check_seed(self.seed + self.num_seeds - 1)  # the last one's
         if not self.betas or not all(beta > 0 and np.isfinite(beta) for beta in self.betas):
             raise ValueError(f"betas must be positive numbers, got {self.betas}")
         if len(set(self.betas)) < len(self.betas):
             raise ValueError(f"betas must differ, got {self.betas}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if self.how == "processes" and self.shared:
             raise ValueError(
                 "--how processes gives each β a process and a core of its own: leave out --distributed and --devices, "
@@ -137,60 +142,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         if how == "processes" and not on_cpu:
             raise ValueError("--how processes is for CPUs: several processes cannot share an accelerator's memory")
-        train, test, prepare, _ = beta_vae.load(config)
-        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
+        splits = beta_vae.load(config)
+        order = data.Order(len(splits.train), config.batch_size, config.epochs, config.seed)
         if config.network == "conv":
-            check_halvings(beta_vae.prepared_shape(train, prepare), config.hidden)
+            check_halvings(splits.train.shape, config.hidden)
         run = Run("rate_distortion", config)
 
-    if how == "processes":
-        members = train_in_processes(run, config)
-    else:
-        members = train_together(run, config, how, train, test, order, prepare)
+    in_processes = how == "processes"
+    members = train_in_processes(run, config) if in_processes else train_together(run, config, how, splits, order)
     report(run, config, how, members)
 
 
-def train_together(
-    run: Run,
-    config: Config,
-    how: jaxvae.training.sweep.How,
-    train: data.ImageSet,
-    test: data.ImageSet,
-    order: data.Order,
-    prepare: jaxvae.types.Prepare,
-) -> list[dict[str, Any]]:
+def train_together(run: Run, config: Config, how: How, splits: Splits, order: data.Order) -> list[dict[str, Any]]:
     """All members in one program; what each of them measured."""
-    image_shape = beta_vae.prepared_shape(train, prepare)
-    model = make_model(config, image_shape)
+    model = make_model(config, splits.train.shape)
     beta, seed = (grid.ravel() for grid in np.meshgrid(config.betas, np.arange(config.num_seeds), indexing="ij"))
     seed = seed + config.seed
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return model.init(key, jnp.zeros((1, *image_shape))), ()
-
-    def prepare_shares(batch: Batch, *, key: PRNGKey) -> Batch:
-        """Each device prepares its share of the batch, and so computes on that share alone."""
-        if run.mesh is not None:
-            batch = jax.lax.with_sharding_constraint(batch, split(run.mesh))
-        return prepare(batch, key=key)
-
-    def make_step(numbers: jaxvae.training.sweep.Numbers) -> jaxvae.training.step.TrainStep:
-        loss_fn = partial(jaxvae.vae_loss, model, beta=numbers["beta"])
-        return jaxvae.make_train_step(loss_fn, optax.adam(config.learning_rate), prepare=prepare_shares)
-
     keys = jax.vmap(jax.random.key)(jnp.asarray(seed, jnp.uint32))
-    state = jaxvae.init_sweep_state(init, optax.adam(config.learning_rate), {"beta": beta}, keys=keys)
+    init = init_of(model, jnp.zeros((1, *splits.train.shape)))
+    state = init_sweep_state(init, optax.adam(config.learning_rate), {"beta": beta}, keys=keys)
     with user_errors():
         state = run.restore(state)
-    held_out = data.evaluation_feed(test, EVALUATION_BATCH)
-    evaluate_one = jaxvae.make_evaluate(jaxvae.make_eval_step(partial(jaxvae.vae_loss, model), prepare=prepare))
+    evaluate_members = make_evaluate_members(model, splits.test, how)
 
-    @jax.jit
-    def evaluate_members(members: jaxvae.TrainState) -> Metrics:
-        key = jax.random.key(EVALUATION_SEED)
-        return jaxvae.map_members(lambda member: evaluate_one(member, *held_out, key=key), members, how=how)
-
-    def evaluate(state: jaxvae.SweepState) -> dict[str, float]:
+    def evaluate(state: SweepState) -> dict[str, float]:
         metrics = jax.device_get(evaluate_members(state.members))
         means = {name: metrics[name].mean() for name in MEASURED}
         each = zip(beta, seed, *(metrics[name] for name in ("rate", "distortion")), strict=True)
@@ -198,38 +173,73 @@ def train_together(
             means |= {f"rate, beta {b:g}, seed {s}": rate, f"distortion, beta {b:g}, seed {s}": distortion}
         return means
 
-    train_epoch = jaxvae.make_sweep_epoch(make_step, how=how)
     if run.mesh is not None:
         state = everywhere(state, run.mesh)
-        train_epoch = jax.jit(train_epoch, donate_argnums=0, out_shardings=jaxvae.replicated(run.mesh))
     state = run.fit(
         state,
-        train_epoch,
-        make_feed(train, order, run.mesh, whole=True),
+        make_members_epoch(run, config, model, splits.train, how),
+        make_feed(splits.train, order, run.mesh, whole=True),
         evaluate=evaluate,
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out="test",
+        split="test",
     )
     metrics = jax.device_get(evaluate_members(state.members))
-    chosen = None
-    if train.factors is not None:
-        rows = np.random.default_rng(EVALUATION_SEED).integers(len(train.image), size=config.score_points)
-        chosen = train.take(np.sort(rows))
     members = []
     for m in range(len(beta)):
         member = jax.tree.map(lambda leaf, m=m: leaf[m], state.members)
         measured: dict[str, Any] = {"beta": float(beta[m]), "seed": int(seed[m])}
         measured |= {name: float(metrics[name][m]) for name in MEASURED}
-        codes, _ = encode_images(model, member, prepare, held_out)
-        measured["active_units"] = jaxvae.active_units(codes) if np.isfinite(codes).all() else float("nan")
-        if int(member.first_bad) >= 0:
-            console.print(f"beta {beta[m]:g}, seed {seed[m]} stopped at step {int(member.first_bad)}: not finite")
-            measured["stopped_at"] = int(member.first_bad)
-        if chosen is not None:
-            codes, _ = encode_images(model, member, prepare, data.evaluation_feed(chosen, EVALUATION_BATCH))
-            measured["scores"] = disentanglement.disentanglement_scores(codes, chosen.factors)
-        members.append(measured)
+        members.append(measured | measure_member(config, model, member, splits, measured))
     return members
+
+
+def make_members_epoch(run: Run, config: Config, model: jaxvae.VAE, train: data.Dataset, how: How) -> TrainEpoch:
+    """The program that takes the steps of all members."""
+
+    def prepare_shares(batch: Batch, *, key: PRNGKey) -> Batch:
+        """Each device prepares its share of the batch, and so computes on that share alone."""
+        if run.mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, split(run.mesh))
+        return train.prepare(batch, key=key)
+
+    def make_step(numbers: Numbers) -> TrainStep:
+        loss_fn = partial(jaxvae.vae_loss, model, beta=numbers["beta"])
+        return jaxvae.make_train_step(loss_fn, optax.adam(config.learning_rate), prepare=prepare_shares)
+
+    train_epoch = make_sweep_epoch(make_step, how=how)
+    if run.mesh is None:
+        return train_epoch
+    return jax.jit(train_epoch, donate_argnums=0, out_shardings=replicated(run.mesh))
+
+
+def make_evaluate_members(model: jaxvae.VAE, test: data.Dataset, how: How) -> Callable[[jaxvae.TrainState], Metrics]:
+    """Return `members -> metrics` [M] over a whole set, the plain ELBO's."""
+    evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(partial(jaxvae.vae_loss, model), prepare=test.prepare))
+    feed = data.evaluation_feed(test, EVALUATION_BATCH)
+
+    @jax.jit
+    def evaluate_members(members: jaxvae.TrainState) -> Metrics:
+        key = jax.random.key(EVALUATION_SEED)
+        return map_members(lambda member: evaluate(member, *feed, key=key), members, how=how)
+
+    return evaluate_members
+
+
+def measure_member(
+    config: Config, model: jaxvae.VAE, member: jaxvae.TrainState, splits: Splits, named: dict[str, Any]
+) -> dict[str, Any]:
+    """What remains to be measured of one: its latents, where it stopped, and its scores where factors are known."""
+    codes, _ = posteriors(model, member, splits.test)
+    measured: dict[str, Any] = {"active_units": active_units(codes) if np.isfinite(codes).all() else float("nan")}
+    if int(member.first_bad) >= 0:
+        measured["stopped_at"] = int(member.first_bad)
+        where = f"beta {named['beta']:g}, seed {named['seed']} stopped at step {measured['stopped_at']}"
+        console.print(f"{where}: not finite")
+    if splits.train.factors is not None:
+        chosen = beta_vae.scored_examples(splits.train, config.score_points)
+        codes, _ = posteriors(model, member, chosen)
+        measured["scores"] = disentanglement.disentanglement_scores(codes, chosen.factors)
+    return measured
 
 
 @file_errors()
@@ -265,9 +275,8 @@ def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
     return [member for result in results for member in result["members"]]
 
 
-@file_errors()
 def report(run: Run, config: Config, how: str, members: list[dict[str, Any]]) -> None:
-    """Means over the seeds by β, the picture, result.json."""
+    """Means over the seeds by β, result.json, the pictures."""
     betas = sorted(config.betas)
     flat = [{**member, **member.get("scores", {})} for member in members]
     names = [name for name in flat[0] if name not in ("beta", "seed", "scores", "stopped_at")]
@@ -281,15 +290,20 @@ def report(run: Run, config: Config, how: str, members: list[dict[str, Any]]) ->
     test = {"best_negative_elbo": min(row["negative_elbo"] for row in rows), "rate_falls_with_beta": falls}
     by_beta = [{"beta": beta, **row} for beta, row in zip(betas, rows, strict=True)]
     result = {"test": test, "by_beta": by_beta, "members": members, "how": how}
-    columns = [[member[name] for member in members] for name in ("rate", "distortion", "beta")]
     if records := run.records():  # the loop counts every image once, however many members see it
         result["examples_per_second"] = len(members) * records[-1]["examples_per_second"]
     metrics = {name.replace("_", " "): [member[name] for member in flat] for name in names}
-    pictures = [
-        figures.rate_distortion(run.directory / "rate_distortion.png", *columns),
-        figures.metrics_by_beta(run.directory / "metrics_by_beta.png", columns[-1], metrics),
+    run.finish(result | {"device": jax.devices()[0].device_kind}, lambda: draw(run, members, metrics))
+
+
+@file_errors()
+def draw(run: Run, members: list[dict[str, Any]], metrics: dict[str, list[float]]) -> list[Path]:
+    """Draw rate against distortion, and every metric against β."""
+    rate, distortion, beta = ([member[name] for member in members] for name in ("rate", "distortion", "beta"))
+    return [
+        figures.rate_distortion(run.directory / "rate_distortion.png", rate, distortion, beta),
+        figures.metrics_by_beta(run.directory / "metrics_by_beta.png", beta, metrics),
     ]
-    run.finish(result | {"device": jax.devices()[0].device_kind}, pictures)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """What a trained model is worth, in numbers and pictures: shared by the experiments with continuous latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,20 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxvae
-from experiments.run import Run, counter, file_errors
-from jaxvae import figures
-from jaxvae.evaluation.diagnostics import aggregate_posterior, kl_per_dimension, sharpness_ratio
-from jaxvae.models.vae import inputs
-from jaxvae.types import Array, Batch, LogWeightsFn, Prepare, PRNGKey, PyTree
+from experiments.command import counter, file_errors
+from experiments.run import Run
+from experiments.splits import Splits
+from jaxvae import data, figures
+from jaxvae.distributions import StandardNormal
+from jaxvae.evaluation import (
+    LogLikelihood,
+    active_latents,
+    active_units,
+    aggregate_posterior,
+    kl_per_dimension,
+    map_batches,
+    sharpness_ratio,
+)
+from jaxvae.keys import example_keys
+from jaxvae.types import Array, Batch, LatentModel, LogWeightsFn, LossFn, Prepare, PRNGKey, PyTree
 
 EVALUATION_BATCH = 500
 EVALUATION_SEED = 0  # the same binarised images and noise at every evaluation of every run
 NLL_BATCH = 100  # images at a time in importance sampling, each with its samples
 SHARPNESS_IMAGES = 1000
+ELBO_TERMS = ("negative_elbo", "rate", "distortion")
+
+Evaluate = Callable[[jaxvae.TrainState], dict[str, float]]
 
 
 class Report(NamedTuple):
-    """Attributes: figures for result.json, the codes [N, D] nearest the image, and images with reconstructions."""
+    """Attributes: figures for result.json, the codes [N, D] nearest x, and x [M, ...] with reconstructions."""
 
     test: dict[str, Any]
     kl: np.ndarray | None
@@ -31,67 +45,91 @@ class Report(NamedTuple):
     pairs: tuple[np.ndarray, np.ndarray]
 
 
+def evaluator(loss_fn: LossFn, dataset: data.Dataset) -> Evaluate:
+    """Return `state -> metrics`: the means of the loss's metrics over a whole set."""
+    evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=dataset.prepare))
+    feed, key = data.evaluation_feed(dataset, EVALUATION_BATCH), jax.random.key(EVALUATION_SEED)
+    return lambda state: {name: float(value) for name, value in jax.device_get(evaluate(state, *feed, key=key)).items()}
+
+
+def evaluators(loss_fn: LossFn, splits: Splits) -> tuple[Evaluate, Evaluate]:
+    """An evaluator for while a run trains, and one for the test set: the same one where there is no validation set."""
+    evaluate = evaluator(loss_fn, splits.evaluated)
+    return evaluate, evaluate if splits.validation is None else evaluator(loss_fn, splits.test)
+
+
+def over_set(fn: Callable[..., PyTree], state: jaxvae.TrainState, dataset: data.Dataset) -> PyTree:
+    """`fn(params, model_state, batch, *, key)` of every example of a set."""
+    feed = data.evaluation_feed(dataset, EVALUATION_BATCH)
+    options = {"key": jax.random.key(EVALUATION_SEED), "prepare": dataset.prepare}
+    return map_batches(fn, state.params, state.model_state, *feed, **options)
+
+
 def measure(
-    model: Any,
-    state: jaxvae.TrainState,
-    prepare: Prepare,
-    feed: tuple[Batch, Array],
-    *,
-    grey: Prepare,
-    nll_samples: int,
+    model: LatentModel, state: jaxvae.TrainState, dataset: data.Dataset, *, grey: Prepare, nll_samples: int
 ) -> Report:
     """Measure -log p(x), and the three ways to fail: collapsed latents, holes in the prior, blur.
 
     `grey` prepares images without binarising them: what reconstructions are compared with.
     """
-    source, rows = feed
-    look = {"key": jax.random.key(EVALUATION_SEED), "prepare": prepare}
-    map_test = partial(jaxvae.map_batches, params=state.params, model_state=state.model_state, source=source, **look)
-    weights = partial(jaxvae.vae_log_weights, model)
     show = counter(f"-log p(x) with {nll_samples} samples, batch")
-    estimate = importance_sampled(weights, state, prepare, feed, nll_samples=nll_samples, progress=show)
+    estimate = importance_sampled(model, state, dataset, nll_samples=nll_samples, progress=show)
     test: dict[str, Any] = {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
 
     kl = None
     if isinstance(model, jaxvae.HierarchicalVAE):
-        layers = map_test(partial(_layer_codes, model), indices=rows)
+        layers = over_set(partial(_layer_codes, model), state, dataset)
         codes = layers[0]
-        test["active_units"] = [jaxvae.active_units(layer) for layer in layers]
+        test["active_units"] = [active_units(layer) for layer in layers]
     else:
-        codes, log_var = encode_images(model, state, prepare, feed)
+        codes, log_var = posteriors(model, state, dataset)
         kl = kl_per_dimension(codes, log_var)
         aggregate = aggregate_posterior(codes, log_var, key=jax.random.key(EVALUATION_SEED))
-        test["active_units"] = jaxvae.active_units(codes)
+        test["active_units"] = active_units(codes)
         test["aggregate_kl"], test["mutual_information"] = aggregate.kl, aggregate.mutual_information
 
-    images, reconstructed = map_test(partial(_reconstruct, model), indices=rows[: SHARPNESS_IMAGES // rows.shape[1]])
-    compared = grey({"image": source["image"][: len(images)]}, key=look["key"])["image"]
+    x, reconstructed = over_set(partial(_reconstruct, model), state, dataset.take(slice(SHARPNESS_IMAGES)))
+    compared = prepared(dataset.with_prepare(grey), len(x))["x"]
     test["sharpness_ratio"] = sharpness_ratio(compared, reconstructed)
-    return Report(test, kl, codes, (images[:32], reconstructed[:32]))
+    return Report(test, kl, codes, (x[:32], reconstructed[:32]))
 
 
 def importance_sampled(
-    log_weights_fn: LogWeightsFn,
+    model: LatentModel | LogWeightsFn,
     state: jaxvae.TrainState,
-    prepare: Prepare,
-    feed: tuple[Batch, Array],
+    dataset: data.Dataset,
     *,
     nll_samples: int,
     progress: Callable[[int, int], None] | None = None,
-) -> jaxvae.LogLikelihood:
-    """`jaxvae.log_likelihood` of all images of a feed; of the condition too where `prepare` gives one."""
-    source, rows = feed
+) -> LogLikelihood:
+    """`jaxvae.log_likelihood` of every example of a set, given its condition where it has one."""
+    source, indices = data.evaluation_feed(dataset, EVALUATION_BATCH)
     return jaxvae.log_likelihood(
-        log_weights_fn,
+        model,
         state.params,
         state.model_state,
         source,
-        rows.reshape(-1, NLL_BATCH),
+        indices.reshape(-1, NLL_BATCH),
         key=jax.random.key(EVALUATION_SEED),
         num_samples=nll_samples,
-        prepare=prepare,
+        prepare=dataset.prepare,
         progress=progress,
     )
+
+
+def posteriors(model: Any, state: jaxvae.TrainState, dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and log σ² of the posteriors of every example of a set, each [N, D].
+
+    Those of a conditional model come in the coordinates in which its prior p(z|c) is N(0, I).
+    """
+    return over_set(partial(_posterior, model), state, dataset)
+
+
+def prepared(dataset: data.Dataset, count: int) -> Batch:
+    """The first examples of a set, as its `prepare` makes them."""
+    batch = {name: jnp.asarray(values[:count]) for name, values in dataset.arrays.items()}
+    index = jnp.arange(len(batch["x"]), dtype=jnp.int32)
+    return dataset.prepare(batch | {"index": index}, key=jax.random.key(EVALUATION_SEED))
 
 
 def label_pictures(directory: Path, samples: np.ndarray, images: np.ndarray, analogies: np.ndarray) -> list[Path]:
@@ -129,57 +167,66 @@ def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray
     between = np.asarray(decode(((1 - share) * start + share * end).reshape(-1, codes.shape[-1])))
     out = run.directory
     paths = [
-        figures.reconstructions(out / "reconstructions.png", *map(shown, report.pairs)),
-        figures.image_grid(out / "samples.png", shown(samples), title="samples from the prior (means)"),
-        figures.interpolation(out / "interpolation.png", shown(between).reshape(8, 11, *between.shape[1:])),
-        figures.learning_curves(out / "learning_curves.png", run.records()),
+        *training_pictures(run, report),
+        figures.image_grid(out / "samples.png", as_pictures(samples), title="samples from the prior (means)"),
+        figures.interpolation(
+            out / "interpolation.png", as_pictures(between).reshape(-1, len(share), *between.shape[1:])
+        ),
     ]
-    if report.kl is not None:
-        paths.append(figures.kl_bars(out / "kl_per_dimension.png", report.kl, title="KL per latent"))
     if codes.shape[-1] == 2:
         paths += [
-            figures.manifold(out / "manifold.png", lambda latent: shown(decode(latent))),
+            figures.manifold(out / "manifold.png", lambda latent: as_pictures(decode(latent))),
             figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
         ]
     return paths
 
 
-def encode_images(
-    model: Any, state: jaxvae.TrainState, prepare: Prepare, feed: tuple[Batch, Array]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and log σ² of the posteriors of all images of a feed, each [N, D].
+def training_pictures(run: Run, report: Report) -> list[Path]:
+    """What a model with latents has made of x, how it got there, and which latents it uses."""
+    out = run.directory
+    paths = [
+        figures.reconstructions(out / "reconstructions.png", *map(as_pictures, report.pairs)),
+        figures.learning_curves(out / "learning_curves.png", run.records()),
+    ]
+    if report.kl is not None:
+        path, active = out / "kl_per_dimension.png", active_latents(report.codes)
+        paths.append(figures.kl_bars(path, report.kl, active=active, title="KL per latent"))
+    return paths
 
-    Those of a conditional model come in the coordinates in which its prior p(z|c) is N(0, I).
-    """
-    source, rows = feed
-    key = jax.random.key(EVALUATION_SEED)
-    return jaxvae.map_batches(
-        partial(_posterior, model), state.params, state.model_state, source, rows, key=key, prepare=prepare
-    )
+
+def elbo_terms(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an evaluation's metrics, those that add up to -ELBO."""
+    return {name: metrics[name] for name in ELBO_TERMS}
+
+
+def as_pictures(means: Array) -> np.ndarray:
+    """A Gaussian's mean may lie outside [0, 1]; a picture cannot."""
+    return np.asarray(means).clip(0, 1)
+
+
+def _inputs(batch: Batch) -> tuple[Array, ...]:
+    """x, and the condition where there is one."""
+    return tuple(batch[name] for name in ("x", "condition") if name in batch)
 
 
 def _posterior(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
     del model_state, key
-    posterior = model.apply(params, *inputs(batch), method="encode")
-    if "condition" not in batch:
+    x, *condition = _inputs(batch)
+    posterior = model.apply(params, x, *condition, method="encode")
+    prior = model.apply(params, *condition, method="latent_prior")
+    if isinstance(prior, StandardNormal):
         return tuple(posterior)
-    prior = model.apply(params, batch["condition"], method="latent_prior")
     mean = (posterior.mean - prior.mean) * jnp.exp(-0.5 * prior.log_var)
     return mean, posterior.log_var - prior.log_var
 
 
 def _layer_codes(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, ...]:
     del model_state
-    keys = jaxvae.example_keys(key, batch["index"])
-    return model.apply(params, batch["image"], key=keys, num_samples=50, method="posterior_means")
+    keys = example_keys(key, batch["index"])
+    return model.apply(params, batch["x"], key=keys, num_samples=50, method="posterior_means")
 
 
 def _reconstruct(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> tuple[Array, Array]:
     """Through the posterior's mean; up and down through the means where there are several layers."""
     del model_state, key
-    return batch["image"], model.apply(params, *inputs(batch)).mean
-
-
-def shown(images: Array) -> np.ndarray:
-    """A Gaussian's mean may lie outside [0, 1]; a picture cannot."""
-    return np.asarray(images).clip(0, 1)
+    return batch["x"], model.apply(params, *_inputs(batch)).mean

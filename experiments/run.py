@@ -1,75 +1,39 @@
-"""What every experiment shares: its command line, its run directory, its ending.
+"""What every experiment shares: its run directory, from the first step to the last number.
 
 A run directory holds config.json, metrics.jsonl (one object per evaluation), result.json, checkpoints/ and pictures.
 """
 
 import dataclasses
 import json
-import os
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import jax
 import optax
-import tyro
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import jaxvae
+from experiments.command import RunConfig, complain, console, file_errors, user_errors
 from jaxvae import data
 from jaxvae.checkpoint import Checkpointer, check_settings
+from jaxvae.keys import seed_key
 from jaxvae.progress import ProgressBar
-from jaxvae.training.mesh import everywhere, local, split
-from jaxvae.training.state import TrainState
-from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PyTree
+from jaxvae.training.epoch import TrainEpoch
+from jaxvae.training.fit import FitResult, Progress
+from jaxvae.training.mesh import everywhere, local, replicated, split
+from jaxvae.types import Array, Batch, Feed, LossFn, Metrics, PRNGKey, PyTree
 
-console = Console(soft_wrap=True)
 STREAM_ABOVE_BYTES = 2**30  # larger training sets stay on the host
-ConfigT = TypeVar("ConfigT", bound="RunConfig")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """The options that every experiment has."""
-
-    preset: tyro.conf.Suppress[str]
-    """Which preset the run began from."""
-    epochs: Annotated[int, tyro.conf.arg(aliases=["--passes"])]
-    """Passes over the training images."""
-    batch_size: int
-    """Images per step."""
-    seed: int = 0
-    """Decides the initial parameters, the order of the images and all noise; 0 to 2**32 - 1."""
-    out: Path | None = None
-    """The run directory. Default: runs/EXPERIMENT-PRESET-TIME, or with --resume the newest of those."""
-    resume: bool = False
-    """Continue the run in --out from its newest checkpoint, bit for bit."""
-    smoke: bool = False
-    """A few seconds on a few images, to see that everything works."""
-    devices: int | None = None
-    """Devices of this machine to split each batch over. Default: all of them; one of a CPU's, which share its cores."""
-    distributed: bool = False
-    """Join the processes that were started together, on this machine or others; --out must be one that all see."""
-    profile: bool = False
-    """Write a trace of a few training steps to the run directory: experiments/profiling.md."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        jaxvae.keys.check_seed(self.seed)
-        if self.distributed and self.out is None:
-            raise ValueError("distributed needs a run directory that all processes see: pass --out DIR")
+InitFn = Callable[..., tuple[PyTree, PyTree]]
 
 
 # What changes how long or where a run runs or how it is looked at, and, but for rounding, none of its steps.
@@ -77,73 +41,6 @@ MAY_CHANGE_ON_RESUME = {
     *("epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"),
     *("devices", "distributed", "compare", "profile"),
 }
-
-
-def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:
-    """Read the command line: a preset, then options that change it. With --distributed, join the other processes."""
-    with user_errors():
-        given = sys.argv[1:] if argv is None else argv
-        if given and not given[0].startswith("-") and given[0] not in presets:
-            close = get_close_matches(given[0], presets, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no preset {given[0]!r} among {', '.join(presets)}{hint}")
-        prog = f"python -m {sys.modules['__main__'].__spec__.name}" if argv is None else None
-        config = tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
-        if config.distributed:
-            _join()
-        return config
-
-
-def _join() -> None:
-    """Join the processes that were started together; all but the first fall silent. Before JAX looks for devices."""
-    # Unset, these are found by JAX on SLURM, Open MPI, Kubernetes and TPU; the address it reads by itself.
-    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    try:
-        jax.distributed.initialize(
-            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"cannot join other processes ({error}): set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, "
-            "JAX_NUM_PROCESSES=P and JAX_PROCESS_ID=0 .. P-1"
-        ) from error
-    console.quiet = jax.process_index() > 0
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Where a mistake is the user's, say it in one line and exit with 2."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        complain("error", error)
-        sys.exit(2)
-
-
-@contextmanager
-def file_errors() -> Iterator[None]:
-    """Where a result or a picture cannot be written, say so in one line and exit with 1."""
-    try:
-        yield
-    except OSError as error:
-        complain("error", f"{error}; once that can be written, continue with --resume")
-        sys.exit(1)
-
-
-def complain(kind: str, message: object) -> None:
-    """Print an error or a warning in one line, from whichever process."""
-    Console(soft_wrap=True).print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
-
-
-def counter(label: str) -> Callable[[int, int], None]:
-    """A `progress` callback: a counting line on a terminal, one line at the end elsewhere."""
-
-    def show(done: int, total: int) -> None:
-        if done == total or console.is_terminal:
-            end = "\n" if done == total else "\r"
-            console.print(f"{label}: {done:,} of {total:,}", end=end, highlight=False)
-
-    return show
 
 
 class Run:
@@ -189,7 +86,7 @@ class Run:
         self._metrics_file = self.directory / "metrics.jsonl"
         console.print(f"run directory: {self.directory}", highlight=False)
 
-    def restore(self, state: TrainState) -> TrainState:
+    def restore(self, state: jaxvae.TrainState) -> jaxvae.TrainState:
         """The newest sound checkpoint, or `state` itself where there is none; forgets later lines of metrics.jsonl."""
         if self.checkpointer.latest_step is not None:
             with warnings.catch_warnings(record=True) as caught:
@@ -202,7 +99,7 @@ class Run:
         _write(self._metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
         return state
 
-    def best(self, state: TrainState) -> TrainState:
+    def best(self, state: jaxvae.TrainState) -> jaxvae.TrainState:
         """The checkpoint with the smallest monitored value; `state` itself where none was finite."""
         step = self.checkpointer.best_step
         if step is None:
@@ -221,93 +118,103 @@ class Run:
 
     def train(
         self,
-        init_fn: Callable[..., tuple[PyTree, PyTree]],
+        init_fn: InitFn,
         loss_fn: LossFn,
         optimizer: optax.GradientTransformation,
-        images: data.ImageSet,
+        dataset: data.Dataset,
         order: data.Order,
         *,
-        prepare: Prepare,
+        monitor: str | None = None,
         **options: Any,
-    ) -> TrainState:
+    ) -> jaxvae.TrainState:
         """Train from the newest checkpoint, or from the seed; the options are those of `fit` below.
 
-        Every batch is split over the devices. The state that comes back is on one device of each process.
+        Every batch is split over the devices. The state that comes back is on one device of each process: the last
+        one, or where `monitor` names what is to be small, the best one.
         """
-        state = jaxvae.init_train_state(init_fn, optimizer, key=jaxvae.seed_key(order.seed))
+        state = jaxvae.init_train_state(init_fn, optimizer, key=seed_key(order.seed))
         with user_errors():
             state = self.restore(state)
         if self.mesh is not None:
             state = everywhere(state, self.mesh)
-        train_step = jaxvae.make_train_step(loss_fn, optimizer, prepare=prepare)
+        train_step = jaxvae.make_train_step(loss_fn, optimizer, prepare=dataset.prepare)
         train_epoch = jaxvae.make_train_epoch(train_step, mesh=self.mesh)
-        return self.fit(state, train_epoch, make_feed(images, order, self.mesh), **options)
+        state = self.fit(state, train_epoch, make_feed(dataset, order, self.mesh), monitor=monitor, **options)
+        return state if monitor is None else self.best(state)
 
     def fit(
         self,
-        state: TrainState,
-        train_epoch: jaxvae.training.epoch.TrainEpoch,
-        feed: jaxvae.types.Feed,
+        state: jaxvae.TrainState,
+        train_epoch: TrainEpoch,
+        feed: Feed,
         *,
-        evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
-        held_out: str,
+        evaluate: Callable[[jaxvae.TrainState], Mapping[str, Any]] | None,
+        split: str,
         **options: Any,
-    ) -> TrainState:
+    ) -> jaxvae.TrainState:
         """`jaxvae.fit` with a progress bar, metrics.jsonl and checkpoints.
 
-        `evaluate`, where there is one, gets the state on one device: every process evaluates by itself.
+        `evaluate`, where there is one, gets the state on one device: every process evaluates by itself. `split` names
+        the examples that it looks at.
         Exits with 130 or 143 after Ctrl-C or SIGTERM, with 1 where the loss was not finite or the disk is full.
         """
         if evaluate is not None:
             options["evaluate"] = lambda state: evaluate(self._own(state))
         if self.settings["profile"]:
             train_epoch = _profiled(train_epoch, feed.total_steps, self.directory / "profile")
-        with ProgressBar(console) as bar:
-
-            def report(progress: jaxvae.Progress) -> None:
-                bar(progress)
-                if progress.evaluation is not None and jax.process_index() == 0:
-                    record = {
-                        "step": progress.step,
-                        "epoch": progress.epoch,
-                        "train": progress.train,
-                        held_out: progress.evaluation,
-                        "examples_per_second": progress.examples_per_second,
-                    }
-                    with self._metrics_file.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
-
-            try:
+        try:
+            with ProgressBar(console) as bar:
+                report = partial(self._report, bar, split)
                 result = jaxvae.fit(state, train_epoch, feed, checkpointer=self.checkpointer, report=report, **options)
-            except (jaxvae.NonFiniteError, OSError) as error:
-                complain("error", error)
-                with suppress(OSError):  # a full disk has been complained of
-                    self.checkpointer.close()
-                sys.exit(1)
+        except (jaxvae.NonFiniteError, OSError) as error:
+            complain("error", error)
+            with suppress(OSError):  # a full disk has been complained of
+                self.checkpointer.close()
+            sys.exit(1)
         if result.stopped in ("SIGINT", "SIGTERM"):
-            self.checkpointer.close()
-            options = [option for option in sys.argv[1:] if option != "--resume"]
-            outer = self.directory.parent  # a run inside another is continued by continuing that one
-            directory = outer if (outer / "config.json").exists() else self.directory
-            where = [] if any(option.startswith("--out") for option in options) else ["--out", str(directory)]
-            again = shlex.join(["python", "-m", f"experiments.{self._experiment}", *options, *where, "--resume"])
-            console.print(f"stopped by {result.stopped} at step {int(result.state.step)}; continue with\n  {again}")
-            sys.exit(130 if result.stopped == "SIGINT" else 143)
+            self._leave(result)
         if result.stopped:
             console.print(f"{result.stopped} at step {int(result.state.step)}")
         return self._own(result.state)
 
-    def _own(self, state: TrainState) -> TrainState:
+    def _report(self, bar: ProgressBar, split: str, progress: Progress) -> None:
+        """Move the bar; where there was an evaluation, add its line to metrics.jsonl."""
+        bar(progress)
+        if progress.evaluation is None or jax.process_index() > 0:
+            return
+        record = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "train": progress.train,
+            split: progress.evaluation,
+            "examples_per_second": progress.examples_per_second,
+        }
+        with self._metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _leave(self, result: FitResult) -> None:
+        """Say how to continue a run that a signal stopped, and exit."""
+        self.checkpointer.close()
+        options = [option for option in sys.argv[1:] if option != "--resume"]
+        outer = self.directory.parent  # a run inside another is continued by continuing that one
+        directory = outer if (outer / "config.json").exists() else self.directory
+        where = [] if any(option.startswith("--out") for option in options) else ["--out", str(directory)]
+        again = shlex.join(["python", "-m", f"experiments.{self._experiment}", *options, *where, "--resume"])
+        console.print(f"stopped by {result.stopped} at step {int(result.state.step)}; continue with\n  {again}")
+        sys.exit(130 if result.stopped == "SIGINT" else 143)
+
+    def _own(self, state: jaxvae.TrainState) -> jaxvae.TrainState:
         return state if self.mesh is None else local(state)
 
     @file_errors()
-    def finish(self, result: dict[str, Any], pictures: Sequence[Path]) -> None:
-        """Write result.json, print the table and where the pictures are."""
+    def finish(self, result: dict[str, Any], draw: Callable[[], Sequence[Path]]) -> None:
+        """Write result.json, draw, print the table and where all of it is; a picture that fails loses no number."""
         self.checkpointer.close()
         records = self.records()
         speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}
         result = {**speed, **result, "seconds": time.perf_counter() - self._began}
         _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        pictures = draw()
         multihost_utils.sync_global_devices("the run is finished")
         table = Table("test", "", title=self.settings["preset"])
         for name, value in result["test"].items():
@@ -320,23 +227,35 @@ class Run:
             console.print(str(path), highlight=False)
 
 
+def init_of(model: Any, *inputs: Array) -> InitFn:
+    """What `init_train_state` takes for a model that keeps no state: its parameters for inputs of these shapes."""
+
+    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
+        return model.init(key, *inputs), ()
+
+    return init
+
+
+def reached(state: jaxvae.TrainState) -> dict[str, Any]:
+    """For result.json: where a run ended, and on what."""
+    return {"step": int(state.step), "device": jax.devices()[0].device_kind}
+
+
 def make_feed(
-    images: data.ImageSet, order: data.Order, mesh: Mesh | None = None, *, whole: bool = False
+    dataset: data.Dataset, order: data.Order, mesh: Mesh | None = None, *, whole: bool = False
 ) -> data.Resident | data.Streamed:
     """The whole set on every device, unless it is large: then each device's share of the batches, or whole batches."""
-    if images.image.nbytes > STREAM_ABOVE_BYTES:
-        sharding = jaxvae.replicated if whole else split
-        return data.Streamed(images, order, device=None if mesh is None else sharding(mesh))
-    return data.Resident(images, order, device=None if mesh is None else jaxvae.replicated(mesh))
+    if dataset.x.nbytes > STREAM_ABOVE_BYTES:
+        sharding = replicated if whole else split
+        return data.Streamed(dataset, order, device=None if mesh is None else sharding(mesh))
+    return data.Resident(dataset, order, device=None if mesh is None else replicated(mesh))
 
 
-def _profiled(
-    train_epoch: jaxvae.training.epoch.TrainEpoch, total_steps: int, directory: Path
-) -> jaxvae.training.epoch.TrainEpoch:
+def _profiled(train_epoch: TrainEpoch, total_steps: int, directory: Path) -> TrainEpoch:
     """Trace the second program, which compiles nothing; the first, if it is the only one. By the first process."""
     calls = 0
 
-    def profiled(state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
+    def profiled(state: jaxvae.TrainState, source: Batch, indices: Array) -> tuple[jaxvae.TrainState, Metrics]:
         nonlocal calls
         calls += 1
         steps = int((indices[:, 0] >= 0).sum()) if calls <= 2 else 0

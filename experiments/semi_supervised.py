@@ -25,17 +25,21 @@ import optax
 from flax import linen as nn
 
 import jaxvae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, encode_images, label_pictures, shown
-from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.classifier import classification_loss
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.label_networks import ImageLabelEncoder, PatternClassifier
+from experiments.report import Evaluate, as_pictures, evaluator, label_pictures, over_set, posteriors, prepared
+from experiments.run import Run, init_of, reached
+from experiments.splits import Splits, load_splits, without_label
 from jaxvae import data, figures
-from jaxvae.convolution import Conv
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
-from jaxvae.networks import GaussianHead
-from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PRNGKey, PyTree
+from jaxvae.keys import check_seed, example_keys, seed_key
+from jaxvae.types import Array, Batch, LossFn, Prepare, PRNGKey, PyTree
 
-ALONE_STEPS, ALONE_LEARNING_RATE = 1_000, 1e-3  # of the classifier that sees the labelled examples alone
+SUPERVISED_STEPS, SUPERVISED_LEARNING_RATE = 1_000, 1e-3  # of the classifier that sees the labelled examples alone
 BEGINNING = 0.1  # share of those steps, after which q(y|x) begins: surer of itself, it learns less from other images
 FEATURE_HIDDEN, FEATURE_LEARNING_RATE = 500, 1e-3  # of M1
+LOWEST_LOG_VAR = -3.947506  # of a code given M2's latent
 COLUMNS = 10  # latents in samples.png, and images in analogies.png
 
 
@@ -72,24 +76,23 @@ class Config(RunConfig):
     evaluate_every: int = 5
     """Epochs between evaluations, each with a checkpoint; they choose nothing."""
     validation: int = 0
-    """Training images to hold out, without which M1 and M2 train. The evaluations then look at them in place of the
-    test images: choose settings by these."""
+    """Training images kept for validation: M1 and M2 train without them. The evaluations then look at them in place of
+    the test images: choose settings by these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("labels_per_class", "feature_epochs", "hidden", "latent_dim", "label_features")
-        for name in (*positive, "labelled_batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("classification_weight", "labelled_weight"):
-            if not (getattr(self, name) >= 0 and np.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a finite number, zero or more, got {getattr(self, name)}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        self.check_numbers(
+            counts=(
+                *("labels_per_class", "feature_epochs", "hidden", "latent_dim", "label_features"),
+                *("labelled_batch_size", "evaluate_every"),
+            ),
+            weights=("classification_weight", "labelled_weight"),
+            positive=("learning_rate",),
+        )
         for name in ("feature_dim", "validation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be zero or more, got {getattr(self, name)}")
-        jaxvae.keys.check_seed(self.label_seed)
+        check_seed(self.label_seed)
 
 
 PRESETS = {
@@ -141,7 +144,7 @@ def make_model(config: Any) -> jaxvae.SemiSupervisedVAE:
     """M2, from its config.json."""
     if config.feature_dim:
         encoder = jaxvae.Conditioned(jaxvae.MLPEncoder(config.latent_dim, (config.hidden,)))
-        shape, likelihood = (config.feature_dim, 2), jaxvae.PixelScale(lowest=-4.0)
+        shape, likelihood = (config.feature_dim, 2), jaxvae.PixelScale(lowest=LOWEST_LOG_VAR)
     else:
         encoder = ImageLabelEncoder(config.latent_dim, config.hidden)
         shape = (*config.image_shape, *(() if config.binarize else (config.levels,)))
@@ -162,114 +165,19 @@ def make_classifier(config: Any) -> nn.Module:
     return PatternClassifier(config.num_classes)
 
 
-class ImageLabelEncoder(nn.Module):
-    """Images [B, ...] and label embeddings [B, E] -> (mean, log_var), each [B, D], through one dense layer.
-
-    As `Conditioned(MLPEncoder(...))`, but the image's part of the layer is apart: M2 needs it once for all classes.
-    """
-
-    latent_dim: int
-    hidden: int
-
-    @nn.compact
-    def __call__(self, image: Array, label: Array) -> tuple[Array, Array]:
-        """Encode a batch."""
-        features = nn.Dense(self.hidden)(image.reshape(len(image), -1))
-        features = features + nn.Dense(self.hidden, use_bias=False)(label)
-        return GaussianHead(self.latent_dim, name="head")(nn.relu(features))
-
-
-class PatternClassifier(nn.Module):
-    """Images [B, H, W, C] -> logits [B, K], from how well each of 64 patterns fits in each quarter of the image.
-
-    Where exactly in the quarter does not matter: that is what few labels cannot teach. A pattern has at most 10×10
-    pixels and moves in steps of two.
-    """
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, image: Array) -> Array:
-        """Classify a batch."""
-        window = [min(10, side // 2) for side in image.shape[1:3]]
-        features = nn.relu(Conv(64, window, strides=2, padding="VALID")(image))
-        halves = jnp.array_split(features, 2, axis=1)
-        quarters = [quarter for half in halves for quarter in jnp.array_split(half, 2, axis=2)]
-        best = [quarter.max(axis=(1, 2)) for quarter in quarters]
-        return nn.Dense(self.num_classes)(jnp.concatenate(best, axis=1))
-
-
-def choose_labelled(label: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
-    """The rows of `per_class` random examples of each class, class by class."""
-    classes, counts = np.unique(label, return_counts=True)
-    if counts.min() < per_class:
-        rarest = classes[counts.argmin()]
-        raise ValueError(f"labels_per_class is {per_class}, but class {rarest} has only {counts.min()} images")
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.choice(np.flatnonzero(label == c), per_class, replace=False) for c in classes])
-
-
-def make_prepare(plain: Prepare, train: data.ImageSet, rows: np.ndarray, batch_size: int) -> Prepare:
-    """Prepare a batch, and beside it `batch_size` of the labelled examples, those at `rows`."""
-    labelled = {"image": train.image[rows], "label": train.label[rows], "index": rows.astype(np.int32)}
-
-    def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
-        choice_key, image_key = jax.random.split(key)
-        chosen = jax.random.permutation(choice_key, len(rows))[:batch_size]
-        few = {name: jnp.asarray(values)[chosen] for name, values in labelled.items()}  # constants, in every process
-        return plain(batch, key=image_key) | {"labelled": plain(few, key=image_key)}
-
-    return prepare
-
-
-def draw_code(batch: Batch, *, key: PRNGKey) -> Batch:
-    """The `Prepare` of codes, stored as mean and log σ² [B, 2, D]: a draw from each posterior, [B, D]."""
-    posterior = DiagGaussian(batch["image"][:, 0], batch["image"][:, 1])
-    return batch | {"image": posterior.sample(key=jaxvae.example_keys(key, batch["index"]))}
-
-
-def mean_code(batch: Batch, *, key: PRNGKey) -> Batch:
-    """The means, [B, D]."""
-    del key
-    return batch | {"image": batch["image"][:, 0]}
-
-
-class Inputs(NamedTuple):
+class Examples(NamedTuple):
     """What M2 sees: the images, or M1's codes of them.
 
     Attributes:
-      train: the training examples, unprepared.
-      held_out: those that a run is evaluated on while it trains.
-      test: the test examples.
-      prepare: what M2 is trained and measured on.
-      read: what the classifier reads in the end: where images or codes are drawn, their means.
-      decode: what M2 sees -> pictures.
-      cost: nats by which a bound on -log p(image) exceeds one on -log p(input), the mean over the test set.
+      splits: the examples; `grey` prepares what the classifier reads in the end: where images or codes are drawn, their
+        means.
+      as_images: what M2 sees -> pictures.
+      cost: nats by which a bound on -log p(image) exceeds one on -log p(what M2 sees), the mean over the test set.
     """
 
-    train: data.ImageSet
-    held_out: data.ImageSet
-    test: data.ImageSet
-    prepare: Prepare
-    read: Prepare
-    decode: Callable[[Array], Array]
+    splits: Splits
+    as_images: Callable[[Array], Array]
     cost: float
-
-
-def load_splits(config: Config) -> tuple[data.ImageSet, data.ImageSet, data.ImageSet]:
-    """The images to train on, those to evaluate on while training, and the test images.
-
-    Raises:
-      ValueError: the training images have no labels, or there are not more of them than `config.validation`.
-    """
-    train, test = (data.load(config.data, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
-    if train.label is None:
-        raise ValueError(f"{train.name!r} has no labels")
-    if config.smoke:
-        train, test = train.take(slice(256)), test.take(slice(256))
-    if not config.validation:
-        return train, test, test
-    return *data.split_validation(train, config.validation, seed=config.seed), test
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -279,178 +187,147 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=2, feature_epochs=2, evaluate_every=1, labels_per_class=2)
 
     with user_errors():
-        train, held_out, test = load_splits(config)
-        rows = choose_labelled(train.label, config.labels_per_class, seed=config.label_seed)
-        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-        derived = {"image_shape": train.image.shape[1:], "levels": train.levels}
-        derived["num_classes"] = int(train.label.max()) + 1
+        splits = load_splits(config, validation=config.validation, labelled=True)
+        train = splits.train
+        labelled = choose_labelled(train.label, config.labels_per_class, seed=config.label_seed)
+        order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
+        derived = {"image_shape": train.shape, "levels": train.levels, "num_classes": splits.num_classes}
         run = Run("semi_supervised", config, **derived, decay_epochs=config.epochs)
         if config.feature_dim:
             inside = dataclasses.replace(config, out=run.directory / "features", epochs=config.feature_epochs)
             features_run = Run("semi_supervised", inside, **derived, decay_epochs=config.feature_epochs)
 
-    plain = data.make_prepare(train.levels, binarize=config.binarize)
-    grey = data.make_prepare(train.levels)
-    inputs = Inputs(train, held_out, test, plain, grey, decode=lambda image: image, cost=0.0)
+    examples = Examples(splits, as_images=lambda x: x, cost=0.0)
     if config.feature_dim:
-        inputs = learn_codes(features_run, inside, inputs)
-    settings = SimpleNamespace(**run.settings)
-    model = make_model(settings)
+        examples = learn_codes(features_run, inside, splits)
+    model, state, measured = train_model(run, config, examples, labelled, order)
+    images = np.asarray(prepared(splits.test.with_prepare(splits.grey), COLUMNS)["x"])
+    run.finish({"test": measured, **reached(state)}, lambda: draw(run, model, state.params, examples, images))
+    console.print(
+        f"{len(labelled)} labels: {measured['accuracy']:.2%} of the test images are read right, "
+        f"{measured['accuracy_alone']:.2%} by the same network trained on those alone",
+        highlight=False,
+    )
+
+
+def choose_labelled(label: np.ndarray, per_class: int, *, seed: int) -> np.ndarray:
+    """The indices of `per_class` random examples of each class, class by class."""
+    classes, counts = np.unique(label, return_counts=True)
+    if counts.min() < per_class:
+        rarest = classes[counts.argmin()]
+        raise ValueError(f"labels_per_class is {per_class}, but class {rarest} has only {counts.min()} images")
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.choice(np.flatnonzero(label == c), per_class, replace=False) for c in classes])
+
+
+def learn_codes(run: Run, config: Config, splits: Splits) -> Examples:
+    """Train M1, a VAE of the images without labels, and put its posteriors in their place."""
+    console.print("M1, the codes:", highlight=False)
+    model = make_features(SimpleNamespace(**run.settings))
+    order = data.Order(len(splits.train), config.batch_size, config.epochs, config.seed)
+    loss_fn = partial(jaxvae.vae_loss, model)
+    state = run.train(
+        init_of(model, jnp.zeros((1, *splits.train.shape))),
+        loss_fn,
+        optax.adam(optax.cosine_decay_schedule(FEATURE_LEARNING_RATE, order.total_steps)),
+        *(without_label(splits.train), order),
+        evaluate=evaluator(loss_fn, splits.evaluated),
+        evaluate_every=config.evaluate_every * order.steps_per_epoch,
+        split=splits.split,
+    )
+    run.checkpointer.close()
+
+    def encode(dataset: data.Dataset) -> data.Dataset:
+        codes = np.stack(posteriors(model, state, dataset.with_prepare(splits.grey)), axis=1)
+        arrays = {**dataset.arrays, "x": codes}
+        return dataclasses.replace(dataset, arrays=arrays, prepare=draw_code, domain=data.Domain("real"))
+
+    def as_images(code: Array) -> Array:
+        return model.apply(state.params, code, method="decode").mean
+
+    codes = splits.map(encode)._replace(grey=mean_code)
+    return Examples(codes, as_images, decoding_cost(model, state, splits.test, codes.test))
+
+
+def draw_code(batch: Batch, *, key: PRNGKey) -> Batch:
+    """The `Prepare` of codes, stored as mean and log σ² [B, 2, D]: a draw from each posterior, [B, D]."""
+    posterior = DiagGaussian(batch["x"][:, 0], batch["x"][:, 1])
+    return batch | {"x": posterior.sample(key=example_keys(key, batch["index"]))}
+
+
+def mean_code(batch: Batch, *, key: PRNGKey) -> Batch:
+    """The means, [B, D]."""
+    del key
+    return batch | {"x": batch["x"][:, 0]}
+
+
+def decoding_cost(model: jaxvae.VAE, state: jaxvae.TrainState, test: data.Dataset, codes: data.Dataset) -> float:
+    """The mean of log q(z|x) - log p(x|z) at draws of the codes: with a bound on -log p(z), one on -log p(x)."""
+
+    def cost(params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+        del model_state
+        posterior = DiagGaussian(batch["code"][:, 0], batch["code"][:, 1])
+        code = posterior.sample(key=example_keys(key, batch["index"]))
+        return posterior.log_prob(code) - model.apply(params, code, method="decode").log_prob(batch["x"])
+
+    both = dataclasses.replace(test, arrays={**test.arrays, "code": codes.x})
+    return float(over_set(cost, state, both).mean())
+
+
+def train_model(
+    run: Run, config: Config, examples: Examples, labelled: np.ndarray, order: data.Order
+) -> tuple[jaxvae.SemiSupervisedVAE, jaxvae.TrainState, dict[str, float]]:
+    """M2, its trained state, and its figures on the test set beside those of the classifier trained by itself."""
+    settings, splits = SimpleNamespace(**run.settings), examples.splits
+    model, network = make_model(settings), make_classifier(settings)
+    beginning, supervised = learn_from_labels(config, network, splits.train, labelled)
     loss_fn = partial(
         jaxvae.semi_supervised_loss,
         model,
         classification_weight=config.classification_weight,
         labelled_weight=config.labelled_weight,
     )
-    read_loss_fn = partial(classification_loss, partial(model.apply, method="classify"))
-
-    bounds, reading = make_evaluate(loss_fn, inputs.prepare), make_evaluate(read_loss_fn, inputs.read)
-    feeds = {name: data.evaluation_feed(getattr(inputs, name), EVALUATION_BATCH) for name in ("held_out", "test")}
-
-    def measure(state: jaxvae.TrainState, name: str) -> Metrics:
-        return bounds(state, *feeds[name]) | reading(state, *feeds[name])
-
-    network = make_classifier(settings)
-
-    beginning, alone = learn_alone(config, network, inputs, rows)
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        params = model.init(key, first(inputs.train, 1, inputs.prepare))["params"]
+        params = model.init(key, prepared(splits.train, 1)["x"])["params"]
         if not config.feature_dim:
             params = params | {"classifier": beginning["params"]}
         return {"params": params}, ()
 
+    evaluate = make_evaluate(model, loss_fn, splits.evaluated, splits.grey)
     state = run.train(
         init,
         loss_fn,
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, order.total_steps)),
-        *(inputs.train._replace(label=None), order),
-        prepare=make_prepare(inputs.prepare, inputs.train, rows, config.labelled_batch_size),
-        evaluate=partial(measure, name="held_out"),
+        *(with_labelled(splits.train, labelled, config.labelled_batch_size), order),
+        evaluate=evaluate,
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out=held_out_name(config),
+        split=splits.split,
     )
-    measured = {name: float(value) for name, value in measure(state, "test").items() if name != "loss"}
+    if splits.validation is not None:
+        evaluate = make_evaluate(model, loss_fn, splits.test, splits.grey)
+    measured = {name: value for name, value in evaluate(state).items() if name != "loss"}
     if config.feature_dim:
-        measured["negative_elbo_of_images"] = measured["negative_elbo"] + inputs.cost
-    read_alone = make_evaluate(partial(classification_loss, network.apply), inputs.read)
-    measured["accuracy_alone"] = float(read_alone(alone, *feeds["test"])["accuracy"])
-
-    result = {"test": measured, "step": int(state.step), "device": jax.devices()[0].device_kind}
-    images = test.image[:COLUMNS] / np.float32(test.levels - 1)
-    run.finish(result, draw(run, model, state.params, inputs, images))
-    console.print(
-        f"{len(rows)} labels: {measured['accuracy']:.2%} of the test images are read right, "
-        f"{measured['accuracy_alone']:.2%} by the same network trained on those alone",
-        highlight=False,
-    )
+        measured["negative_elbo_of_images"] = measured["negative_elbo"] + examples.cost
+    read = evaluator(partial(classification_loss, network.apply), splits.test.with_prepare(splits.grey))
+    measured["accuracy_alone"] = read(supervised)["accuracy"]
+    return model, state, measured
 
 
-def held_out_name(config: Config) -> str:
-    """Of the images that a run is evaluated on while it trains."""
-    return "validation" if config.validation else "test"
-
-
-def learn_codes(run: Run, config: Config, images: Inputs) -> Inputs:
-    """Train M1, a VAE of the images without labels, and put its posteriors in their place."""
-    console.print("M1, the codes:", highlight=False)
-    model = make_features(SimpleNamespace(**run.settings))
-    train, held_out, test, plain, grey, *_ = images
-    order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-    loss_fn = partial(jaxvae.vae_loss, model)
-    evaluate = make_evaluate(loss_fn, plain)
-    held_out_feed = data.evaluation_feed(held_out, EVALUATION_BATCH)
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return model.init(key, jnp.zeros((1, *train.image.shape[1:]))), ()
-
-    state = run.train(
-        init,
-        loss_fn,
-        optax.adam(optax.cosine_decay_schedule(FEATURE_LEARNING_RATE, order.total_steps)),
-        *(train._replace(label=None), order),
-        prepare=plain,
-        evaluate=lambda state: evaluate(state, *held_out_feed),
-        evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out=held_out_name(config),
-    )
-    run.checkpointer.close()
-
-    def encode(images: data.ImageSet) -> data.ImageSet:
-        feed = data.evaluation_feed(images, EVALUATION_BATCH)
-        posterior = encode_images(model, state, grey, feed)
-        return images._replace(image=np.stack(posterior, axis=1))
-
-    def decode(code: Array) -> Array:
-        return model.apply(state.params, code, method="decode").mean
-
-    codes = encode(test)
-    cost = decoding_cost(model, state, plain, test, codes)
-    return Inputs(encode(train), encode(held_out), codes, draw_code, mean_code, decode, cost)
-
-
-def decoding_cost(
-    model: jaxvae.VAE, state: jaxvae.TrainState, plain: Prepare, test: data.ImageSet, codes: data.ImageSet
-) -> float:
-    """The mean of log q(z|x) - log p(x|z) at draws of the codes: with a bound on -log p(z), one on -log p(x)."""
-    source, rows = data.evaluation_feed(test, EVALUATION_BATCH)
-
-    def cost(params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
-        del model_state
-        posterior = DiagGaussian(batch["code"][:, 0], batch["code"][:, 1])
-        code = posterior.sample(key=jaxvae.example_keys(key, batch["index"]))
-        return posterior.log_prob(code) - model.apply(params, code, method="decode").log_prob(batch["image"])
-
-    source = source | {"code": jnp.asarray(codes.image)}
-    key = jax.random.key(EVALUATION_SEED)
-    return float(jaxvae.map_batches(cost, state.params, (), source, rows, key=key, prepare=plain).mean())
-
-
-def first(examples: data.ImageSet, count: int, prepare: Prepare) -> Array:
-    """The first examples, prepared."""
-    batch = {"image": jnp.asarray(examples.image[:count]), "index": jnp.arange(count)}
-    return prepare(batch, key=jax.random.key(EVALUATION_SEED))["image"]
-
-
-def make_evaluate(loss_fn: LossFn, prepare: Prepare) -> Callable[[jaxvae.TrainState, Batch, Array], Metrics]:
-    """A state and a feed -> the metrics of a loss over the whole feed."""
-    evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=prepare))
-    return lambda state, *feed: jax.device_get(evaluate(state, *feed, key=jax.random.key(EVALUATION_SEED)))
-
-
-def classification_loss(
-    classify: Callable[..., Array],
-    params: PyTree,
-    model_state: PyTree,
-    batch: Batch,
-    *,
-    key: PRNGKey,
-    step: Array,
-) -> tuple[Array, tuple[PyTree, Metrics]]:
-    """-log q(y|x) and the accuracy of a classifier by itself."""
-    del key, step
-    logits = classify(params, batch["image"])
-    loss = jaxvae.categorical_nll(logits, batch["label"]).mean()
-    return loss, (model_state, {"classification": loss, "accuracy": (logits.argmax(axis=1) == batch["label"]).mean()})
-
-
-def learn_alone(
-    config: Config, network: nn.Module, inputs: Inputs, rows: np.ndarray
+def learn_from_labels(
+    config: Config, network: nn.Module, train: data.Dataset, labelled: np.ndarray
 ) -> tuple[PyTree, jaxvae.TrainState]:
-    """Train the classifier's network on the labelled examples alone, those at `rows`: early parameters, last state."""
-    labelled = inputs.train.take(rows)
-    batch_size = min(config.labelled_batch_size, len(rows))
-    epochs = math.ceil((20 if config.smoke else ALONE_STEPS) / (len(rows) // batch_size))
-    order = data.Order(len(rows), batch_size, epochs, config.seed)
-    feed = data.Resident(labelled, order, chunk=order.total_steps)
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return network.init(key, first(labelled, 1, inputs.prepare)), ()
-
-    loss_fn = partial(classification_loss, network.apply)
-    optimizer = optax.adam(ALONE_LEARNING_RATE)
-    state = jaxvae.init_train_state(init, optimizer, key=jaxvae.seed_key(config.seed))
-    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=inputs.prepare))
+    """Train the classifier's network on the labelled examples alone: early parameters, last state."""
+    few = train.take(labelled)
+    batch_size = min(config.labelled_batch_size, len(few))
+    epochs = math.ceil((20 if config.smoke else SUPERVISED_STEPS) / (len(few) // batch_size))
+    order = data.Order(len(few), batch_size, epochs, config.seed)
+    feed = data.Resident(few, order, chunk=order.total_steps)
+    optimizer = optax.adam(SUPERVISED_LEARNING_RATE)
+    init = init_of(network, prepared(few, 1)["x"])
+    state = jaxvae.init_train_state(init, optimizer, key=seed_key(config.seed))
+    step = jaxvae.make_train_step(partial(classification_loss, network.apply), optimizer, prepare=few.prepare)
+    train_epoch = jaxvae.make_train_epoch(step)
     early = int(BEGINNING * order.total_steps)
     state, _ = train_epoch(state, *feed(0, early))
     beginning = jax.device_get(state.params)
@@ -458,22 +335,45 @@ def learn_alone(
     return beginning, jax.block_until_ready(state)
 
 
+def with_labelled(train: data.Dataset, labelled: np.ndarray, batch_size: int) -> data.Dataset:
+    """The examples without labels; beside a batch of them `prepare` puts `batch_size` of the labelled ones."""
+    plain: Prepare = train.prepare
+    few = {"x": train.x[labelled], "label": train.label[labelled], "index": labelled.astype(np.int32)}
+
+    def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
+        choice_key, x_key = jax.random.split(key)
+        chosen = jax.random.permutation(choice_key, len(labelled))[:batch_size]
+        taken = {name: jnp.asarray(values)[chosen] for name, values in few.items()}  # constants, in every process
+        return plain(batch, key=x_key) | {"labelled": plain(taken, key=x_key)}
+
+    return without_label(train).with_prepare(prepare)
+
+
+def make_evaluate(model: jaxvae.SemiSupervisedVAE, loss_fn: LossFn, dataset: data.Dataset, grey: Prepare) -> Evaluate:
+    """Return `state -> metrics` of a set: the bounds, and the accuracy of reading what `grey` prepares."""
+    bounds = evaluator(loss_fn, dataset)
+    classify = partial(model.apply, method="classify")
+    read = evaluator(partial(classification_loss, classify), dataset.with_prepare(grey))
+    return lambda state: bounds(state) | read(state)
+
+
 @file_errors()
-def draw(run: Run, model: jaxvae.SemiSupervisedVAE, params: PyTree, inputs: Inputs, images: np.ndarray) -> list[Path]:
+def draw(
+    run: Run, model: jaxvae.SemiSupervisedVAE, params: PyTree, examples: Examples, images: np.ndarray
+) -> list[Path]:
     """Draw the pictures of a run and return their paths; `images` are the first of the test set."""
-    cvae, inside = model.cvae, {"params": params["params"]["cvae"]}
+    cvae, cvae_params = model.cvae, {"params": params["params"]["cvae"]}
     classes = jnp.arange(model.num_classes)
     latents = jax.random.split(jax.random.key(1), COLUMNS)[jnp.tile(jnp.arange(COLUMNS), len(classes))]
-    samples = inputs.decode(cvae.apply(inside, classes.repeat(COLUMNS), key=latents, method="sample").mean)
+    samples = examples.as_images(cvae.apply(cvae_params, classes.repeat(COLUMNS), key=latents, method="sample").mean)
 
-    seen = first(inputs.test, len(images), inputs.read)
+    seen = prepared(examples.splits.test.with_prepare(examples.splits.grey), len(images))["x"]
     label = model.apply(params, seen, method="classify").argmax(axis=-1)
     others = (seen.repeat(len(classes), axis=0), label.repeat(len(classes)), jnp.tile(classes, len(images)))
-    analogies = shown(inputs.decode(cvae.apply(inside, *others, method="transfer").mean))
-    out = run.directory
+    analogies = as_pictures(examples.as_images(cvae.apply(cvae_params, *others, method="transfer").mean))
     return [
-        *label_pictures(out, shown(samples), images, analogies),
-        figures.learning_curves(out / "learning_curves.png", run.records()),
+        *label_pictures(run.directory, as_pictures(samples), images, analogies),
+        figures.learning_curves(run.directory / "learning_curves.png", run.records()),
     ]
 
 

@@ -24,11 +24,17 @@ from flax import linen as nn
 
 import jaxvae
 from experiments import illustration
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, draw, measure
-from experiments.run import Run, RunConfig, console, counter, parse, user_errors
-from jaxvae import classical, data
+from experiments.command import RunConfig, console, parse, user_errors
+from experiments.report import Report, draw, elbo_terms, evaluators, measure
+from experiments.run import InitFn, Run, init_of, reached
+from experiments.splits import Splits, check_256_levels, load_splits
+from jaxvae import data
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
-from jaxvae.networks import check_halvings
+from jaxvae.evaluation import classical
+from jaxvae.losses import bits_per_dim
+from jaxvae.models import linear_vae
+from jaxvae.networks import check_halvings, logistic_image
+from jaxvae.objectives import linear_vae_loss
 from jaxvae.types import Array, LossFn, PRNGKey, PyTree, Schedule
 
 
@@ -74,7 +80,7 @@ class Config(RunConfig):
     evaluate_every: int = 1
     """Epochs between evaluations, each with a checkpoint."""
     validation: int = 0
-    """Training images to hold out. They then choose the best checkpoint; the test set never does."""
+    """Training images kept for validation. They then choose the best checkpoint; the test set never does."""
     patience: int | None = None
     """Stop after this many evaluations without progress on the validation images. Off unless given."""
     nll_samples: int = 1000
@@ -82,14 +88,11 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latent_dim", "hidden", "evaluate_every", "nll_samples", "num_samples"):
-            if np.min(getattr(self, name), initial=1) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (self.beta >= 0 and np.isfinite(self.beta)):
-            raise ValueError(f"beta must be a finite number, zero or more, got {self.beta}")
-        for name in ("learning_rate", "adam_epsilon"):
-            if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        self.check_numbers(
+            counts=("latent_dim", "hidden", "evaluate_every", "nll_samples", "num_samples"),
+            weights=("beta",),
+            positive=("learning_rate", "adam_epsilon"),
+        )
         if self.beta_warmup < 0:
             raise ValueError(f"beta_warmup must be zero or more, got {self.beta_warmup}")
         if self.patience is not None and self.patience < 1:
@@ -205,13 +208,13 @@ def make_model(config: Any) -> Any:
     likelihood, channels = {
         "bernoulli": (Bernoulli, ()),
         "categorical": (Categorical, (config.levels,)),
-        "discretized-logistic": (jaxvae.PixelScale(jaxvae.logistic_image), (2,)),
+        "discretized-logistic": (jaxvae.PixelScale(logistic_image), (2,)),
         "gaussian": (partial(DiagGaussian, log_var=0.0), ()),
         "shared-gaussian": (jaxvae.SharedScale(), ()),
         "pixel-gaussian": (jaxvae.PixelScale(), (2,)),
     }[config.likelihood]
     if config.network == "linear":
-        return jaxvae.linear_vae(tuple(config.image_shape), config.latent_dim)
+        return linear_vae(tuple(config.image_shape), config.latent_dim)
     shape = (*config.image_shape, *channels)
     sizes, dtype = tuple(config.hidden), jnp.dtype(config.dtype)
     if config.network == "conv":
@@ -274,104 +277,117 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=2, evaluate_every=1, validation=few, nll_samples=10)
 
     with user_errors():
-        train, test = (data.load(config.data, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
-        if config.smoke:
-            train, test = train.take(slice(256)), test.take(slice(256))
-        validation = None
-        if config.validation:
-            train, validation = data.split_validation(train, config.validation, seed=config.seed)
-        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
-        if config.likelihood == "discretized-logistic" and train.levels != 256:
-            raise ValueError(
-                f"discretized-logistic is for 256-valued pixels; {config.data!r} has {train.levels} values"
-            )
-        if config.network == "conv":
-            check_halvings(train.image.shape[1:], config.hidden)
+        splits, order = load(config)
         ppca = None
         if config.network == "linear":
-            ppca = classical.fit_ppca(train.image / np.float64(train.levels - 1), config.latent_dim)
+            ppca = classical.fit_ppca(in_unit_interval(splits.train), config.latent_dim)
         decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}  # so that a resume must agree
-        run = Run("vae", config, image_shape=train.image.shape[1:], levels=train.levels, **decay)
+        run = Run("vae", config, image_shape=splits.train.shape, levels=splits.train.levels, **decay)
         model = make_model(SimpleNamespace(**run.settings))
+    state, metrics = train(run, config, model, splits, order)
 
+    report = measure(model, state, splits.test, grey=splits.grey, nll_samples=config.nll_samples)
+    result = result_of(config, report, metrics, splits.test)
+    if ppca is not None:
+        result |= against_closed_form(ppca, model, state.params, {"train": splits.train, "test": splits.test})
+    result |= {"nll_samples": config.nll_samples, **reached(state)}
+    run.finish(result, lambda: draw(run, model, state.params, report, splits.test.label))
+
+
+def load(config: Config) -> tuple[Splits, data.Order]:
+    """The images of a run and their order, checked."""
+    splits = load_splits(config, validation=config.validation)
+    train = splits.train
+    order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
+    if config.likelihood == "discretized-logistic":
+        check_256_levels(train)
+    if config.network == "conv":
+        check_halvings(train.shape, config.hidden)
+    return splits, order
+
+
+def train(
+    run: Run, config: Config, model: Any, splits: Splits, order: data.Order
+) -> tuple[jaxvae.TrainState, dict[str, float]]:
+    """The trained state, the best on the validation images where there are some, and its metrics on the test images."""
     beta = config.beta
     if config.beta_warmup:
         beta = optax.linear_schedule(0.0, config.beta, config.beta_warmup * order.steps_per_epoch)
-    loss_fn = make_objective(config, model, beta=beta)
-    optimizer = make_optimizer(config, order.steps_per_epoch)
-    prepare = data.make_prepare(train.levels, binarize=config.binarize)
-
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        params = model.init(key, jnp.zeros((1, *train.image.shape[1:])))
-        return (start_at_the_mean(params, train.image, train.levels) if config.network == "burda" else params), ()
-
     final_loss_fn = make_objective(config, model, beta=config.beta)  # what a warm-up warms up to
-    evaluate = partial(
-        jaxvae.make_evaluate(jaxvae.make_eval_step(final_loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
-    )
-    held_out = data.evaluation_feed(test if validation is None else validation, EVALUATION_BATCH)
+    evaluate, evaluate_test = evaluators(final_loss_fn, splits)
     state = run.train(
-        *(init, loss_fn, optimizer, train, order),
-        prepare=prepare,
-        evaluate=lambda state: jax.device_get(evaluate(state, *held_out)),
+        make_init(config, model, splits.train),
+        make_objective(config, model, beta=beta),
+        make_optimizer(config, order.steps_per_epoch),
+        *(splits.train, order),
+        evaluate=evaluate,
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
-        held_out="test" if validation is None else "validation",
-        monitor=None if validation is None else "loss",
+        split=splits.split,
+        monitor=None if splits.validation is None else "loss",
         patience=config.patience,
     )
-    if validation is not None:
-        state = run.best(state)
+    return state, evaluate_test(state)
 
-    test_feed = held_out if validation is None else data.evaluation_feed(test, EVALUATION_BATCH)
-    grey = data.make_prepare(train.levels)
-    report = measure(model, state, prepare, test_feed, grey=grey, nll_samples=config.nll_samples)
-    metrics = {name: float(value) for name, value in jax.device_get(evaluate(state, *test_feed)).items()}
-    measured = {name: metrics[name] for name in ("negative_elbo", "rate", "distortion")} | report.test
+
+def make_init(config: Config, model: Any, train: data.Dataset) -> InitFn:
+    """The parameters that a run starts from."""
+    init = init_of(model, jnp.zeros((1, *train.shape)))
+    if config.network != "burda":
+        return init
+
+    def init_at_the_mean(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
+        params, model_state = init(key=key)
+        return start_at_the_mean(params, train.x, train.levels), model_state
+
+    return init_at_the_mean
+
+
+def result_of(config: Config, report: Report, metrics: Mapping[str, float], test: data.Dataset) -> dict[str, Any]:
+    """What result.json says of the test images."""
+    measured = elbo_terms(metrics) | report.test
     if config.objective == "iwae":
         measured["negative_iwae_bound"] = metrics["loss"]
     result: dict[str, Any] = {"test": measured}
     if config.likelihood in ("categorical", "discretized-logistic"):
-        num_dims = test.image[0].size
-        measured["bits_per_dim"] = jaxvae.bits_per_dim(measured["nll"], num_dims)
-        measured["bits_per_dim_elbo"] = jaxvae.bits_per_dim(measured["negative_elbo"], num_dims)
+        num_dims = test.x[0].size
+        measured["bits_per_dim"] = bits_per_dim(measured["nll"], num_dims)
+        measured["bits_per_dim_elbo"] = bits_per_dim(measured["negative_elbo"], num_dims)
     if config.likelihood == "discretized-logistic":
         result["caveat"] = BITS_CAVEAT
         console.print(BITS_CAVEAT, highlight=False)
-    if ppca is not None:
-        result |= against_closed_form(ppca, model, state.params, {"train": train, "test": test})
-        for name, gap in result["gap"].items():
-            closed_form, trained = result["closed_form"][name], result["trained"][name]
-            console.print(f"{name}: closed form {closed_form:.4f}, trained {trained:.4f}, gap {gap:.4f} nats")
     if report.kl is not None:
         result["kl_per_dimension"] = report.kl.tolist()
-    result |= {"nll_samples": config.nll_samples, "step": int(state.step), "device": jax.devices()[0].device_kind}
-    run.finish(result, draw(run, model, state.params, report, test.label))
+    return result
+
+
+def in_unit_interval(dataset: data.Dataset) -> np.ndarray:
+    """Grey images in float64, as the closed form reads them."""
+    return dataset.x / np.float64(dataset.levels - 1)
 
 
 def against_closed_form(
-    ppca: classical.PPCA, model: jaxvae.VAE, params: PyTree, splits: Mapping[str, data.ImageSet]
+    ppca: classical.PPCA, model: jaxvae.VAE, params: PyTree, splits: Mapping[str, data.Dataset]
 ) -> dict[str, Any]:
     """Exact log-likelihoods of PPCA at its maximum and exact ELBOs of a linear VAE, per split, in float64 nats."""
-    images = {name: split.image / np.float64(split.levels - 1) for name, split in splits.items()}
+    images = {name: in_unit_interval(dataset) for name, dataset in splits.items()}
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), params)
 
         @jax.jit
-        def elbo(image: Array) -> Array:
-            batch = {"image": image}
-            return -jaxvae.linear_vae_loss(model, wide, (), batch, key=jax.random.key(0), step=0)[0]
+        def elbo(x: Array) -> Array:
+            return -linear_vae_loss(model, wide, (), {"x": x}, key=jax.random.key(0), step=0)[0]
 
-        def mean_elbo(image: np.ndarray) -> float:
-            parts = np.array_split(image, max(1, len(image) // 10_000))
+        def mean_elbo(x: np.ndarray) -> float:
+            parts = np.array_split(x, max(1, len(x) // 10_000))
             return float(np.average([elbo(part) for part in parts], weights=[len(part) for part in parts]))
 
-        trained = {name: mean_elbo(image) for name, image in images.items()}
-    closed_form = {name: float(ppca.log_prob(image).mean()) for name, image in images.items()}
-    return {
-        "closed_form": closed_form,
-        "trained": trained,
-        "gap": {name: closed_form[name] - trained[name] for name in images},
-    }
+        trained = {name: mean_elbo(x) for name, x in images.items()}
+    closed_form = {name: float(ppca.log_prob(x).mean()) for name, x in images.items()}
+    gap = {name: closed_form[name] - trained[name] for name in images}
+    for name in images:
+        found = f"closed form {closed_form[name]:.4f}, trained {trained[name]:.4f}, gap {gap[name]:.4f} nats"
+        console.print(f"{name}: {found}")
+    return {"closed_form": closed_form, "trained": trained, "gap": gap}
 
 
 if __name__ == "__main__":

@@ -21,12 +21,15 @@ import numpy as np
 import optax
 
 import jaxvae
-from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, shown
-from experiments.run import Run, RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.report import Evaluate, as_pictures, evaluator, over_set, prepared
+from experiments.run import InitFn, Run, reached
+from experiments.splits import Splits, check_256_levels, load_splits
 from jaxvae import codebook, data, figures
 from jaxvae.distributions import Categorical
-from jaxvae.models.vq_vae import code_costs
-from jaxvae.networks import check_halvings
+from jaxvae.losses import bits_per_dim
+from jaxvae.models.vq_vae import unit_gaussian
+from jaxvae.networks import check_halvings, logistic_image
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
 SEEDING_IMAGES = 256  # whose vectors the codebook starts from
@@ -80,9 +83,11 @@ class Config(RunConfig):
         super().__post_init__()
         if self.num_codes < 2:
             raise ValueError(f"num_codes must be at least 2, got {self.num_codes}")
-        for name in ("code_dim", "groups", "channels", "window", "residual", "evaluate_every"):
-            if np.min(getattr(self, name), initial=1) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_numbers(
+            counts=("code_dim", "groups", "channels", "window", "residual", "evaluate_every"),
+            weights=("commitment", "entropy_weight"),
+            positive=("learning_rate",),
+        )
         if self.blocks < 0:
             raise ValueError(f"blocks must be zero or more, got {self.blocks}")
         if self.code_dim % self.groups:
@@ -91,11 +96,6 @@ class Config(RunConfig):
             raise ValueError(f"decay must lie in (0, 1), got {self.decay}")
         if not 0 <= self.restart_threshold < 1:
             raise ValueError(f"restart_threshold must lie in [0, 1), got {self.restart_threshold}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        for name in ("commitment", "entropy_weight"):
-            if not (getattr(self, name) >= 0 and np.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a finite number, zero or more, got {getattr(self, name)}")
         if self.entropy_weight and self.codes == "gradient":
             raise ValueError("entropy_weight needs the frequencies of --codes ema")
 
@@ -154,33 +154,33 @@ def make_model(config: Any) -> jaxvae.VQVAE:
     }
     channels = config.image_shape[-1]
     likelihood, output = {
-        "squared-error": (jaxvae.unit_gaussian, channels),
+        "squared-error": (unit_gaussian, channels),
         "categorical": (Categorical, (channels, config.levels)),
-        "discretized-logistic": (jaxvae.PixelScale(jaxvae.logistic_image), (channels, 2)),
+        "discretized-logistic": (jaxvae.PixelScale(logistic_image), (channels, 2)),
     }[config.likelihood]
     encoder = jaxvae.ResidualEncoder(config.code_dim, **body)
-    return jaxvae.VQVAE(encoder, jaxvae.ResidualDecoder(output, **body), likelihood)
+    return jaxvae.VQVAE(encoder, jaxvae.ResidualDecoder(output, **body), make_quantizer(config), likelihood)
 
 
-def make_init(config: Config, model: jaxvae.VQVAE, first: Array) -> Any:
+def make_quantizer(config: Any) -> jaxvae.EMACodebook | jaxvae.GradientCodebook | jaxvae.Grouped:
+    """The codebook, or one for each group."""
+    quantizer = jaxvae.GradientCodebook(config.num_codes)
+    if config.codes == "ema":
+        quantizer = jaxvae.EMACodebook(config.num_codes, config.decay, config.restart_threshold, config.entropy_weight)
+    return quantizer if config.groups == 1 else jaxvae.Grouped(quantizer, config.groups)
+
+
+def make_init(config: Config, model: jaxvae.VQVAE, first: Array) -> InitFn:
     """Networks from the key; the codebook from the first images' vectors, seen through those networks."""
-    dim = config.code_dim // config.groups
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
         network_key, code_key = jax.random.split(key)
         params = model.init(network_key, first[:1])
-        keys = jax.random.split(code_key, config.groups)
-        if config.seeding == "kmeans":
-            encoded = model.apply(params, first, method="encode").reshape(-1, config.groups, dim)
-            seed = partial(codebook.seed_codebook, num_codes=config.num_codes)
-            state = jax.vmap(lambda each, key: seed(each, key=key), in_axes=(1, 0))(encoded, keys)
-        else:
-            state = jax.vmap(lambda key: codebook.init_codebook(config.num_codes, dim, key=key))(keys)
         if config.groups == 1:
-            state = jax.tree.map(lambda leaf: leaf[0], state)
-        if config.codes == "gradient":
-            return {**params, "codebook": {"codes": jaxvae.code_vectors(params, state)}}, ()
-        return params, state
+            code_key = jax.random.split(code_key, 1)[0]  # as `Grouped` gives one to each
+        encoded = model.apply(params, first, method="encode") if config.seeding == "kmeans" else None
+        codes, state = model.quantizer.init(config.code_dim, key=code_key, encoded=encoded)
+        return params | ({"quantizer": codes} if codes else {}), {"quantizer": state} if state else ()
 
     return init
 
@@ -192,74 +192,66 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=1, evaluate_every=4)
 
     with user_errors():
-        train, test = (data.load(config.data, s, progress=counter(f"decoding {s} images")) for s in ("train", "test"))
-        if config.smoke:
-            train, test = train.take(slice(512)), test.take(slice(256))
-        if config.likelihood == "discretized-logistic" and train.levels != 256:
-            raise ValueError(
-                f"discretized-logistic is for 256-valued pixels; {config.data!r} has {train.levels} values"
-            )
-        check_halvings(train.image.shape[1:], config.channels)
-        order = data.Order(len(train.image), config.batch_size, config.epochs, config.seed)
+        splits = load_splits(config, few=(512, 256))
+        train, test = splits.train, splits.test
+        if config.likelihood == "discretized-logistic":
+            check_256_levels(train)
+        check_halvings(train.shape, config.channels)
+        order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
         decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}
-        run = Run("vq_vae", config, image_shape=train.image.shape[1:], levels=train.levels, **decay)
+        run = Run("vq_vae", config, image_shape=train.shape, levels=train.levels, **decay)
         model = make_model(SimpleNamespace(**run.settings))
     if config.data == "cifar10":
         console.print(JPEG_CAVEAT, highlight=False)
+    state, measured, variance = train_model(run, config, model, splits, order)
 
-    prepare = data.make_prepare(train.levels)
-    scaled = train.image / np.float32(train.levels - 1)
+    indices = indices_of(model, state, test)
+    positions = indices[0].size
+    if config.likelihood != "squared-error":  # the codes cost log K each, until a prior knows them better
+        nats = measured["distortion"] + positions * float(np.log(config.num_codes))
+        measured["bits_per_dim_uniform_prior"] = bits_per_dim(nats, test.x[0].size)
+    result: dict[str, Any] = {"test": measured, "positions": positions, "variance": variance}
+    if config.data == "cifar10":
+        result["caveat"] = JPEG_CAVEAT
+    run.finish(result | reached(state), lambda: draw(run, config, model, state, test, indices))
+
+
+def train_model(
+    run: Run, config: Config, model: jaxvae.VQVAE, splits: Splits, order: data.Order
+) -> tuple[jaxvae.TrainState, dict[str, float], float | None]:
+    """The trained state, its figures on the test images, and the training data's variance where it is the unit."""
+    train = splits.train
+    scaled = train.x / np.float32(train.levels - 1)
     variance = float(scaled.var(dtype=np.float64)) if config.likelihood == "squared-error" else None
-    first = jnp.asarray(scaled[order.rows(0, -(-SEEDING_IMAGES // config.batch_size)).ravel()])
+    first = jnp.asarray(scaled[order.indices(0, -(-SEEDING_IMAGES // config.batch_size)).ravel()])
     learning_rate: Any = config.learning_rate
     if config.schedule == "cosine":
         learning_rate = optax.cosine_decay_schedule(config.learning_rate, order.total_steps)
-    loss_fn = make_objective(config, model, variance)
-    evaluate_loss = partial(
-        jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=prepare)), key=jax.random.key(EVALUATION_SEED)
-    )
-    held_out = data.evaluation_feed(test, EVALUATION_BATCH)
-
-    def evaluate(state: jaxvae.TrainState) -> dict[str, float]:
-        losses = jax.device_get(evaluate_loss(state, *held_out))
-        indices = indices_of(model, state.params, state.model_state, prepare, held_out, config.entropy_weight)
-        kept = {name: float(losses[name]) for name in ("loss", "distortion", "commitment")}
-        return kept | codebook_health(indices, config.num_codes, config.groups)
-
+    loss_fn = partial(jaxvae.vq_vae_loss, model, variance=variance, commitment_weight=config.commitment)
+    evaluate = make_evaluate(config, model, loss_fn, splits.test)
     state = run.train(
         make_init(config, model, first),
         *(loss_fn, optax.adam(learning_rate), train, order),
-        prepare=prepare,
         evaluate=evaluate,
         evaluate_every=config.evaluate_every,
-        held_out="test",
+        split="test",
     )
     measured = evaluate(state)
     if variance is not None:
         measured["psnr"] = -10 * float(np.log10(measured["distortion"] * variance))
-    indices = indices_of(model, state.params, state.model_state, prepare, held_out, config.entropy_weight)
-    positions = indices[0].size
-    if config.likelihood != "squared-error":  # the codes cost log K each, until a prior knows them better
-        nats = measured["distortion"] + positions * float(np.log(config.num_codes))
-        measured["bits_per_dim_uniform_prior"] = jaxvae.bits_per_dim(nats, test.image[0].size)
-    result: dict[str, Any] = {"test": measured, "positions": positions, "variance": variance}
-    if config.data == "cifar10":
-        result["caveat"] = JPEG_CAVEAT
-    result |= {"step": int(state.step), "device": jax.devices()[0].device_kind}
-    run.finish(result, draw(run, config, model, state, test, prepare, indices))
+    return state, measured, variance
 
 
-def make_objective(config: Config, model: jaxvae.VQVAE, variance: float | None) -> LossFn:
-    """What the run minimises."""
-    return partial(
-        jaxvae.vq_vae_loss,
-        model,
-        variance=variance,
-        commitment_weight=config.commitment,
-        decay=config.decay,
-        restart_threshold=config.restart_threshold,
-        entropy_weight=config.entropy_weight,
-    )
+def make_evaluate(config: Config, model: jaxvae.VQVAE, loss_fn: LossFn, test: data.Dataset) -> Evaluate:
+    """Return `state -> metrics`: losses, and the codebook's health over the whole set."""
+    evaluate_loss = evaluator(loss_fn, test)
+
+    def evaluate(state: jaxvae.TrainState) -> dict[str, float]:
+        losses = evaluate_loss(state)
+        kept = {name: losses[name] for name in ("loss", "distortion", "commitment")}
+        return kept | codebook_health(indices_of(model, state, test), config.num_codes, config.groups)
+
+    return evaluate
 
 
 @file_errors()
@@ -268,57 +260,46 @@ def draw(
     config: Config,
     model: jaxvae.VQVAE,
     state: jaxvae.TrainState,
-    test: data.ImageSet,
-    prepare: Any,
+    test: data.Dataset,
     indices: np.ndarray,
 ) -> list[Path]:
     """Reconstructions, index maps, the codebook's usage and its health over the run."""
-    images = np.asarray(prepare({"image": jnp.asarray(test.image[:32])}, key=jax.random.key(0))["image"])
-    codes = jaxvae.code_vectors(state.params, state.model_state)
-    reconstructed = shown(model.apply(state.params, jnp.asarray(indices[:32]), codes, method="decode_indices").mean)
-    by_group = indices.reshape(-1, config.groups).T
-    usage = np.stack([np.bincount(each, minlength=config.num_codes) for each in by_group]) / by_group.shape[1]
+    images = np.asarray(prepared(test, 32)["x"])
+    reconstruction = model.decode_indices(state.params, state.model_state, jnp.asarray(indices[:32]))
+    reconstructed = as_pictures(reconstruction.mean)
     out = run.directory
     return [
         figures.reconstructions(out / "reconstructions.png", images, reconstructed),
         figures.index_maps(
             out / "index_maps.png", images[:10], indices[:10], reconstructed[:10], num_codes=config.num_codes
         ),
-        figures.code_usage(out / "code_usage.png", usage),
+        figures.code_usage(out / "code_usage.png", usage_of(indices, config.num_codes, config.groups)),
         figures.codebook_health(out / "codebook_health.png", run.records()),
     ]
 
 
-def indices_of(
-    model: jaxvae.VQVAE,
-    params: PyTree,
-    model_state: PyTree,
-    prepare: Any,
-    feed: tuple[Batch, Array],
-    entropy_weight: float = 0.0,
-) -> np.ndarray:
-    """The indices of all images of a feed, [N, *positions], or [N, *positions, G]."""
-    key = jax.random.key(EVALUATION_SEED)
-    return jaxvae.map_batches(
-        partial(choose_indices, model, entropy_weight), params, model_state, *feed, key=key, prepare=prepare
-    )
+def indices_of(model: jaxvae.VQVAE, state: Any, dataset: data.Dataset) -> np.ndarray:
+    """The indices of all images of a set, [N, *positions], or [N, *positions, G]."""
+    return over_set(partial(choose_indices, model), state, dataset)
+
+
+def choose_indices(model: jaxvae.VQVAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+    """The indices of a batch, [B, *positions], or [B, *positions, G]."""
+    del key
+    return model.encode_indices(params, model_state, batch["x"])
 
 
 def codebook_health(indices: np.ndarray, num_codes: int, groups: int) -> dict[str, float]:
     """Perplexity and codes in use over a whole set; the mean over the groups."""
-    by_group = indices.reshape(-1, groups)
-    usage = np.stack([np.bincount(each, minlength=num_codes) for each in by_group.T]) / len(by_group)
+    usage = usage_of(indices, num_codes, groups)
     perplexity = [float(codebook.perplexity(jnp.asarray(each, jnp.float32))) for each in usage]
     return {"perplexity": float(np.mean(perplexity)), "codes_used": float((usage > 0).sum(axis=1).mean())}
 
 
-def choose_indices(
-    model: jaxvae.VQVAE, entropy_weight: float, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey
-) -> Array:
-    """The indices of a batch, [B, *positions], or [B, *positions, G]."""
-    del key
-    codes, costs = jaxvae.code_vectors(params, model_state), code_costs(model_state, entropy_weight)
-    return model.apply(params, batch["image"], codes, costs, method="encode_indices")
+def usage_of(indices: np.ndarray, num_codes: int, groups: int) -> np.ndarray:
+    """The share of each code, [G, K], of indices [N, *positions], or [N, *positions, G]."""
+    by_group = indices.reshape(-1, groups).T
+    return np.stack([np.bincount(each, minlength=num_codes) for each in by_group]) / by_group.shape[1]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """experiments.cvae, from the command line, on scikit-learn's digits."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -14,7 +15,8 @@ from flax import linen as nn
 from matplotlib import image as png
 
 import jaxvae
-from experiments import classifier, cvae
+from experiments import classifier, cvae, pixelcnn
+from experiments.splits import with_condition
 from jaxvae import checkpoint, data
 from jaxvae.distributions import Categorical
 
@@ -44,8 +46,7 @@ def test_the_label_costs_at_most_its_own_nats(trained):
     log_prob = cvae.label_log_probs(
         model,
         SimpleNamespace(params=params, model_state=()),
-        partial(cvae.with_condition, data.make_prepare(17)),
-        data.evaluation_feed(images, 500),
+        with_condition(images, images.label),
         config.num_classes,
         nll_samples=5,
     ).astype(np.float64)
@@ -120,10 +121,9 @@ def test_a_run_alone_with_the_importance_weighted_bound(tmp_path):
 
 def test_the_classifier_learns_and_counts_what_it_reads():
     train, test = data.load("digits", "train"), data.load("digits", "test")
-    prepare = data.make_prepare(17)
-    reader = classifier.train(train, prepare, num_classes=10, steps=100, seed=0)
-    right = classifier.read(*reader, test.image / np.float32(16)) == test.label
-    assert classifier.accuracy(*reader, test, prepare) == pytest.approx(right.mean())
+    reader = classifier.train(train, num_classes=10, steps=100, seed=0)
+    right = classifier.read(*reader, test.x / np.float32(16)) == test.label
+    assert classifier.accuracy(*reader, test) == pytest.approx(right.mean())
     assert right.mean() > 0.9
 
 
@@ -132,9 +132,9 @@ class FirstPixels(nn.Module):
 
     num_classes: int
 
-    def __call__(self, image):
-        assert image.dtype == jnp.float32
-        return image.reshape(len(image), -1)[:, : self.num_classes]
+    def __call__(self, x):
+        assert x.dtype == jnp.float32
+        return x.reshape(len(x), -1)[:, : self.num_classes]
 
 
 def test_a_sample_is_read_beside_its_own_condition():
@@ -169,4 +169,20 @@ def test_wrong_options_are_one_line(arguments, said, tmp_path, monkeypatch):
     done = run(cvae.main, "digits", *arguments, "--out", tmp_path / "run")
     assert done.code == 2
     assert said in done.said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--data", "digits", "--class-conditional")])
+def test_labels_that_count_from_one_are_refused_before_training(arguments, tmp_path, monkeypatch):
+    def load(name, split, **options):
+        images = digits(name, split, **options)
+        return dataclasses.replace(images, arrays={**images.arrays, "label": images.label + 1})
+
+    digits = data.load
+    monkeypatch.setattr(data, "load", load)
+    main = pixelcnn.main if arguments else cvae.main
+    done = run(main, "digits", *arguments, "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "'digits', train, of 10 classes: label[" in done.said
+    assert "is 10, outside 0 .. 9: labels count from 0, so pass label - 1" in done.said
     assert not (tmp_path / "run").exists()

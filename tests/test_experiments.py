@@ -243,7 +243,7 @@ def test_two_stochastic_layers_train_by_the_doubly_reparameterised_bound(tmp_pat
 
 
 def test_burda_starts_at_the_mean_image_and_follows_its_schedule():
-    images = data.load("digits", "train").image
+    images = data.load("digits", "train").x
     model = make_model(SimpleNamespace(**vars(PRESETS["burda"][1]), image_shape=images.shape[1:], levels=17))
     params = start_at_the_mean(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1))), images, 17)
     bias = np.asarray(params["params"]["decoder"]["output"]["bias"], np.float64)

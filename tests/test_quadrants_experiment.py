@@ -12,7 +12,7 @@ from commands import result_of, run
 import jaxvae
 from experiments import cvae, quadrants
 from jaxvae import checkpoint, data
-from jaxvae.quadrants import make_prepare
+from jaxvae.data.quadrants import make_prepare
 
 SMALL = (
     *("--data", "digits", "--visible", 2, "--validation", 100, "--hidden", 16, "--latent-dim", 4),
@@ -34,9 +34,9 @@ def test_a_run_reports_three_estimates_and_the_baseline(trained):
     for name in ("nll", "nll_from_prior", "negative_elbo"):
         assert 0 < test[f"{name}_standard_error"] < 1
     baseline, params, _, _ = checkpoint.load(out / "baseline", quadrants.make_baseline)
-    image = data.load("digits", "test").image / np.float64(16)
-    logits = np.asarray(baseline.apply(params, image[:, :, :4].reshape(360, 32).astype(np.float32)), np.float64)
-    target = image[:, :, 4:].reshape(360, 32)
+    x = data.load("digits", "test").x / np.float64(16)
+    logits = np.asarray(baseline.apply(params, x[:, :, :4].reshape(360, 32).astype(np.float32)), np.float64)
+    target = x[:, :, 4:].reshape(360, 32)
     nll = (np.logaddexp(0, logits) - target * logits).sum(axis=1).mean()
     assert test["baseline_nll"] == pytest.approx(nll, rel=1e-5)
     for name in ("completions", "learning_curves", "baseline/learning_curves"):
@@ -50,7 +50,7 @@ def test_the_baseline_inside_the_prior_stays_as_it_was(trained):
     jax.tree.map(np.testing.assert_array_equal, params["params"]["prior"]["baseline"], alone["params"])
 
     test = data.load("digits", "test")
-    batch = {"image": test.image[:8], "index": np.arange(8)}
+    batch = {"x": test.x[:8], "index": np.arange(8)}
     batch = make_prepare(data.make_prepare(17), visible=2)(batch, key=jax.random.key(0))
     loss = partial(jaxvae.cvae_loss, model, key=jax.random.key(0), step=0)
     gradient = jax.jit(jax.grad(lambda params: loss(params, (), batch)[0]))(params)["params"]

@@ -1,6 +1,5 @@
 """experiments.semi_supervised, from the command line, on scikit-learn's digits."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,15 +9,8 @@ import numpy as np
 import pytest
 from commands import result_of, run
 
-from experiments.semi_supervised import (
-    PRESETS,
-    choose_labelled,
-    load_splits,
-    main,
-    make_features,
-    make_model,
-    make_prepare,
-)
+from experiments.semi_supervised import PRESETS, choose_labelled, main, make_features, make_model, with_labelled
+from experiments.splits import load_splits
 from jaxvae import checkpoint, data
 
 SMALL = (
@@ -44,8 +36,7 @@ def test_a_run_reports_the_accuracy_of_its_classifier_and_a_bound_on_images(trai
     model, params, _, config = checkpoint.load(out, make_model)
     features, feature_params, _, _ = checkpoint.load(out / "features", make_features)
     test = data.load("digits", "test")
-    image = test.image / np.float32(16)
-    posterior = features.apply(feature_params, image, method="encode")
+    posterior = features.apply(feature_params, test.x / np.float32(16), method="encode")
     logits = model.apply(params, posterior.mean, method="classify")
     assert measured["accuracy"] == pytest.approx((logits.argmax(axis=1) == test.label).mean())
     assert f"30 labels: {measured['accuracy']:.2%} of the test images are read right" in said
@@ -73,7 +64,7 @@ def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
     assert [record["test"] for record in records(out)] == [record["test"] for record in records(whole)]
 
 
-def test_images_themselves_are_modelled_too_and_read_right_or_wrong_where_they_are_held_out(tmp_path):
+def test_images_themselves_are_modelled_too_and_those_for_validation_are_read_right_or_wrong(tmp_path):
     out = tmp_path / "run"
     options = ("--feature-dim", 0, "--hidden", 16, "--batch-size", 64, "--validation", 100)
     result, _ = result_of(main, out, "digits", *options, "--smoke")
@@ -82,52 +73,53 @@ def test_images_themselves_are_modelled_too_and_read_right_or_wrong_where_they_a
     assert result["test"]["negative_elbo"] == pytest.approx(guessing, rel=0.1)
 
     model, params, _, _ = checkpoint.load(out, make_model)
-    held_out = data.split_validation(data.load("digits", "train").take(slice(256)), 100, seed=0)[1]
-    logits = model.apply(params, held_out.image / np.float32(16), method="classify")
+    validation = data.split_validation(data.load("digits", "train").take(slice(256)), 100, seed=0)[1]
+    logits = model.apply(params, validation.x / np.float32(16), method="classify")
     record = records(out)[-1]
-    assert record["validation"]["accuracy"] == pytest.approx((logits.argmax(axis=1) == held_out.label).mean())
+    assert record["validation"]["accuracy"] == pytest.approx((logits.argmax(axis=1) == validation.label).mean())
     assert "test" not in record
 
 
-def test_images_that_are_held_out_teach_nothing():
+def test_images_for_validation_teach_nothing():
     whole = data.load("digits", "train")
-    config = dataclasses.replace(PRESETS["digits"][1], validation=200)
-    train, held_out, test = load_splits(config)
-    rows = choose_labelled(train.label, config.labels_per_class, seed=0)
+    config = PRESETS["digits"][1]
+    train, validation, test, *_ = load_splits(config, validation=200, labelled=True)
+    indices = choose_labelled(train.label, config.labels_per_class, seed=0)
 
-    def pixels(image):
-        return {each.tobytes() for each in np.asarray(image)}
+    def pixels(x):
+        return {each.tobytes() for each in np.asarray(x)}
 
-    assert (len(train.image), len(held_out.image), len(test.image)) == (1237, 200, 360)
-    assert pixels(train.image) | pixels(held_out.image) == pixels(whole.image)
-    assert not pixels(train.image) & pixels(held_out.image)  # the unlabelled ones
-    prepare = make_prepare(lambda batch, *, key: batch, train, rows, 50)
-    labelled = prepare({"image": train.image[:1], "index": np.arange(1)}, key=jax.random.key(0))["labelled"]
-    assert len(pixels(labelled["image"])) == 50
-    assert not pixels(labelled["image"]) & pixels(held_out.image)
+    assert (len(train), len(validation), len(test)) == (1237, 200, 360)
+    assert pixels(train.x) | pixels(validation.x) == pixels(whole.x)
+    assert not pixels(train.x) & pixels(validation.x)  # the unlabelled ones
+    prepare = with_labelled(train.with_prepare(lambda batch, *, key: batch), indices, 50).prepare
+    labelled = prepare({"x": train.x[:1], "index": np.arange(1)}, key=jax.random.key(0))["labelled"]
+    assert len(pixels(labelled["x"])) == 50
+    assert not pixels(labelled["x"]) & pixels(validation.x)
 
 
 def test_the_labels_are_drawn_by_their_seed_the_same_number_for_each_class():
     label = data.load("digits", "train").label
-    rows = choose_labelled(label, 4, seed=0)
-    np.testing.assert_array_equal(np.bincount(label[rows]), np.full(10, 4))
-    assert len(np.unique(rows)) == 40
-    np.testing.assert_array_equal(rows, choose_labelled(label, 4, seed=0))
-    assert not np.array_equal(rows, choose_labelled(label, 4, seed=1))
+    indices = choose_labelled(label, 4, seed=0)
+    np.testing.assert_array_equal(np.bincount(label[indices]), np.full(10, 4))
+    assert len(np.unique(indices)) == 40
+    np.testing.assert_array_equal(indices, choose_labelled(label, 4, seed=0))
+    assert not np.array_equal(indices, choose_labelled(label, 4, seed=1))
 
 
 def test_labelled_images_keep_their_place_and_their_pixels():
     train = data.load("digits", "train")
-    rows = choose_labelled(train.label, 2, seed=0)
-    prepare = make_prepare(data.make_prepare(17), train, rows, 8)
-    batch = prepare({"image": train.image[:4], "index": np.arange(4)}, key=jax.random.key(0))
+    indices = choose_labelled(train.label, 2, seed=0)
+    beside = with_labelled(train, indices, 8)
+    assert beside.label is None
+    batch = beside.prepare({"x": train.x[:4], "index": np.arange(4)}, key=jax.random.key(0))
     labelled = batch["labelled"]
     chosen = np.asarray(labelled["index"])
-    assert set(chosen) <= set(rows)
+    assert set(chosen) <= set(indices)
     assert len(set(chosen)) == 8
     np.testing.assert_array_equal(labelled["label"], train.label[chosen])
-    np.testing.assert_array_equal(labelled["image"], train.image[chosen] / np.float32(16))
-    other = prepare({"image": train.image[:4], "index": np.arange(4)}, key=jax.random.key(1))["labelled"]
+    np.testing.assert_array_equal(labelled["x"], train.x[chosen] / np.float32(16))
+    other = beside.prepare({"x": train.x[:4], "index": np.arange(4)}, key=jax.random.key(1))["labelled"]
     assert not np.array_equal(chosen, other["index"])
 
 

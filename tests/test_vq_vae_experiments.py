@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from commands import result_of, run
 
-import jaxvae
 from experiments import pixelcnn, vq_vae
 from jaxvae import checkpoint, data
 
@@ -37,9 +36,8 @@ def trained(tmp_path_factory):
 def test_a_run_reports_its_codebook_over_the_whole_test_set(trained):
     out, result, _ = trained
     model, params, model_state, config = checkpoint.load(out, vq_vae.make_model)
-    codes = jaxvae.code_vectors(params, jaxvae.CodebookState(**model_state))
     test = data.load("digits", "test")
-    indices = model.apply(params, test.image / np.float32(16), codes, method="encode_indices")
+    indices = model.encode_indices(params, model_state, test.x / np.float32(16))
     share = np.bincount(np.ravel(indices), minlength=8) / indices.size
     entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
     assert result["test"]["perplexity"] == pytest.approx(np.exp(entropy), rel=1e-3)
@@ -66,7 +64,7 @@ def test_a_prior_over_the_codes_generates(trained, tmp_path):
     assert result["test"]["bits_per_dim"] < vq["test"]["bits_per_dim_uniform_prior"]
     assert (tmp_path / "prior" / "samples.png").stat().st_size > 1000
     model, params, _, config = checkpoint.load(tmp_path / "prior", pixelcnn.make_model)
-    maps = pixelcnn.sample(model, params, 3, key=jax.random.key(0))
+    maps = model.sample(params, 3, key=jax.random.key(0))
     assert maps.shape == (3, 4, 4)
     assert config.num_classes is None
 

@@ -1,0 +1,135 @@
+"""The command line that every experiment has, and what it says to the person who typed it."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from jaxvae.keys import check_seed
+
+console = Console(soft_wrap=True)
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The options that every experiment has."""
+
+    preset: tyro.conf.Suppress[str]
+    """Which preset the run began from."""
+    epochs: Annotated[int, tyro.conf.arg(aliases=["--passes"])]
+    """Passes over the training images."""
+    batch_size: int
+    """Images per step."""
+    seed: int = 0
+    """Decides the initial parameters, the order of the images and all noise; 0 to 2**32 - 1."""
+    out: Path | None = None
+    """The run directory. Default: runs/EXPERIMENT-PRESET-TIME, or with --resume the newest of those."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint, bit for bit."""
+    smoke: bool = False
+    """A few seconds on a few images, to see that everything works."""
+    devices: int | None = None
+    """Devices of this machine to split each batch over. Default: all of them; one of a CPU's, which share its cores."""
+    distributed: bool = False
+    """Join the processes that were started together, on this machine or others; --out must be one that all see."""
+    profile: bool = False
+    """Write a trace of a few training steps to the run directory: experiments/profiling.md."""
+
+    def __post_init__(self) -> None:
+        self.check_numbers(counts=("epochs", "batch_size"))
+        check_seed(self.seed)
+        if self.distributed and self.out is None:
+            raise ValueError("distributed needs a run directory that all processes see: pass --out DIR")
+
+    def check_numbers(
+        self, *, counts: Sequence[str] = (), weights: Sequence[str] = (), positive: Sequence[str] = ()
+    ) -> None:
+        """Raise `ValueError` where a count, or one of several, is below 1, a weight negative, a rate not positive."""
+        for name in counts:
+            if np.min(getattr(self, name), initial=1) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in weights:
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and np.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number, zero or more, got {value}")
+        for name in positive:
+            if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+
+
+def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:
+    """Read the command line: a preset, then options that change it. With --distributed, join the other processes."""
+    with user_errors():
+        first = next(iter(sys.argv[1:] if argv is None else argv), "-")
+        if not first.startswith("-") and first not in presets:
+            close = get_close_matches(first, presets, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"there is no preset {first!r} among {', '.join(presets)}{hint}")
+        prog = f"python -m {sys.modules['__main__'].__spec__.name}" if argv is None else None
+        config = tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
+        if config.distributed:
+            _join()
+        return config
+
+
+def _join() -> None:
+    """Join the processes that were started together; all but the first print nothing. Before JAX looks for devices."""
+    # Unset, these are found by JAX on SLURM, Open MPI, Kubernetes and TPU; the address it reads by itself.
+    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"cannot join other processes ({error}): set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, "
+            "JAX_NUM_PROCESSES=P and JAX_PROCESS_ID=0 .. P-1"
+        ) from error
+    console.quiet = jax.process_index() > 0
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Where a mistake is the user's, say it in one line and exit with 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        complain("error", error)
+        sys.exit(2)
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Where a result or a picture cannot be written, say so in one line and exit with 1."""
+    try:
+        yield
+    except OSError as error:
+        complain("error", f"{error}; once that can be written, continue with --resume")
+        sys.exit(1)
+
+
+def complain(kind: str, message: object) -> None:
+    """Print an error or a warning in one line, from whichever process."""
+    Console(soft_wrap=True).print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
+
+
+def counter(label: str) -> Callable[[int, int], None]:
+    """A `progress` callback: a counting line on a terminal, one line at the end elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if done == total or console.is_terminal:
+            end = "\n" if done == total else "\r"
+            console.print(f"{label}: {done:,} of {total:,}", end=end, highlight=False)
+
+    return show
