@@ -8,10 +8,8 @@ that large ones reach on this device. Differences of a few percent are noise, an
 other parts are still there.
 """
 
-import argparse
 import os
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,8 @@ from rich.table import Table
 import jaxvae
 from benchmarks.contestants.vae_jaxvae import make_model
 from benchmarks.limits import flops_per_example, matmul_peak
-from benchmarks.timing import console, take_turns, write_json
+from benchmarks.timing import console, make_parser, take_turns, write_json
+from benchmarks.training import contestant, initializer, on_device
 from jaxvae import data, losses
 from jaxvae.training.step import step_keys
 
@@ -33,17 +32,17 @@ LAYERS = [(784, 400), (400, 40), (20, 400), (400, 784)]  # its kernels; mean and
 
 def one_draw_binarize(batch, *, key):
     """One draw for the whole batch in place of one for each example."""
-    grey = batch["image"].astype(jnp.float32) / 255
+    grey = batch["x"].astype(jnp.float32) / 255
     pixels = jax.lax.optimization_barrier((jax.random.uniform(key, grey.shape) < grey).astype(jnp.float32))
-    return batch | {"image": pixels}
+    return batch | {"x": pixels}
 
 
 def one_draw_loss(params, model_state, batch, *, key, step, noise=True):
     """`vae_loss` with one draw for the whole batch, or none."""
     del step
-    posterior = MODEL.apply(params, batch["image"], method="encode")
+    posterior = MODEL.apply(params, batch["x"], method="encode")
     latent = posterior.sample(key=key) if noise else posterior.mean
-    distortion = -MODEL.apply(params, latent, method="decode").log_prob(batch["image"]).mean()
+    distortion = -MODEL.apply(params, latent, method="decode").log_prob(batch["x"]).mean()
     rate = losses.gaussian_kl(posterior.mean, posterior.log_var).mean()
     loss = distortion + rate
     return loss, (model_state, {"loss": loss, "rate": rate, "distortion": distortion, "negative_elbo": loss})
@@ -73,10 +72,6 @@ def products_step(state, batch):
     return state.replace(step=state.step + 1, params=params), {}
 
 
-def init_model(*, key):
-    return MODEL.init(key, jnp.zeros((1, 28, 28, 1))), ()
-
-
 def init_products(*, key):
     return [jax.random.normal(key, shape) / np.sqrt(shape[0]) for shape in LAYERS], jax.random.normal(key, (BATCH, 784))
 
@@ -95,41 +90,26 @@ def variants():
         "noise": (partial(unguarded_step, no_noise, adam, scale), adam),
         "Adam, not SGD": (partial(unguarded_step, no_noise, sgd, scale), sgd),
     }
+    init_model = initializer(MODEL, (28, 28, 1))
     rest = "biases, activations, losses, reading the batch"
     return {name: (step, init_model, optimizer) for name, (step, optimizer) in steps.items()} | {
         rest: (products_step, init_products, sgd)
     }
 
 
-def contestant(step, init, optimizer, source, rows):
-    """A turn: the steps of `rows` in one program."""
-    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
-    train_epoch = jaxvae.make_train_epoch(step)
-
-    def run():
-        nonlocal state
-        state, _ = train_epoch(state, source, rows)
-        return state.step
-
-    return run
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=7)
     parser.add_argument("--cores", help="for example 0,1; default: all")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100, help="in a turn")
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
     if args.cores:
         os.sched_setaffinity(0, map(int, args.cores.split(",")))  # before JAX starts its threads
     rng = np.random.default_rng(0)
     count = args.steps * BATCH
-    image = np.where(rng.random((count, 28, 28, 1)) < 0.13, 255, 0).astype(np.uint8)
-    source = jax.device_put({"image": image, "index": np.arange(count, dtype=np.int32)})
-    rows = jnp.asarray(rng.permutation(count).reshape(args.steps, BATCH), jnp.int32)
-    contestants = {name: contestant(*parts, source, rows) for name, parts in variants().items()}
+    source = on_device(np.where(rng.random((count, 28, 28, 1)) < 0.13, 255, 0).astype(np.uint8))
+    indices = jnp.asarray(rng.permutation(count).reshape(args.steps, BATCH), jnp.int32)
+    contestants = {name: contestant(*parts, source, indices) for name, parts in variants().items()}
     seconds = take_turns(contestants, args.rounds)
     milliseconds = {name: 1e3 * value / args.steps for name, value in seconds.items()}
     wall = "whatever keeps products from the peak"

@@ -9,11 +9,6 @@ or so; a β of 1 would make 1.5 %. PyTorch has the images in memory, a fused Ada
 log-variance; it does not bound log σ², as jaxvae does.
 """
 
-import tempfile
-from pathlib import Path
-
-import jax
-
 from benchmarks import runner, workload
 from benchmarks.contestants.beta_vae_jaxvae import make_model
 
@@ -25,15 +20,10 @@ def main():
     parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=20)
     args = parser.parse_args()
 
-    jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
-    with tempfile.TemporaryDirectory() as scratch:
-        problem = str(Path(scratch) / "problem.npz")
-        image = workload.enlarge(workload.patterns(args.steps * BATCH, 8, brightness=0.05), 64)
-        workload.write_problem(problem, image, BATCH, workload.narrow(workload.init_params(make_model(), image)))
-        contestants = workload.jaxvae_rows("beta_vae_jaxvae", problem, args)
-        contestants.append(
-            workload.row("stock convolutions, jit", None, "beta_vae_jaxvae", problem, "--per-step", "--stock")
-        )
+    with workload.problem_file() as problem:
+        x = workload.enlarge(workload.patterns(args.steps * BATCH, 8, brightness=0.05), 64)
+        workload.write_vae_problem(problem, make_model(), x, BATCH)
+        contestants = workload.jaxvae_rows("beta_vae_jaxvae", problem, args, convolutions=True)
         contestants += workload.torch_rows("beta_vae_torch", problem, args, convolutions=True)
         runner.run("β-VAE", contestants, args, ours=workload.OURS)
 

@@ -6,14 +6,12 @@ The forms take turns, and the medians are compared: trust the ratios, and those 
 is all that a training step does with a codebook; "textbook" is the same with whole distances and a one-hot matrix.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import take_turns, write_json
+from benchmarks.timing import make_parser, take_turns, write_json
 from jaxvae import codebook
 
 SIZES = [(2048, 64, 512), (8192, 64, 512)]  # positions, dimensions, codes
@@ -71,9 +69,7 @@ def measure(positions, dim, num_codes, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
+    parser = make_parser(__doc__, rounds=21)
     args = parser.parse_args()
 
     results = {"N = {}, D = {}, K = {}".format(*size): measure(*size, args.rounds) for size in SIZES}

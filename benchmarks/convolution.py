@@ -6,9 +6,7 @@ Autoencoders with squared error and SGD, forward and backward, on the default de
 turns, and the medians are compared: trust the ratios, and those only on a quiet machine.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -17,7 +15,8 @@ import optax
 
 import jaxvae
 import jaxvae.convolution
-from benchmarks.timing import take_turns, write_json
+from benchmarks.timing import make_parser, take_turns, write_json
+from benchmarks.training import contestant, initializer, on_device
 
 OURS = (jaxvae.convolution.Conv, jaxvae.convolution.ConvTranspose)
 STOCK = (nn.Conv, nn.ConvTranspose)
@@ -83,8 +82,8 @@ def programs(body, layers, batches):
     """Start parameters, one compiled step, and a compiled scan of it over a stack of batches."""
     model = Network(body, layers)
 
-    def step(params, images):
-        gradient = jax.grad(lambda p: jnp.mean((model.apply(p, images) - images) ** 2))(params)
+    def step(params, x):
+        gradient = jax.grad(lambda p: jnp.mean((model.apply(p, x) - x) ** 2))(params)
         return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient), None
 
     params = jax.jit(model.init)(jax.random.key(0), batches[0])
@@ -99,8 +98,8 @@ def measure(body, shape, rounds, batch=64):
         params, step, scan = programs(body, layers, batches)
 
         def one_by_one(params, batches, step=step):
-            for images in batches:
-                params, _ = step(params, images)
+            for x in batches:
+                params, _ = step(params, x)
             return params
 
         scanned = batches if name == "ours" else batches[:2]  # scanned, a stock step can take seconds
@@ -115,35 +114,26 @@ def measure_vae(rounds, steps=20, batch=128):
     model = jaxvae.VAE(jaxvae.ConvEncoder(20), jaxvae.ConvDecoder((28, 28, 1)))
     optimizer = optax.adam(1e-3)
     loss_fn = partial(jaxvae.vae_loss, model)
-    source = {"image": jax.random.uniform(jax.random.key(1), (steps * batch, 28, 28, 1))}
-    source["index"] = jnp.arange(steps * batch, dtype=jnp.int32)
+    source = on_device(jax.random.uniform(jax.random.key(1), (steps * batch, 28, 28, 1)))
     indices = source["index"].reshape(steps, batch)
-    batches = [{name: values[rows] for name, values in source.items()} for rows in indices]
-    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer))
+    batches = [{name: values[step] for name, values in source.items()} for step in indices]
+    init = initializer(model, (28, 28, 1))
+    program = contestant(jaxvae.make_train_step(loss_fn, optimizer), init, optimizer, source, indices)
     train_step = jaxvae.jit_train_step(loss_fn, optimizer)
-
-    def init(*, key):
-        return model.init(key, source["image"][:1]), ()
-
-    states = {name: jaxvae.init_train_state(init, optimizer, key=jax.random.key(0)) for name in ("epoch", "jit")}
-
-    def epoch():
-        states["epoch"], _ = train_epoch(states["epoch"], source, indices)
-        return states["epoch"].params
+    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
 
     def one_by_one():
-        for images in batches:
-            states["jit"], _ = train_step(states["jit"], images)
-        return states["jit"].params
+        nonlocal state
+        for taken in batches:
+            state, _ = train_step(state, taken)
+        return state.params
 
-    seconds = take_turns({"epoch program": epoch, "per-step jit": one_by_one}, rounds)
+    seconds = take_turns({"epoch program": program, "per-step jit": one_by_one}, rounds)
     return {name: 1e3 * value / steps for name, value in seconds.items()}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
+    parser = make_parser(__doc__, rounds=5)
     args = parser.parse_args()
 
     results = {}

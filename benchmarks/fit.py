@@ -10,7 +10,6 @@ The network, batch and schedule of `experiments.vae mnist` on 60,000 random imag
 - fit, evaluating: also the test set (10,000 images) every second epoch, as the preset does.
 """
 
-import argparse
 import dataclasses
 import shutil
 import tempfile
@@ -23,7 +22,8 @@ import numpy as np
 import optax
 
 import jaxvae
-from benchmarks.timing import take_turns, write_json
+from benchmarks.timing import make_parser, take_turns, write_json
+from benchmarks.training import initializer
 from experiments.run import Run, console
 from experiments.vae import PRESETS
 from jaxvae import data
@@ -40,10 +40,10 @@ def random_images(num):
 def bare_epoch(model, optimizer, batch_size):
     """A training program as one would write it by hand."""
 
-    def step(carry, rows, image):
+    def step(carry, indices, x):
         params, opt_state, key, n = carry
         pixel_key, latent_key = jax.random.split(jax.random.fold_in(key, n))
-        grey = image[rows].astype(jnp.float32) / 255
+        grey = x[indices].astype(jnp.float32) / 255
         pixels = (jax.random.uniform(pixel_key, grey.shape) < grey).astype(jnp.float32)
 
         def loss(params):
@@ -58,16 +58,14 @@ def bare_epoch(model, optimizer, batch_size):
         return (optax.apply_updates(params, updates), opt_state, key, n + 1), None
 
     @partial(jax.jit, donate_argnums=0)
-    def epoch(carry, image, indices):
-        return jax.lax.scan(lambda carry, rows: step(carry, rows, image), carry, indices)[0]
+    def epoch(carry, x, indices):
+        return jax.lax.scan(lambda carry, each: step(carry, each, x), carry, indices)[0]
 
     return epoch
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
+    parser = make_parser(__doc__, rounds=5)
     args = parser.parse_args()
 
     console.quiet = True
@@ -75,7 +73,7 @@ def main():
     model = jaxvae.VAE(jaxvae.MLPEncoder(20, (500,)), jaxvae.MLPDecoder((28, 28, 1), (500,)))
     optimizer = optax.adam(config.learning_rate)
     train, test = random_images(60_000), random_images(10_000)
-    order = data.Order(len(train.image), config.batch_size, EPOCHS, 0)
+    order = data.Order(len(train), config.batch_size, EPOCHS, 0)
     feed = data.Resident(train, order, chunk=1000)
     prepare = data.make_prepare(256, binarize=True)
     loss_fn = partial(jaxvae.vae_loss, model)
@@ -84,21 +82,18 @@ def main():
     test_set = data.evaluation_feed(test, batch_size=500)
     evaluation_key = jax.random.key(0)
     run_epoch = bare_epoch(model, optimizer, config.batch_size)
-    image = jnp.asarray(train.image)
+    x = jnp.asarray(train.x)
     scratch = Path(tempfile.mkdtemp())
 
-    def init(*, key):
-        return model.init(key, jnp.zeros((1, 28, 28, 1))), ()
-
     def state():
-        return jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
+        return jaxvae.init_train_state(initializer(model, (28, 28, 1)), optimizer, key=jax.random.key(0))
 
     def bare():
         start = state()
         carry = start.params, start.opt_state, start.key, jnp.int32(0)
         for epoch in range(EPOCHS):
-            rows = order.rows(epoch * order.steps_per_epoch, order.steps_per_epoch)
-            carry = run_epoch(carry, image, jnp.asarray(rows))
+            indices = order.indices(epoch * order.steps_per_epoch, order.steps_per_epoch)
+            carry = run_epoch(carry, x, jnp.asarray(indices))
         return carry[0]
 
     def program():
@@ -110,7 +105,7 @@ def main():
     def fit(evaluate_fn):
         run = Run("vae", dataclasses.replace(config, out=scratch / "run"))
         every = config.evaluate_every * order.steps_per_epoch
-        reached = run.fit(state(), train_epoch, feed, evaluate=evaluate_fn, evaluate_every=every, held_out="test")
+        reached = run.fit(state(), train_epoch, feed, evaluate=evaluate_fn, evaluate_every=every, split="test")
         run.checkpointer.close()
         shutil.rmtree(scratch / "run")
         return reached.params

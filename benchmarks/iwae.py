@@ -9,11 +9,6 @@ percent or two: that notices a missing rate, which makes a tenth. PyTorch has th
 layer for mean and log-variance; it does not bound log σ², as jaxvae does.
 """
 
-import tempfile
-from pathlib import Path
-
-import jax
-
 from benchmarks import runner, workload
 from benchmarks.contestants.iwae_jaxvae import make_model
 
@@ -22,16 +17,13 @@ TOLERANCE = 0.025  # of the losses, relative
 
 
 def main():
-    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=500)
-    parser.add_argument("--data", choices=("random", "mnist"), default="random")
+    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=500, data="mnist")
     parser.add_argument("--samples", type=lambda text: text.split(","), default=["1", "5", "50"])
     args = parser.parse_args()
 
-    jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
-    with tempfile.TemporaryDirectory() as scratch:
-        problem = str(Path(scratch) / "problem.npz")
-        image = workload.digits(args.data, args.steps * BATCH)
-        workload.write_problem(problem, image, BATCH, workload.narrow(workload.init_params(make_model(), image)))
+    with workload.problem_file() as problem:
+        x = workload.digits(args.data, args.steps * BATCH)
+        workload.write_vae_problem(problem, make_model(), x, BATCH)
         for samples in args.samples:
             contestants = workload.jaxvae_rows("iwae_jaxvae", problem, args, "--samples", samples)
             contestants += workload.torch_rows("iwae_torch", problem, args, "--samples", samples)

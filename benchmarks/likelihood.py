@@ -7,43 +7,38 @@ with is that of one large product, and of the decoder's own largest, in the same
   python -m benchmarks.likelihood [--images N] [--samples S] [--rounds R] [--json FILE]
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 import jaxvae
-from benchmarks.timing import take_turns, write_json
+from benchmarks.timing import make_parser, take_turns, write_json
+from benchmarks.training import on_device
 
 REPEATS = 20  # products in one turn
 ROWS = 5000  # of a pass through the decoder
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     model = jaxvae.VAE(jaxvae.MLPEncoder(50, (200, 200), nn.tanh), jaxvae.MLPDecoder((28, 28, 1), (200, 200), nn.tanh))
     key = jax.random.key(0)
     params = model.init(key, jnp.zeros((1, 28, 28, 1)))
-    image = jax.random.bernoulli(key, 0.2, (options.images, 28, 28, 1)).astype(jnp.float32)
-    index = jnp.arange(options.images, dtype=jnp.int32)
-    log_weights_fn = partial(jaxvae.vae_log_weights, model)
+    source = on_device(jax.random.bernoulli(key, 0.2, (options.images, 28, 28, 1)).astype(jnp.float32))
 
     def evaluate():
         return jaxvae.log_likelihood(
-            log_weights_fn,
+            model,
             params,
             (),
-            {"image": image, "index": index},
-            index.reshape(-1, 100),
+            source,
+            source["index"].reshape(-1, 100),
             key=key,
             num_samples=options.samples,
             samples_per_pass=ROWS // 100,

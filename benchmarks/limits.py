@@ -12,7 +12,6 @@ stride or a transposition. The traffic is XLA's count of what its operations rea
 a cache.
 """
 
-import argparse
 import json
 import math
 import os
@@ -28,8 +27,9 @@ from rich.table import Table
 
 import jaxvae
 from benchmarks.contestants import beta_vae_jaxvae, iwae_jaxvae, vae_jaxvae, vq_vae_jaxvae
-from benchmarks.timing import DISTURBED, console, foreign_seconds, own_cores, write_json
-from jaxvae import codebook, data
+from benchmarks.timing import DISTURBED, console, foreign_seconds, make_parser, own_cores, write_json
+from benchmarks.training import initializer
+from jaxvae import data
 
 CPU_SIZES, ACCELERATOR_SIZES = (512, 1024, 2048), (4096, 8192, 16384)
 DENSE = {"128×784×400 and back": (128, 784, 400), "784×128×400 and back": (784, 128, 400)}  # of the dense VAE
@@ -51,12 +51,9 @@ def make_training(name):
     make_model, loss_fn, shape = WORKLOADS[name]
     model, optimizer = make_model(), optax.adam(1e-3)
 
-    def init(*, key):
-        codes = codebook.init_codebook(512, 64, key=key) if isinstance(model, jaxvae.VQVAE) else ()
-        return model.init(key, jnp.zeros((1, *shape[1:]))), codes
-
+    init = initializer(model, shape[1:])
     train_step = jaxvae.make_train_step(partial(loss_fn, model), optimizer, prepare=data.make_prepare(256))
-    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8), "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
+    batch = {"x": jax.ShapeDtypeStruct(shape, jnp.uint8), "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
     return train_step, partial(jaxvae.init_train_state, init, optimizer, key=jax.random.key(0)), batch
 
 
@@ -180,11 +177,9 @@ def fractions(tables, peaks):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=20)
     parser.add_argument("--cores", help="for example 0,1; default: all")
     parser.add_argument("--tables", type=Path, help="a JSON file that a workload wrote with --out")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
     if args.cores:

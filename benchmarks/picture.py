@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxvae.figures.page import COLORS, INK, new_figure, save, tidy
+from jaxvae.figures._page import COLORS, INK, new_figure, save, tidy
 
 ROW, HEAD = 0.19, 0.34  # inches of a bar, and of a table's title
 

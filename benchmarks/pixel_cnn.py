@@ -6,18 +6,18 @@ A whole pass costs the same at every position, so P of them are timed and multip
 step (batch 128, Adam) in an epoch program. Trust the ratios, and those only on a quiet machine.
 """
 
-import argparse
+import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import jaxvae
-from benchmarks.timing import take_turns, write_json
-from jaxvae.keys import draw, example_keys
-from jaxvae.models.pixel_cnn import PixelCNN, pixel_cnn_loss, sample
+from benchmarks.timing import make_parser, take_turns, write_json
+from benchmarks.training import contestant
+from jaxvae import PixelCNN
+from jaxvae.keys import example_keys, noise
 
 SAMPLED = {
     "codes 7x7, K = 128": PixelCNN(128, (7, 7), channels=32, layers=6),
@@ -38,8 +38,8 @@ def sampling(model, params, num, positions, rounds):
 
     def fill(values, position):
         logits = model.apply(params, values).logits.reshape(num, total, model.num_values)[:, position]
-        noise = draw(jax.random.gumbel, jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits.shape)
-        drawn = jnp.argmax(logits + noise, axis=-1)
+        gumbel = noise(jax.random.gumbel, jax.vmap(jax.random.fold_in, (0, None))(keys, position), logits.shape)
+        drawn = jnp.argmax(logits + gumbel, axis=-1)
         return values.reshape(num, total).at[:, position].set(drawn).reshape(blank.shape), None
 
     jit_fill = jax.jit(fill)
@@ -54,7 +54,7 @@ def sampling(model, params, num, positions, rounds):
     def scan(values):
         return jax.lax.scan(fill, values, jnp.arange(positions))[0]
 
-    cached = partial(sample, model, params, num, key=key)
+    cached = partial(model.sample, params, num, key=key)
     contestants = {"cached": cached, "whole passes, scan": partial(scan, blank), "whole passes, loop": loop}
     seconds = take_turns(contestants, rounds)
     whole = total / positions
@@ -66,28 +66,20 @@ def training(model, rounds):
     index = jnp.arange(STEPS * BATCH, dtype=jnp.int32)
     code = jax.random.randint(jax.random.key(0), (len(index), *model.shape), 0, model.num_values)
     optimizer = optax.adam(1e-3)
-    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(partial(pixel_cnn_loss, model), optimizer))
+    step = jaxvae.make_train_step(partial(jaxvae.pixel_cnn_loss, model), optimizer)
 
     def init(*, key):
         return model.init(key, code[:1]), ()
 
-    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-
-    def epoch():
-        nonlocal state
-        state, metrics = train_epoch(state, {"code": code, "index": index}, index.reshape(STEPS, BATCH))
-        return metrics
-
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init, key=jax.random.key(0))))
+    epoch = contestant(step, init, optimizer, {"code": code, "index": index}, index.reshape(STEPS, BATCH))
     return 1e3 * take_turns({"epoch": epoch}, rounds)["epoch"] / STEPS, parameters
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--num", type=int, default=100)
     parser.add_argument("--positions", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     options = parser.parse_args()
 
     results = {"sampling_s": {}, "training": {}}
@@ -99,8 +91,8 @@ def main():
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.shape), jnp.int32))
         seconds = results["sampling_s"][name] = sampling(model, params, options.num, options.positions, options.rounds)
         print(name)
-        for contestant, value in seconds.items():
-            print(f"  {contestant}: {value:.2f} s, {value / seconds['cached']:.1f} times the cached", flush=True)
+        for way, value in seconds.items():
+            print(f"  {way}: {value:.2f} s, {value / seconds['cached']:.1f} times the cached", flush=True)
     write_json(options.json, results)
 
 

@@ -9,14 +9,13 @@ its counts (Laplace, 1e-5), which changes little, and corrects averages for thei
 It takes distances in the device's default precision, on a GPU TF32; jaxvae always in float32.
 """
 
-import tempfile
-from pathlib import Path
+from functools import partial
 
 import jax
 import numpy as np
 
+import jaxvae
 from benchmarks import runner, workload
-from jaxvae import codebook
 
 OURS = "jaxvae"
 POSITIONS, DIM = 8192, 64
@@ -29,9 +28,10 @@ def write_problem(path, num_codes, calls):
     centres = rng.normal(size=(4 * num_codes, DIM)).astype(np.float32)
     noise = rng.normal(scale=0.3, size=(calls, POSITIONS, DIM)).astype(np.float32)
     encoded = centres[rng.integers(len(centres), size=(calls, POSITIONS))] + noise
-    codes = jax.jit(codebook.seed_codebook, static_argnums=1)(encoded[0], num_codes, key=jax.random.key(0))
-    rows = np.arange(calls * POSITIONS, dtype=np.int32).reshape(calls, POSITIONS)
-    np.savez(path, encoded=encoded, rows=rows, **codes._asdict())
+    init = jax.jit(partial(jaxvae.EMACodebook(num_codes).init, DIM))
+    _, state = init(key=jax.random.key(0), encoded=encoded[0])
+    indices = np.arange(calls * POSITIONS, dtype=np.int32).reshape(calls, POSITIONS)
+    np.savez(path, encoded=encoded, indices=indices, **state)
 
 
 def main():
@@ -39,10 +39,8 @@ def main():
     parser.add_argument("--calls", type=int, default=50, help="in a turn, 10 or more")
     args = parser.parse_args()
 
-    jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
     for num_codes in (512, 2048):
-        with tempfile.TemporaryDirectory() as scratch:
-            problem = str(Path(scratch) / "problem.npz")
+        with workload.problem_file() as problem:
             write_problem(problem, num_codes, args.calls)
             contestants = [
                 workload.row(OURS, None, "quantizer_jaxvae", problem),

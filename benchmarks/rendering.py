@@ -6,31 +6,28 @@ The network of `experiments.beta_vae sprites`, batch 64. The contestants take tu
 the step, and the same sprites drawn beforehand and kept on the device as bytes.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxvae
-from benchmarks.timing import take_turns, write_json
+from benchmarks.timing import make_parser, take_turns, write_json
+from benchmarks.training import contestant, initializer, on_device
 from experiments.beta_vae import PRESETS, make_model
 from experiments.run import console
-from jaxvae import data, sprites
+from jaxvae import data
+from jaxvae.data import sprites
 
 BATCH = 64
 STORED = 4_096  # sprites
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--steps", type=int, default=50, help="in a turn")
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
     preset = PRESETS["sprites"][1]
@@ -39,29 +36,16 @@ def main():
     rng = np.random.default_rng(0)
     factors = sprites.factors_at(rng.integers(sprites.NUM_IMAGES, size=STORED)).astype(np.uint8)
     stored = np.asarray(sprites.render(jnp.asarray(factors))).astype(np.uint8)
-    index = np.arange(STORED, dtype=np.int32)
-    rows = jnp.asarray(rng.integers(0, STORED, (args.steps, BATCH)), jnp.int32)
+    indices = jnp.asarray(rng.integers(0, STORED, (args.steps, BATCH)), jnp.int32)
+    optimizer = optax.adam(1e-4)
 
-    def contestant(image, prepare):
-        def init(*, key):
-            return model.init(key, jnp.zeros((1, *shape))), ()
-
-        source = jax.device_put({"image": image, "index": index})
-        optimizer = optax.adam(1e-4)
-        epoch = jaxvae.make_train_epoch(
-            jaxvae.make_train_step(partial(jaxvae.vae_loss, model), optimizer, prepare=prepare)
-        )
-        states = [jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))]
-
-        def run():
-            states[0], metrics = epoch(states[0], source, rows)
-            return metrics
-
-        return run
+    def turn(x, prepare):
+        step = jaxvae.make_train_step(partial(jaxvae.vae_loss, model), optimizer, prepare=prepare)
+        return contestant(step, initializer(model, shape), optimizer, on_device(x), indices)
 
     contestants = {
-        "stored": contestant(stored, data.make_prepare(2)),
-        "drawn": contestant(factors, sprites.prepare),
+        "stored": turn(stored, data.make_prepare(2)),
+        "drawn": turn(factors, sprites.prepare),
     }
     seconds = take_turns(contestants, args.rounds)
     results = {name: args.steps * BATCH / time for name, time in seconds.items()}

@@ -6,23 +6,19 @@
 PixelCNN prior is in `benchmarks.pixel_cnn`.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.contestants.vae_jaxvae import make_model
-from benchmarks.timing import console, take_turns, write_json
+from benchmarks.timing import console, make_parser, take_turns, write_json
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=11)
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
     model = make_model()

@@ -10,21 +10,20 @@ An exponent of 1 is a cost that doubles with the size, 0 one that does not depen
 turns.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.table import Table
 
 import jaxvae
 from benchmarks.contestants import vq_vae_jaxvae
-from benchmarks.timing import console, take_turns, write_json
-from jaxvae import codebook, data
-from jaxvae.figures.page import COLORS, INK, new_figure, save, tidy
+from benchmarks.timing import console, make_parser, take_turns, write_json
+from benchmarks.training import contestant, initializer, on_device
+from jaxvae import data
+from jaxvae.figures._page import COLORS, INK, new_figure, save, tidy
 
 SIZES = {
     "batch": (32, 64, 128, 256, 512),
@@ -40,35 +39,22 @@ def dense_contestant(batch=128, width=400, depth=1, latent=20, images=8_000, ste
     """A turn: `steps` steps of the dense VAE in one program."""
     hidden = (width,) * depth
     model = jaxvae.VAE(jaxvae.MLPEncoder(latent, hidden), jaxvae.MLPDecoder((28, 28, 1), hidden))
-    return contestant(partial(jaxvae.vae_loss, model), model, lambda key: (), (28, 28, 1), images, batch, steps)
+    return make_contestant(partial(jaxvae.vae_loss, model), model, (28, 28, 1), images, batch, steps)
 
 
 def codebook_contestant(codes=512, batch=16, steps=2):
     """A turn: `steps` steps of the convolutional VQ-VAE in one program."""
-    model = vq_vae_jaxvae.make_model()
-    loss_fn = partial(jaxvae.vq_vae_loss, model, variance=1.0)
-    init_codes = partial(codebook.init_codebook, codes, 64)
-    return contestant(loss_fn, model, lambda key: init_codes(key=key), (32, 32, 3), 256, batch, steps)
+    model = vq_vae_jaxvae.make_model(codes=codes)
+    return make_contestant(partial(jaxvae.vq_vae_loss, model, variance=1.0), model, (32, 32, 3), 256, batch, steps)
 
 
-def contestant(loss_fn, model, init_model_state, shape, images, batch, steps):
+def make_contestant(loss_fn, model, shape, images, batch, steps):
     optimizer = optax.adam(1e-3)
     rng = np.random.default_rng(0)
-    source = {"image": rng.integers(0, 256, (images, *shape), np.uint8), "index": np.arange(images, dtype=np.int32)}
-    source, rows = jax.device_put((source, rng.integers(0, images, (steps, batch), np.int32)))
-    train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optimizer, prepare=data.make_prepare(256)))
-
-    def init(*, key):
-        return model.init(key, jnp.zeros((1, *shape))), init_model_state(key)
-
-    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
-
-    def run():
-        nonlocal state
-        state, _ = train_epoch(state, source, rows)
-        return state.step
-
-    return run, steps
+    source = on_device(rng.integers(0, 256, (images, *shape), np.uint8))
+    indices = jax.device_put(rng.integers(0, images, (steps, batch), np.int32))
+    step = jaxvae.make_train_step(loss_fn, optimizer, prepare=data.make_prepare(256))
+    return contestant(step, initializer(model, shape), optimizer, source, indices), steps
 
 
 def measure(kind, rounds):
@@ -99,11 +85,9 @@ def draw(results, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--only", default=",".join(SIZES), help="kinds of size, between commas; default: all")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--png", type=Path, help="draw the times here")
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
     results = {}

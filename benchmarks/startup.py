@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 PARTS = ("import", "init", "trace and lower", "compile", "first step")
-ROWS = 100  # steps that the program could run
+STEPS = 100  # steps that the program could run
 
 
 def start(name):
@@ -37,17 +37,17 @@ def start(name):
     import numpy as np
 
     from benchmarks.limits import make_training
+    from benchmarks.training import on_device
 
     jax.config.update(
         "jax_enable_compilation_cache", "JAX_COMPILATION_CACHE_DIR" in os.environ
     )  # contestants refuse it
     train_step, init_state, batch = make_training(name)
     state = timed("init", lambda: jax.block_until_ready(init_state()))
-    count, size = ROWS * len(batch["index"]), len(batch["index"])
-    rows = np.full((ROWS, size), -1, np.int32)
-    rows[0] = np.arange(size)
-    image = np.zeros((count, *batch["image"].shape[1:]), np.uint8)
-    arguments = jax.device_put(({"image": image, "index": np.arange(count, dtype=np.int32)}, rows))
+    count, size = STEPS * len(batch["index"]), len(batch["index"])
+    indices = np.full((STEPS, size), -1, np.int32)
+    indices[0] = np.arange(size)
+    arguments = on_device(np.zeros((count, *batch["x"].shape[1:]), np.uint8)), jax.device_put(indices)
     program = jax.jit(jaxvae.make_train_epoch(train_step), donate_argnums=0)
     lowered = timed("trace and lower", lambda: program.lower(state, *arguments))
     compiled = timed("compile", lowered.compile)

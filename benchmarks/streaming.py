@@ -5,24 +5,24 @@
 The dense VAE, 784-400-20, batch 128, on 60,000 random images of one byte a pixel. The contestants take turns, and each
 reads the next chunk while the device works, as `fit` does:
 
-- resident: the whole set on the device, the rows to take from the host.
+- resident: the whole set on the device, the indices to take from the host.
 - streamed: the examples of a chunk from the host's memory.
 - streamed from a file: the same from a memory map, which the system's file cache holds.
 """
 
-import argparse
+import dataclasses
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxvae
 from benchmarks.contestants.vae_jaxvae import make_model
-from benchmarks.timing import console, take_turns, write_json
+from benchmarks.timing import console, make_parser, take_turns, write_json
+from benchmarks.training import initializer
 from jaxvae import data
 
 NUM_IMAGES, BATCH = 60_000, 128
@@ -35,10 +35,7 @@ def contestant(feed):
     step = jaxvae.make_train_step(partial(jaxvae.vae_loss, model), optimizer, prepare=data.make_prepare(256))
     train_epoch = jaxvae.make_train_epoch(step)
 
-    def init(*, key):
-        return model.init(key, jnp.zeros((1, 28, 28, 1))), ()
-
-    state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
+    state = jaxvae.init_train_state(initializer(model, (28, 28, 1)), optimizer, key=jax.random.key(0))
 
     def run():
         nonlocal state
@@ -53,18 +50,16 @@ def contestant(feed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--epochs", type=int, default=1, help="in a turn")
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
-    image = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 28, 28, 1), np.uint8)
-    images = data.from_arrays("random", image)
+    x = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 28, 28, 1), np.uint8)
+    images = data.from_arrays("random", x)
     order = data.Order(NUM_IMAGES, BATCH, args.epochs, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        np.save(Path(scratch) / "image.npy", image)
-        mapped = images._replace(image=np.load(Path(scratch) / "image.npy", mmap_mode="r"))
+        np.save(Path(scratch) / "x.npy", x)
+        mapped = dataclasses.replace(images, arrays={"x": np.load(Path(scratch) / "x.npy", mmap_mode="r")})
         feeds = {
             "resident": data.Resident(images, order, chunk=CHUNK),
             "streamed": data.Streamed(images, order, chunk=CHUNK),

@@ -10,12 +10,10 @@ batch 64) on 60,000 random images of that size. The contestants take turns:
 - processes: a process per core, each pinned to it; compiled before the clock starts. On CPUs only.
 """
 
-import argparse
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +21,13 @@ import numpy as np
 import optax
 
 import jaxvae
-from benchmarks.timing import take_turns, write_json
+from benchmarks.timing import make_parser, take_turns, write_json
+from benchmarks.training import initializer, on_device
 from experiments.rate_distortion import PRESETS, make_model
 from experiments.run import console
 from experiments.sweep_processes import cores
 from jaxvae import data
+from jaxvae.training.sweep import init_sweep_state, make_sweep_epoch
 
 SIDES = {"mnist": 28, "digits": 8}
 NUM_IMAGES = 60_000
@@ -39,37 +39,33 @@ def make_step(model, numbers):
 
 
 class Problem:
-    """The data on the device, the model and the rows of one turn."""
+    """The data on the device, the model and the indices of one turn."""
 
     def __init__(self, preset, steps):
         rng = np.random.default_rng(0)
         config = PRESETS[preset][1]
         self.shape = (SIDES[preset], SIDES[preset], 1)
-        image = (rng.random((NUM_IMAGES, *self.shape)) < 0.1).astype(np.uint8) * np.uint8(255)
-        index = np.arange(NUM_IMAGES, dtype=np.int32)
-        self.source = jax.device_put({"image": image, "index": index})
-        self.rows = jnp.asarray(rng.integers(0, NUM_IMAGES, (steps, config.batch_size)), jnp.int32)
+        x = (rng.random((NUM_IMAGES, *self.shape)) < 0.1).astype(np.uint8) * np.uint8(255)
+        self.source = on_device(x)
+        self.indices = jnp.asarray(rng.integers(0, NUM_IMAGES, (steps, config.batch_size)), jnp.int32)
         self.model = make_model(config, self.shape)
         # The beta is an argument of the compiled program here too: eight runs are not to compile eight times.
-        self.one = jaxvae.make_sweep_epoch(partial(make_step, self.model), how="map")
+        self.one = make_sweep_epoch(partial(make_step, self.model), how="map")
 
         self.states = {}
 
     def init(self, betas):
         """Members that start alike; compiling that is nobody's share of a turn."""
-
-        def init(*, key):
-            return self.model.init(key, jnp.zeros((1, *self.shape))), ()
-
         if len(betas) not in self.states:
             keys = jax.vmap(jax.random.key)(jnp.zeros(len(betas), jnp.uint32))
-            self.states[len(betas)] = jaxvae.init_sweep_state(init, optax.adam(1e-3), {"beta": betas}, keys=keys)
+            init = initializer(self.model, self.shape)
+            self.states[len(betas)] = init_sweep_state(init, optax.adam(1e-3), {"beta": betas}, keys=keys)
         state = jax.tree.map(jnp.copy, self.states[len(betas)])
         return state.replace(numbers={"beta": jnp.asarray(betas, jnp.float32)})
 
     def run(self, betas, epoch):
         """Train them for one turn."""
-        return jax.block_until_ready(epoch(self.init(betas), self.source, self.rows)[0].step)
+        return jax.block_until_ready(epoch(self.init(betas), self.source, self.indices)[0].step)
 
 
 PROBLEM = None  # of a worker process
@@ -89,11 +85,9 @@ def train_one(beta):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--preset", choices=SIDES, default="mnist")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=469, help="of each member in a turn; 469 is an epoch of 60,000")
-    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
     args = parser.parse_args()
 
     problem = Problem(args.preset, args.steps)
@@ -104,8 +98,8 @@ def main():
         compilations.append(1)
         return make_step(problem.model, numbers)
 
-    vmapped = jaxvae.make_sweep_epoch(counted, how="vmap")
-    mapped = jaxvae.make_sweep_epoch(counted, how="map")
+    vmapped = make_sweep_epoch(counted, how="vmap")
+    mapped = make_sweep_epoch(counted, how="map")
     contestants = {
         "sequential": lambda: [problem.run([beta], problem.one) for beta in betas],
         "vmap": lambda: problem.run(betas, vmapped),
@@ -125,7 +119,7 @@ def main():
     if pool is not None:
         pool.shutdown()
 
-    examples = len(betas) * problem.rows.size
+    examples = len(betas) * problem.indices.size
     results = {name: examples / time for name, time in seconds.items()}
     for name, speed in results.items():
         ratio = speed / results["sequential"]

@@ -1,5 +1,6 @@
 """Contestants taking turns in one process, and what to write beside their times."""
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,14 @@ ATTEMPTS = 5  # at an undisturbed turn
 console = Console(highlight=False)
 if not console.is_terminal:
     console.width = 110
+
+
+def make_parser(description, *, rounds):
+    """The options that every benchmark of one process has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", type=Path, help="write the numbers and the environment here")
+    return parser
 
 
 def take_turns(contestants, rounds, foreign=None):

@@ -14,11 +14,6 @@ first losses agree to a percent: that notices a missing rate, which makes 5 %.
 * pythae is its own trainer's epoch; checkpoints, which it writes after one, are left out.
 """
 
-import tempfile
-from pathlib import Path
-
-import jax
-
 from benchmarks import runner, workload
 from benchmarks.contestants.vae_jaxvae import make_model
 
@@ -27,15 +22,12 @@ TOLERANCE = 0.01  # of the losses, relative
 
 
 def main():
-    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=468)  # an epoch of MNIST
-    parser.add_argument("--data", choices=("random", "mnist"), default="random")
+    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=468, data="mnist")  # an epoch of MNIST
     args = parser.parse_args()
 
-    jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
-    with tempfile.TemporaryDirectory() as scratch:
-        problem = str(Path(scratch) / "problem.npz")
-        image = workload.digits(args.data, args.steps * BATCH)
-        workload.write_problem(problem, image, BATCH, workload.narrow(workload.init_params(make_model(), image)))
+    with workload.problem_file() as problem:
+        x = workload.digits(args.data, args.steps * BATCH)
+        workload.write_vae_problem(problem, make_model(), x, BATCH)
         contestants = workload.jaxvae_rows("vae_jaxvae", problem, args)
         contestants.append(workload.row("flax, jit", None, "vae_flax", problem))
         if args.peers:

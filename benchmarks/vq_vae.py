@@ -10,16 +10,13 @@ the order of sums makes losses differ in about the fifth digit. PyTorch has the 
 Adam; its bfloat16 is autocast's.
 """
 
-import tempfile
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import runner, workload
 from benchmarks.contestants.vq_vae_jaxvae import make_model
-from jaxvae import codebook, data
+from jaxvae import data
 
 BATCH = 128
 TOLERANCE = 1e-3  # of the losses, relative
@@ -29,38 +26,32 @@ def write_problem(path, name, steps):
     """Images, initial parameters and codes."""
     if name == "random":
         coarse = np.random.default_rng(0).integers(0, 256, (steps * BATCH, 4, 4, 3), np.uint8)
-        image = workload.enlarge(coarse, 32)
+        x = workload.enlarge(coarse, 32)
     else:
-        image = np.asarray(data.load(name, "train").image[: steps * BATCH])
-    scaled = image / np.float32(255)
-    params = workload.init_params(make_model(), image)
+        x = np.asarray(data.load(name, "train").x[: steps * BATCH])
+    scaled, model = x / np.float32(255), make_model()
+    params = workload.init_params(model, x)
 
     @jax.jit
     def seed(params, first):
-        encoded = make_model().apply(params, first, method="encode").reshape(-1, 64)
-        return codebook.seed_codebook(encoded, 512, key=jax.random.key(0))
+        encoded = model.apply(params, first, method="encode")
+        return model.quantizer.init(encoded.shape[-1], key=jax.random.key(0), encoded=encoded)[1]
 
-    codes = jax.device_get(seed(params, jnp.asarray(scaled[workload.shuffled(len(image), BATCH)[0]])))
-    arrays = {f"codebook/{name}": values for name, values in codes._asdict().items()}
-    workload.write_problem(path, image, BATCH, params, variance=scaled.var(dtype=np.float64), **arrays)
+    codes = jax.device_get(seed(params, jnp.asarray(scaled[workload.shuffled(len(x), BATCH)[0]])))
+    arrays = {f"quantizer/{name}": values for name, values in codes.items()}
+    workload.write_problem(path, x, BATCH, params, variance=scaled.var(dtype=np.float64), **arrays)
 
 
 def main():
-    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=10)
-    parser.add_argument("--data", choices=("random", "cifar10"), default="random")
+    parser = workload.make_parser(__doc__, tolerance=TOLERANCE, steps=10, data="cifar10")
     parser.add_argument("--bfloat16", action="store_true", help="everyone's networks; for GPUs, with --tolerance 0.02")
     args = parser.parse_args()
 
-    jax.config.update("jax_platforms", "cpu")  # the device is for the contestants
-    with tempfile.TemporaryDirectory() as scratch:
-        problem = str(Path(scratch) / "problem.npz")
+    with workload.problem_file() as problem:
         write_problem(problem, args.data, args.steps)
         options = ["--bfloat16"] if args.bfloat16 else []
-        contestants = workload.jaxvae_rows("vq_vae_jaxvae", problem, args, *options)
-        stock = workload.row(
-            "stock convolutions, jit", None, "vq_vae_jaxvae", problem, *options, "--per-step", "--stock"
-        )
-        contestants += [stock, *workload.torch_rows("vq_vae_torch", problem, args, *options, convolutions=True)]
+        contestants = workload.jaxvae_rows("vq_vae_jaxvae", problem, args, *options, convolutions=True)
+        contestants += workload.torch_rows("vq_vae_torch", problem, args, *options, convolutions=True)
         title = f"VQ-VAE, {args.data}" + (", bfloat16" if args.bfloat16 else "")
         runner.run(title, contestants, args, ours=workload.OURS)
 

@@ -110,8 +110,8 @@ def test_unequal_devices_are_refused(fake):
 
 
 def test_the_tolerance_of_the_vae_allows_other_noise_but_no_missing_rate():
-    image, model, optimizer = workload.digits("random", 10 * vae.BATCH), make_model(), optax.adam(1e-3)
-    params = workload.narrow(workload.init_params(model, image))
+    x, model, optimizer = workload.digits("random", 10 * vae.BATCH), make_model(), optax.adam(1e-3)
+    params = workload.narrow(workload.init_params(model, x))
 
     def step_of(beta):
         return jaxvae.jit_train_step(partial(jaxvae.vae_loss, model, beta=beta), optimizer, prepare=make_prepare(256))
@@ -119,8 +119,8 @@ def test_the_tolerance_of_the_vae_allows_other_noise_but_no_missing_rate():
     def train(step, seed):
         state = jaxvae.init_train_state(lambda *, key: (params, ()), optimizer, key=jax.random.key(seed))
         taken = []
-        for rows in workload.shuffled(len(image), vae.BATCH):
-            state, metrics = step(state, {"image": image[rows], "index": rows})
+        for indices in workload.shuffled(len(x), vae.BATCH):
+            state, metrics = step(state, {"x": x[indices], "index": indices})
             taken.append(float(metrics["loss"]))
         return {"losses": taken}
 

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import optax
 
 import jaxvae
@@ -20,8 +19,7 @@ def make_model(dtype=None):
 
 def main():
     args = parse(__doc__)
-    loss_fn = partial(jaxvae.vae_loss, make_model(args.dtype), beta=4.0)
-    serve_training(args, np.load(args.problem), loss_fn, optax.adam(1e-4))
+    serve_training(args, partial(jaxvae.vae_loss, make_model(args.dtype), beta=4.0), optax.adam(1e-4))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ class BetaVAE(nn.Module):
         convolutions = [*double(64, 64), *double(64, 32), *double(32, 32), nn.ConvTranspose2d(32, 1, 4, 2, 1)]
         self.decoder = nn.Sequential(*dense, *convolutions)
 
-    def forward(self, image):
+    def forward(self, x):
         """Distortion + 4 · rate, the mean over the batch."""
-        mean, log_var = self.encoder(image).float().chunk(2, dim=1)
+        mean, log_var = self.encoder(x).float().chunk(2, dim=1)
         latent = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         logits = self.decoder(latent).float()
-        distortion = F.binary_cross_entropy_with_logits(logits, image, reduction="sum")
+        distortion = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
         rate = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum()
-        return (distortion + 4 * rate) / len(image)
+        return (distortion + 4 * rate) / len(x)
 
 
 def channels_first(problem):

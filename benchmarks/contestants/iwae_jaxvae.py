@@ -3,7 +3,6 @@
 from functools import partial
 
 import flax.linen as nn
-import numpy as np
 import optax
 
 import jaxvae
@@ -21,7 +20,7 @@ def make_model(dtype=None):
 def main():
     args = parse(__doc__)
     loss_fn = partial(jaxvae.iwae_loss, make_model(args.dtype), num_samples=args.samples)
-    serve_training(args, np.load(args.problem), loss_fn, optax.adam(1e-3, eps=1e-4))
+    serve_training(args, loss_fn, optax.adam(1e-3, eps=1e-4))
 
 
 if __name__ == "__main__":

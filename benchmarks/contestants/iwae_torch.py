@@ -25,15 +25,15 @@ class IWAE(nn.Module):
         first, second = nn.Linear(50, 200), nn.Linear(200, 200)
         self.decoder = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(200, 784))
 
-    def forward(self, image):
+    def forward(self, x):
         """The negative bound, the mean over the batch."""
-        image = image.flatten(1)
-        mean, log_var = self.encoder(image).chunk(2, dim=1)
+        x = x.flatten(1)
+        mean, log_var = self.encoder(x).chunk(2, dim=1)
         noise = torch.randn(self.samples, *mean.shape, device=mean.device)
         latent = mean + (0.5 * log_var).exp() * noise
         logits = self.decoder(latent.flatten(0, 1)).unflatten(0, (self.samples, -1))
-        images = image.expand(self.samples, -1, -1)
-        log_likelihood = -F.binary_cross_entropy_with_logits(logits, images, reduction="none").sum(dim=2)
+        repeated = x.expand(self.samples, -1, -1)
+        log_likelihood = -F.binary_cross_entropy_with_logits(logits, repeated, reduction="none").sum(dim=2)
         log_ratio = 0.5 * (noise.square() + log_var - latent.square()).sum(dim=2)  # log p(z) - log q(z|x)
         return math.log(self.samples) - torch.logsumexp(log_likelihood + log_ratio, dim=0).mean()
 

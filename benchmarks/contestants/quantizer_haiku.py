@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.contestants.shared_jax import serve_jax
+from benchmarks.contestants.shared_jax import serve_jax, stepwise
 
 OLD = 10_000  # calls so far: averages that the correction of their start leaves alone
 
@@ -17,7 +17,7 @@ def main():
     parser.add_argument("problem", help="the npz that benchmarks.quantizer writes")
     problem = np.load(parser.parse_args().problem)
     num_codes, dim = problem["moment"].shape
-    positions = problem["rows"].shape[1]
+    positions = problem["indices"].shape[1]
 
     def quantize(encoded):
         return hk.nets.VectorQuantizerEMA(dim, num_codes, 0.25, 0.99, name="quantizer")(encoded, is_training=True)
@@ -38,15 +38,10 @@ def main():
         output, state = module.apply({}, state, None, encoded)
         return state, output["quantize"], output["loss"]
 
-    def train(rows):
-        nonlocal state
-        losses = []
-        for number in rows[:, 0] // positions:
-            state, _, loss = step(state, batches[number])
-            losses.append(loss)
-        return [float(loss) for loss in jax.device_get(losses)]
+    def inputs_of(indices):
+        return (batches[indices[0] // positions],)
 
-    serve_jax(train, problem["rows"], ("dm-haiku",))
+    serve_jax(stepwise(step, state, inputs_of), problem["indices"], ("dm-haiku",))
 
 
 if __name__ == "__main__":

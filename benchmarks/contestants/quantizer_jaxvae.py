@@ -3,45 +3,39 @@
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.contestants.shared_jax import serve_jax
+import jaxvae
+from benchmarks.contestants.shared_jax import serve_jax, stepwise
 from jaxvae import codebook
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("problem", help="the npz that benchmarks.quantizer writes")
+    parser.add_argument("problem", type=np.load, help="the npz that benchmarks.quantizer writes")
     parser.add_argument("--restarts", action="store_true")
     args = parser.parse_args()
-    problem = np.load(args.problem)
-    state = jax.device_put(codebook.CodebookState(problem["frequency"], problem["moment"]))
+    problem = args.problem
+    options = {} if args.restarts else {"restart_threshold": 0.0}
+    quantizer = jaxvae.EMACodebook(len(problem["frequency"]), **options)
+    state = jax.device_put({name: problem[name] for name in ("frequency", "moment")})
     key = jax.random.key(0)
 
     @jax.jit
     def step(state, encoded, number):
-        codes = codebook.vectors(state)
-        indices = codebook.nearest(codes, encoded)
-        quantized = codes[indices]
-        state = codebook.ema_update(state, encoded, indices, decay=0.99)
-        if args.restarts:
-            state = codebook.restart_dead_codes(state, encoded, key=jax.random.fold_in(key, number))
-        loss = 0.25 * jnp.square(encoded - quantized).mean()
-        return state, codebook.straight_through(encoded, quantized), loss
+        quantized = quantizer({}, state, encoded)
+        state, _ = quantizer.update(state, encoded, quantized.indices, key=jax.random.fold_in(key, number))
+        loss = 0.25 * quantized.commitment.mean()
+        return state, codebook.straight_through(encoded, quantized.vectors), loss
 
     batches = list(jax.device_put(problem["encoded"]))
     jax.block_until_ready(batches)
 
-    def train(rows):
-        nonlocal state
-        losses = []
-        for number in rows[:, 0] // rows.shape[1]:
-            state, _, loss = step(state, batches[number], number)
-            losses.append(loss)
-        return [float(loss) for loss in jax.device_get(losses)]
+    def inputs_of(indices):
+        number = indices[0] // len(indices)
+        return batches[number], number
 
-    serve_jax(train, problem["rows"])
+    serve_jax(stepwise(step, state, inputs_of), problem["indices"])
 
 
 if __name__ == "__main__":

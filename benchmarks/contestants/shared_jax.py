@@ -9,7 +9,24 @@ from benchmarks.contestants import serve
 jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed
 
 
-def serve_jax(train, rows, packages=(), **counts):
+def stepwise(step, state, inputs_of):
+    """The `train` of `serve` by a jitted `step(state, *inputs) -> (state, ..., loss)`; losses are fetched at the end.
+
+    `inputs_of` gives a step's inputs, a tuple, of its indices [B].
+    """
+
+    def train(indices):
+        nonlocal state
+        losses = []
+        for each in indices:
+            state, *_, loss = step(state, *inputs_of(each))
+            losses.append(loss)
+        return [float(loss) for loss in jax.device_get(losses)]
+
+    return train
+
+
+def serve_jax(train, indices, packages=(), **counts):
     """`serve` from the default device; the counts get the compilations from here on."""
     counts["compilations"] = 0
 
@@ -19,7 +36,7 @@ def serve_jax(train, rows, packages=(), **counts):
     jax.monitoring.register_event_duration_secs_listener(count)
     serve(
         train,
-        rows,
+        indices,
         device=jax.devices()[0].device_kind,
         versions={name: version(name) for name in ("jax", "jaxlib", *packages)},
         counts=lambda: counts,

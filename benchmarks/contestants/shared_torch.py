@@ -62,7 +62,7 @@ def make_optimizer(model, learning_rate, *, epsilon=1e-8, fused=None):
 
 
 def serve_training(args, problem, model, *, learning_rate, epsilon=1e-8, packages=()):
-    """Train `model`, images [B, C, H, W] -> the loss, on images in the device's memory; Adam is fused."""
+    """Train `model`, x [B, C, H, W] -> the loss, on images in the device's memory; Adam is fused."""
     if args.cuda_graphs and args.device.type != "cuda":
         return skip("it needs CUDA")
     if args.compile or args.cuda_graphs:
@@ -73,34 +73,34 @@ def serve_training(args, problem, model, *, learning_rate, epsilon=1e-8, package
             return skip(str(error).splitlines()[0])
         torch._dynamo.utils.counters.clear()
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    image = torch.as_tensor(problem["image"]).permute(0, 3, 1, 2).float().div(255)
-    image = image.contiguous(memory_format=layout).to(args.device)
+    x = torch.as_tensor(problem["x"]).permute(0, 3, 1, 2).float().div(255)
+    x = x.contiguous(memory_format=layout).to(args.device)
     model = model.to(args.device, memory_format=layout)
     optimizer = make_optimizer(model, learning_rate, epsilon=epsilon, fused=True)
     loss_of = model
     if args.compile or args.cuda_graphs:
         loss_of = torch.compile(model, mode="reduce-overhead" if args.cuda_graphs else None)
 
-    def train(rows):
+    def train(indices):
         losses = []
-        for row in torch.as_tensor(rows, device=args.device):
+        for step in torch.as_tensor(indices, device=args.device):
             with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
-                loss = loss_of(image[row].contiguous(memory_format=layout))
+                loss = loss_of(x[step].contiguous(memory_format=layout))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach().clone() if args.cuda_graphs else loss.detach())  # graphs reuse their memory
         return torch.stack(losses).tolist()
 
-    serve_torch(args, train, problem["rows"], packages)
+    serve_torch(args, train, problem["indices"], packages)
 
 
-def serve_torch(args, train, rows, packages=()):
+def serve_torch(args, train, indices, packages=()):
     """`serve`; the counts are the threads, and the graphs that torch.compile made."""
     counters = torch._dynamo.utils.counters
     serve(
         train,
-        rows,
+        indices,
         device=torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu",
         versions={name: version(name) for name in ("torch", *packages)},
         counts=lambda: {"compilations": counters["stats"]["unique_graphs"], "threads": torch.get_num_threads()},

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from flax.training.train_state import TrainState
 
-from benchmarks.contestants.shared_jax import serve_jax
+from benchmarks.contestants.shared_jax import serve_jax, stepwise
 
 NAMES = {
     "hidden": "encoder/Dense_0",
@@ -25,9 +25,9 @@ class VAE(nn.Module):
     """Images [B, 784] -> logits, and the posterior's mean and log-variance."""
 
     @nn.compact
-    def __call__(self, image, key):
+    def __call__(self, x, key):
         """Reconstruct from a draw of the latent."""
-        hidden = nn.relu(nn.Dense(400, name="hidden")(image))
+        hidden = nn.relu(nn.Dense(400, name="hidden")(x))
         mean, log_var = nn.Dense(20, name="mean")(hidden), nn.Dense(20, name="log_var")(hidden)
         latent = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
         hidden = nn.relu(nn.Dense(400, name="decoder")(latent))
@@ -35,10 +35,10 @@ class VAE(nn.Module):
 
 
 @partial(jax.jit, donate_argnums=0)
-def train_step(state, image, key):
+def train_step(state, x, key):
     def loss_of(params):
-        logits, mean, log_var = state.apply_fn({"params": params}, image, jax.random.fold_in(key, state.step))
-        distortion = optax.sigmoid_binary_cross_entropy(logits, image).sum(axis=1)
+        logits, mean, log_var = state.apply_fn({"params": params}, x, jax.random.fold_in(key, state.step))
+        distortion = optax.sigmoid_binary_cross_entropy(logits, x).sum(axis=1)
         rate = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - log_var - 1).sum(axis=1)
         return (distortion + rate).mean()
 
@@ -56,18 +56,13 @@ def main():
         for name, ours in NAMES.items()
     }
     state = TrainState.create(apply_fn=VAE().apply, params=params, tx=optax.adam(1e-3))
-    images = problem["image"].reshape(-1, 784).astype(np.float32) / 255
+    images = problem["x"].reshape(-1, 784).astype(np.float32) / 255
     key = jax.random.key(0)
 
-    def train(rows):
-        nonlocal state
-        losses = []
-        for row in rows:
-            state, loss = train_step(state, images[row], key)
-            losses.append(loss)
-        return [float(loss) for loss in jax.device_get(losses)]
+    def inputs_of(indices):
+        return images[indices], key
 
-    serve_jax(train, problem["rows"], ("flax", "optax"))
+    serve_jax(stepwise(train_step, state, inputs_of), problem["indices"], ("flax", "optax"))
 
 
 if __name__ == "__main__":

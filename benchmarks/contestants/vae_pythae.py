@@ -27,9 +27,9 @@ class Encoder(BaseEncoder):
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU())
         self.mean, self.log_var = nn.Linear(400, 20), nn.Linear(400, 20)
 
-    def forward(self, image):
+    def forward(self, x):
         """The posterior, by pythae's names."""
-        hidden = self.hidden(image)
+        hidden = self.hidden(x)
         return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_var(hidden))
 
 
@@ -58,8 +58,8 @@ class Recorded(VAE):
 def main():
     args = parse(__doc__)
     problem = load_problem(args.problem)
-    image = torch.as_tensor(problem["image"]).permute(0, 3, 1, 2).float() / 255
-    dataset = BaseDataset(image, torch.zeros(len(image)))
+    x = torch.as_tensor(problem["x"]).permute(0, 3, 1, 2).float() / 255
+    dataset = BaseDataset(x, torch.zeros(len(x)))
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=20, reconstruction_loss="bce")
     model = Recorded(config, encoder=Encoder(), decoder=Decoder())
     for part, names in NAMES.items():
@@ -68,22 +68,24 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         settings = BaseTrainerConfig(
             output_dir=scratch,
-            per_device_train_batch_size=problem["rows"].shape[1],
+            per_device_train_batch_size=problem["indices"].shape[1],
             learning_rate=1e-3,
             optimizer_params={"betas": (0.9, 0.999), "eps": 1e-8},
         )
         trainer = BaseTrainer(model, dataset, training_config=settings)
         trainer.prepare_training()
 
-        def train(rows):
-            """One of its epochs, over these rows; saving the model, which its `train` adds, is left out."""
+        def train(indices):
+            """One of its epochs, over these examples; saving the model, which its `train` adds, is left out."""
             model.losses.clear()
-            trainer.train_loader = DataLoader(dataset, batch_sampler=rows.tolist(), collate_fn=collate_dataset_output)
+            trainer.train_loader = DataLoader(
+                dataset, batch_sampler=indices.tolist(), collate_fn=collate_dataset_output
+            )
             trainer.train_step(epoch=1)
             trainer.callback_handler.on_epoch_end(training_config=settings)  # closes its progress bar
             return torch.stack(model.losses).tolist()
 
-        serve_torch(args, train, problem["rows"], ("pythae",))
+        serve_torch(args, train, problem["indices"], ("pythae",))
 
 
 if __name__ == "__main__":

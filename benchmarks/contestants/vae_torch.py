@@ -25,14 +25,14 @@ class VAE(nn.Module):
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 2 * 20))
         self.decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
 
-    def forward(self, image):
+    def forward(self, x):
         """Distortion + rate, the mean over the batch."""
-        mean, log_var = self.encoder(image).chunk(2, dim=1)
+        mean, log_var = self.encoder(x).chunk(2, dim=1)
         latent = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
         logits = self.decoder(latent)
-        distortion = F.binary_cross_entropy_with_logits(logits, image.flatten(1), reduction="sum")
+        distortion = F.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
         rate = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum()
-        return (distortion + rate) / len(image)
+        return (distortion + rate) / len(x)
 
 
 def main():
@@ -45,20 +45,20 @@ def main():
 
     model.to(args.device)
     optimizer = make_optimizer(model, 1e-3)
-    dataset = TensorDataset(torch.as_tensor(problem["image"]).permute(0, 3, 1, 2).float() / 255)
+    dataset = TensorDataset(torch.as_tensor(problem["x"]).permute(0, 3, 1, 2).float() / 255)
 
-    def train(rows):
+    def train(indices):
         losses = []
         pinned = args.device.type == "cuda"
-        for (image,) in DataLoader(dataset, batch_sampler=rows.tolist(), pin_memory=pinned):
-            loss = model(image.to(args.device, non_blocking=True))
+        for (x,) in DataLoader(dataset, batch_sampler=indices.tolist(), pin_memory=pinned):
+            loss = model(x.to(args.device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         return losses
 
-    serve_torch(args, train, problem["rows"])
+    serve_torch(args, train, problem["indices"])
 
 
 if __name__ == "__main__":

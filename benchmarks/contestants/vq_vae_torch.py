@@ -47,17 +47,17 @@ class VQVAE(nn.Module):
             accept_image_fmap=True,
         )
 
-    def forward(self, image):
+    def forward(self, x):
         """Distortion over the variance, and commitment."""
-        quantized, _, commitment = self.quantizer(self.encoder(image - 0.5).float())
-        return F.mse_loss(self.decoder(quantized).float() + 0.5, image) / self.variance + commitment
+        quantized, _, commitment = self.quantizer(self.encoder(x - 0.5).float())
+        return F.mse_loss(self.decoder(quantized).float() + 0.5, x) / self.variance + commitment
 
     @torch.no_grad()
     def load(self, problem, share):
         """Start from jaxvae's parameters and codes; `share` is how many positions of a batch a code has evenly."""
         copy_parameters(self.encoder, ENCODER, problem)
         copy_parameters(self.decoder, DECODER, problem)
-        codes = torch.as_tensor(problem["codebook/moment"] / problem["codebook/frequency"][:, None])
+        codes = torch.as_tensor(problem["quantizer/moment"] / problem["quantizer/frequency"][:, None])
         codebook = self.quantizer._codebook
         codebook.embed.copy_(codes[None])
         codebook.embed_avg.copy_(codes[None] * share)
@@ -69,7 +69,7 @@ def main():
     args = parse(__doc__)
     problem = load_problem(args.problem)
     model = VQVAE(float(problem["variance"]))
-    model.load(problem, share=problem["rows"].shape[1] * 64 / 512)
+    model.load(problem, share=problem["indices"].shape[1] * 64 / 512)
     serve_training(args, problem, model, learning_rate=3e-4, packages=("vector-quantize-pytorch",))
 
 
