@@ -1,5 +1,6 @@
 """Strict for every test: 4 CPU devices, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -45,6 +46,14 @@ def x64():
 def _processes_compile_as_for_users():
     jax.devices()  # XLA has read its flags by now
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_GENERATOR, "")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_the_programs_of_a_module():
+    """JAX keeps every program that it compiled; a worker would grow to gigabytes of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

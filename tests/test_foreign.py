@@ -9,13 +9,13 @@ from flax import nnx
 
 from jaxvae.losses import bernoulli_nll, gaussian_kl
 
-IMAGES = jax.random.bernoulli(jax.random.key(0), 0.3, (16, 12)).astype(jnp.float32)
+X = jax.random.bernoulli(jax.random.key(0), 0.3, (16, 12)).astype(jnp.float32)
 
 
 def negative_elbo(encode, decode, key):
-    mean, log_var = jnp.split(encode(IMAGES), 2, axis=-1)
+    mean, log_var = jnp.split(encode(X), 2, axis=-1)
     latent = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
-    return (bernoulli_nll(decode(latent), IMAGES) + gaussian_kl(mean, log_var)).mean()
+    return (bernoulli_nll(decode(latent), X) + gaussian_kl(mean, log_var)).mean()
 
 
 def test_flax_nnx(key):
