@@ -75,7 +75,7 @@ class Quantized(NamedTuple):
       indices: of these codes, [B, *positions] int32; with an axis more where a position takes several.
       commitment: how far the vectors were from their codes, [B]: the squared difference, its mean over the example.
       loss: what moves parameters of the quantiser's own, [B]; zero where it has none.
-      metrics: scalars.
+      metrics: scalars that are means over the examples; what looks at the batch as a whole comes from `update`.
     """
 
     vectors: Array

@@ -73,6 +73,8 @@ def test_free_bits_are_per_latent_and_of_the_batchs_mean(key):
         value, metrics = evaluate(jaxvae.beta_vae_loss, key, beta=2.0, free_bits=float(free))
         np.testing.assert_allclose(metrics["rate"], rates.sum(), rtol=1e-5)
         np.testing.assert_allclose(value - metrics["distortion"], 2 * np.maximum(rates, free).sum(), rtol=1e-4)
+        # The bound is of the rate there is, whatever is paid for it.
+        np.testing.assert_allclose(metrics["negative_elbo"], metrics["distortion"] + rates.sum(), rtol=1e-6)
 
 
 def test_a_latent_within_its_free_bits_pays_nothing(key):

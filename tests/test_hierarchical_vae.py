@@ -208,3 +208,14 @@ def test_a_layer_that_ignores_its_input_has_no_active_units(key):
 def test_every_encoder_needs_a_decoder(count):
     with pytest.raises(ValueError, match=f"as many decoders as encoders, got {count} and 2"):
         jaxvae.HierarchicalVAE(encoders=MODEL.encoders, decoders=(jaxvae.MLPDecoder(SHAPE),) * count)
+
+
+def test_every_layer_of_a_sample_has_noise_of_its_own(key):
+    """z_1 = z_2 + ε has variance 2; with one key for both layers ε would be z_2, and the variance 4."""
+    model = jaxvae.HierarchicalVAE(
+        encoders=(jaxvae.MLPEncoder(2), jaxvae.MLPEncoder(2)),
+        decoders=(lambda z: z, lambda z: (z, jnp.zeros_like(z))),
+        likelihood=partial(DiagGaussian, log_var=0.0),
+    )
+    latent = model.apply({}, 20_000, key=key, method="sample").mean
+    np.testing.assert_allclose(np.var(latent, axis=0), 2, rtol=0.05)
