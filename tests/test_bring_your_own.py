@@ -603,3 +603,41 @@ def test_an_autoencoder_gives_x_no_probability(key):
             loss(model, params, (), batch(B), key=key, step=0)
     with pytest.raises(ValueError, match="leaves out the rate of a model with a prior: train it by vae_loss"):
         jaxvae.autoencoder_loss(own_model(), own_model().init(key, ZEROS), (), batch(B), key=key, step=0)
+
+
+class MovingDecoder(nn.Module):
+    @nn.compact
+    def __call__(self, latent, train):
+        features = nn.BatchNorm(use_running_average=not train)(nn.Dense(16)(latent))
+        return nn.Dense(64)(nn.relu(features)).reshape(-1, *SHAPE)
+
+
+def test_a_decoders_statistics_move_under_every_objective_or_it_is_refused(key):
+    model = jaxvae.VAE(mlp(D)[0], MovingDecoder())
+    state, _ = start(model, optax.sgd(0.1), key)
+    before = state.model_state["batch_stats"]["decoder"]["BatchNorm_0"]["mean"]
+    for loss in (
+        jaxvae.vae_loss,
+        partial(jaxvae.iwae_loss, num_samples=2),
+        partial(jaxvae.tc_vae_loss, num_examples=9),
+    ):
+        _, (moved, _) = loss(model, state.params, state.model_state, batch(B), key=key, step=0)
+        assert not np.array_equal(moved["batch_stats"]["decoder"]["BatchNorm_0"]["mean"], before)
+    twice = partial(jaxvae.iwae_loss, num_samples=2, doubly_reparameterized=True)
+    with pytest.raises(ValueError, match="must not keep batch statistics: use doubly_reparameterized=False"):
+        twice(model, state.params, state.model_state, batch(B), key=key, step=0)
+
+
+def test_a_semi_supervised_models_cvae_must_not_keep_statistics(key):
+    class Decoder(nn.Module):
+        @nn.compact
+        def __call__(self, latent, condition, train):
+            return MovingDecoder()(jnp.concatenate([latent, condition], axis=1), train)
+
+    cvae = jaxvae.CVAE(jaxvae.Conditioned(mlp(D)[0]), Decoder(), embed=jaxvae.LabelEmbedding(3))
+    model = jaxvae.SemiSupervisedVAE(cvae, jaxvae.MLPDecoder((3,)))
+    state, _ = start(model, optax.sgd(0.1), key)
+    examples = batch(B) | {"label": jnp.arange(B) % 3}
+    loss = partial(jaxvae.semi_supervised_loss, model, classification_weight=1.0)
+    with pytest.raises(ValueError, match="its networks must not keep batch statistics; the classifier may"):
+        loss(state.params, state.model_state, examples, key=key, step=0)

@@ -78,7 +78,13 @@ def _doubly_reparameterized(
 
     def run(params: PyTree, *arguments: Any, **options: Any) -> tuple[Any, PyTree]:
         networks = networks_key(key, batch)
-        return apply(model, params, model_state, *inputs, *arguments, networks_key=networks, **options)
+        output, state = apply(model, params, model_state, *inputs, *arguments, networks_key=networks, **options)
+        if state is not model_state:
+            raise ValueError(
+                "the doubly reparameterised gradient runs the networks several times, so they must not keep batch "
+                "statistics: use doubly_reparameterized=False"
+            )
+        return output, state
 
     (latents, _), new_state = run(params, key=keys, num_samples=num_samples, method="propose")
     frozen = jax.lax.stop_gradient(params)

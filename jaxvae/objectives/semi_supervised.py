@@ -72,7 +72,12 @@ def semi_supervised_loss(
 
     @jax.vmap  # one batch of B·K; what does not depend on the class is computed once
     def as_class(label: Array) -> tuple[Array, Array]:
-        terms, _ = run(x, jnp.full(len(x), label), key=keys, num_samples=1, method="class_terms")
+        terms, state = run(x, jnp.full(len(x), label), key=keys, num_samples=1, method="class_terms")
+        if state is not model_state:
+            raise ValueError(
+                "the CVAE sees each example once for every class, so its networks must not keep batch statistics; the "
+                "classifier may"
+            )
         return -terms.log_likelihood[0], total_rate(terms)
 
     distortion, rate = (term.T for term in as_class(jnp.arange(model.num_classes)))

@@ -152,7 +152,9 @@ def tc_vae_loss(
     needs_whole_batch("tc_vae_loss", instead="evaluate by vae_loss")
     latent, log_posterior = sample_latents(posterior, key=batch_keys(key, batch), num_samples=1)
     prior = model.apply(variables_of(params, model_state), *inputs[1:], method="latent_prior")
-    log_likelihood, _ = run(*inputs, latent, method="log_likelihood")
+    log_likelihood, new_state = apply(
+        model, params, new_state, *inputs, latent, method="log_likelihood", networks_key=networks_key(key, batch)
+    )
     terms = rate_terms(posterior, latent[0], num_examples=num_examples, estimator=estimator, prior=prior)
     distortion, kl = -log_likelihood.mean(), rate(posterior, prior, latent, log_posterior).sum(axis=-1).mean()
     metrics = {name: values.mean() for name, values in terms._asdict().items()}
