@@ -158,11 +158,11 @@ class TestLargeNumbers:
         assert not np.isfinite(metrics["grad_norm"])
 
     @BOTH
-    @pytest.mark.parametrize("rate", [1e10, math.inf, math.nan])
-    def test_an_update_that_overflows_is_this_steps_and_changes_nothing(self, epoch, rate):
+    @pytest.mark.parametrize(("rate", "num"), [(1e10, 5), (1e10, 3), (math.inf, 5), (math.nan, 1)])  # also at the last
+    def test_an_update_that_overflows_is_this_steps_and_changes_nothing(self, epoch, rate, num):
         init, loss_fn = straight(jnp.float32([1e30, 1.0]), start=1.0)
         optimizer = optax.chain(optax.trace(0.9), optax.scale(-rate))
-        state, before, _ = steps_of(init, loss_fn, optimizer, epoch=epoch)
+        state, before, _ = steps_of(init, loss_fn, optimizer, num, epoch=epoch)
         first = 0 if not math.isfinite(rate) else 2  # the slope is zero before
         assert int(state.first_bad) == int(state.step) == first
         chex.assert_trees_all_equal(state.params, before.params)

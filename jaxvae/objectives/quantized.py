@@ -93,7 +93,7 @@ def _distortion(reconstruction: Likelihood, x: Array, variance: float | None) ->
     check_shape(mean_shape(reconstruction), x.shape)
     if variance is None:
         return -check_nats("the likelihood", reconstruction.log_prob(x), len(x)).mean()
-    return jnp.square(reconstruction.mean - x).reshape(len(x), -1).mean(axis=1).mean() / variance
+    return (jnp.square(reconstruction.mean - x).reshape(len(x), -1).mean(axis=1) / variance).mean()
 
 
 def _check_quantized(quantized: Quantized, count: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxvae.training._pickle import PicklesByParts
 from jaxvae.training.mesh import replicated
 from jaxvae.training.state import TrainState
-from jaxvae.training.step import NEVER, EvalStep, TrainStep, check_not_empty, overflowed
+from jaxvae.training.step import NEVER, EvalStep, TrainStep, check_not_empty, is_finite, overflowed
 from jaxvae.types import Array, Batch, Metrics, PRNGKey
 
 TrainEpoch = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 Evaluate = Callable[..., Metrics]
-StepInPlace = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *, until)
+StepInPlace = Callable[..., tuple[TrainState, Metrics]]  # (state, batch, *, until, checked)
 
 
 def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> TrainEpoch:
@@ -54,7 +54,7 @@ def make_evaluate(eval_step: EvalStep) -> Evaluate:
 
 def in_place(train_step: TrainStep) -> StepInPlace:
     """A step that need not keep the old state (`make_train_step` says more), or one of yours, as it is."""
-    return getattr(train_step, "in_place", lambda state, batch, *, until: train_step(state, batch))
+    return getattr(train_step, "in_place", lambda state, batch, *, until, checked: train_step(state, batch))
 
 
 def run_steps(
@@ -62,34 +62,50 @@ def run_steps(
 ) -> tuple[TrainState, Metrics]:
     """The steps of all rows of `indices` that are not -1, in a loop; the state may be of many members, [M].
 
-    Steps write over the state that they read. Where one overflows, all are taken again from the beginning, which gives
-    the same bits, up to the one before: that costs nothing as long as none does, and else no more than the run.
+    Steps write over the state that they read, and parameters are looked at once, at the end: one that is not finite
+    stays so. Where a step should not have been taken, all are taken again from the beginning, which gives the same bits:
+    first looking at the parameters after each, to find it, then up to the one before. That costs nothing as long as
+    all are sound.
     """
     step = jax.jit(step)  # traced once for the metrics' shapes and the loop; the compiler sees through it
     never = jnp.full(state.first_bad.shape, NEVER, jnp.int32)
     count = num_steps(indices)
-    one = jax.eval_shape(lambda: step(state, batch_of(indices[0]), until=never)[1])
+    one = jax.eval_shape(lambda: step(state, batch_of(indices[0]), until=never, checked=jnp.bool_(False))[1])
     empty = jax.tree.map(lambda m: jnp.zeros((indices.shape[0], *m.shape), m.dtype), one)
 
-    def attempt(carry: tuple[Array, TrainState, Metrics, Array]) -> tuple[Array, TrainState, Metrics, Array]:
-        until = carry[0]
+    def attempt(carry: _Attempt) -> _Attempt:
+        def body(inner: tuple[Array, TrainState, Metrics]) -> tuple[Array, TrainState, Metrics]:
+            i, ran, metrics = inner
+            ran, new = step(ran, batch_of(indices[i]), until=carry.until, checked=carry.checked)
+            return i + 1, ran, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
 
-        def body(carry: tuple[Array, TrainState, Metrics, Array]) -> tuple[Array, TrainState, Metrics, Array]:
-            i, ran, metrics, _ = carry
-            ran, new = step(ran, batch_of(indices[i]), until=until)
-            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-            return i + 1, ran, metrics, overflowed(ran).any()
+        def goes_on(inner: tuple[Array, TrainState, Metrics]) -> Array:
+            return (inner[0] < count) & ~overflowed(inner[1]).any()
 
-        def goes_on(carry: tuple[Array, TrainState, Metrics, Array]) -> Array:
-            return (carry[0] < count) & ~carry[3]
+        _, ran, metrics = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, empty))
+        past = overflowed(ran)
+        again = past.any() | ~(carry.checked | is_finite(ran.params))
+        return _Attempt(again, jnp.bool_(True), jnp.where(past, ran.first_bad, carry.until), ran, metrics)
 
-        start = (jnp.int32(0), state, empty, jnp.bool_(False))
-        _, ran, metrics, again = jax.lax.while_loop(goes_on, body, start)
-        return jnp.where(overflowed(ran), ran.first_bad, until), ran, metrics, again
+    start = _Attempt(jnp.bool_(True), jnp.bool_(False), never, state, empty)
+    last = jax.lax.while_loop(lambda carry: carry.again, attempt, start)
+    return last.state, last.metrics
 
-    start = (never, state, empty, jnp.bool_(True))
-    _, state, metrics, _ = jax.lax.while_loop(lambda carry: carry[3], attempt, start)
-    return state, metrics
+
+class _Attempt(NamedTuple):
+    """Steps taken from the beginning.
+
+    Attributes:
+      again: whether they must be taken once more.
+      checked: whether the parameters are looked at after each step.
+      until: the step that counts as bad, [] or [M].
+    """
+
+    again: Array
+    checked: Array
+    until: Array
+    state: TrainState
+    metrics: Metrics
 
 
 @dataclass(frozen=True, eq=False)

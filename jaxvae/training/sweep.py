@@ -82,8 +82,10 @@ def make_sweep_epoch(make_step: Callable[[dict[str, Any]], TrainStep], *, how: H
         raise ValueError(f"how must be 'vmap' or 'map', got {how!r}")
 
     def side_by_side(state: SweepState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
-        def step(members: TrainState, batch: Batch, *, until: Array) -> tuple[TrainState, Metrics]:
-            one = lambda member, numbers, until: in_place(make_step(numbers))(member, batch, until=until)  # noqa: E731
+        def step(members: TrainState, batch: Batch, *, until: Array, checked: Array) -> tuple[TrainState, Metrics]:
+            def one(member: TrainState, numbers: Numbers, until: Array) -> tuple[TrainState, Metrics]:
+                return in_place(make_step(numbers))(member, batch, until=until, checked=checked)
+
             return jax.vmap(one)(members, state.numbers, until)
 
         return run_steps(step, state.members, partial(take, source), indices)
