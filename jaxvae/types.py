@@ -45,8 +45,9 @@ class Terms(NamedTuple):
     Attributes:
       log_likelihood: log p(x|z), [S, B].
       log_ratio: log p(z) - log q(z|x) at the same draws, [S, B].
-      rates: the name of a group of latents -> its part of the rate: KL(q || p), [1, B, D], where it has a closed form,
-        otherwise log q(z|x) - log p(z) at the draws, [S, B, 1].
+      rates: the name of a group of latents -> its part of the rate. Where KL(q || p) has a closed form, that of each
+        latent, [1, B, D], or [S, B, D] where it depends on draws of the groups above; otherwise
+        log q(z|x) - log p(z) at the draws, [S, B, 1].
     """
 
     log_likelihood: Array
@@ -55,7 +56,7 @@ class Terms(NamedTuple):
 
 
 class LatentModel(Protocol):
-    """A Linen module that objectives and estimates can read: all but its `terms` is its own matter."""
+    """A Linen module that objectives and estimates can read: they call `terms` and nothing else."""
 
     def apply(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
         """Run a method of the module, as Flax does."""

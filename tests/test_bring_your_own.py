@@ -505,10 +505,6 @@ def wrapped_by_def(loss):
     return plain
 
 
-def wrapped_by_object(loss):
-    return SimpleNamespace(__call__=loss).__call__
-
-
 WRAPPERS = {
     "none": lambda f: f,
     "def": wrapped_by_def,
@@ -598,7 +594,8 @@ def test_a_latent_model_of_ones_own_needs_terms_alone(key):
 def test_an_autoencoder_gives_x_no_probability(key):
     model = jaxvae.Autoencoder(jaxvae.MLPDecoder((D,)), mlp(D)[1])
     params = model.init(key, ZEROS)
-    for loss in (jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=2)):
+    sampled = jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=2)
+    for loss in (*sampled, jaxvae.vae_loss, jaxvae.beta_vae_loss):
         with pytest.raises(ValueError, match="this model has no prior, so it gives x no probability"):
             loss(model, params, (), batch(B), key=key, step=0)
     with pytest.raises(ValueError, match="leaves out the rate of a model with a prior: train it by vae_loss"):

@@ -18,7 +18,10 @@ EXPERIMENTS = sorted((PACKAGE.parent / "experiments").glob("*.py"))
 
 # What a file may import at module level: libraries, and the rooms above its own in jaxvae/ (in this order). The longest
 # matching name decides.
-SHARED = {"jaxvae.types", "jaxvae.keys", "jaxvae.losses", "jaxvae._checks", "jaxvae._host", "jaxvae._whole_batch"}
+SHARED = {
+    *("jaxvae.types", "jaxvae.keys", "jaxvae.losses"),
+    *("jaxvae._checks", "jaxvae._host", "jaxvae._variables", "jaxvae._whole_batch"),
+}
 NETWORKS = {"jaxvae.distributions", "jaxvae.convolution", "jaxvae.networks", *SHARED}
 QUANTIZERS = {"jaxvae.codebook", "jaxvae.quantizers"}
 MODELS = {"jaxvae.priors", "jaxvae.models", *QUANTIZERS, *NETWORKS}
@@ -28,6 +31,7 @@ STREETS = {
     "jaxvae.losses": {"jax"},
     "jaxvae._checks": {"jax", "numpy", "jaxvae.types"},
     "jaxvae._host": {"jax", "numpy"},
+    "jaxvae._variables": {"jaxvae.types"},
     "jaxvae._whole_batch": {"jax"},
     "jaxvae.distributions": {"jax", *SHARED},
     "jaxvae.convolution": {"jax", "flax", "numpy", "jaxvae.types", "jaxvae._checks"},
@@ -40,7 +44,8 @@ STREETS = {
     # Meets objectives only through LossFn.
     "jaxvae.training": {
         *("jax", "flax.struct", "optax", "numpy"),
-        *("jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._whole_batch", "jaxvae.training"),
+        *("jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._variables", "jaxvae._whole_batch"),
+        "jaxvae.training",
     },
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._host", "jaxvae.data"},
     "jaxvae.data._prepared": {"numpy"},
@@ -197,3 +202,9 @@ def test_the_test_sees_a_long_function():
     lines = "".join(f"    x = {i}\n" for i in range(61))
     function = ast.parse(f'def f():\n    """Say.\n\n    More.\n    """\n{lines}').body[0]
     assert lines_of(function) == 61
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_programs_make_keys_that_noise_per_example_needs(path):
+    """Whatever generator is JAX's default: `seed_key` makes threefry's, `jax.random.key` the default one's."""
+    assert "jax.random.key(" not in path.read_text()

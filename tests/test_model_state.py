@@ -123,6 +123,7 @@ def test_a_state_of_the_models_own_is_kept_beside_the_collections():
     assert set(state.model_state) == {"batch_stats", "constants", "quantizer"}
     state = init_train_state(with_parameters, optax.sgd(0.1), key=jax.random.key(0))
     assert set(state.params) == {"params", "quantizer"}
+    assert set(state.variables) == {"params", "batch_stats", "constants"}
 
 
 def test_parameters_without_collections_stay_as_they_are():

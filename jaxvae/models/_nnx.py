@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
+from jaxvae.networks._run import run
 from jaxvae.types import Array
 
 
@@ -29,7 +30,8 @@ class NNXNetwork(nn.Module):
     """An NNX module as a Linen one: it starts from the module's own values and never changes the module itself.
 
     Its `nnx.Param`s are parameters, what else it keeps becomes Flax collections, and its random streams draw from the
-    step's "dropout" key. In training it is in its `train()` mode, otherwise in `eval()`.
+    step's "dropout" key. In training it is in its `train()` mode, otherwise in `eval()`: a layer that should do the
+    same in both says so when it is called.
     """
 
     held: Held
@@ -56,7 +58,7 @@ class NNXNetwork(nn.Module):
             streams = _reseeded(streams, self.make_rng("dropout"))
         module = nnx.merge(graph, streams, state)
         module.train() if train else module.eval()
-        output = module(*arguments)
+        output = run(module, *arguments, train=train)
         if not self.is_initializing():
             for collection, tree in _by_collection(nnx.state(module, nnx.Not(nnx.RngState))).items():
                 if collection != "params" and self.is_mutable_collection(collection):

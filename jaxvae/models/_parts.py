@@ -1,6 +1,7 @@
 """What a user plugs into a model: taken so that it is trained and saved, or refused by name with the way out."""
 
 import dataclasses
+import dis
 import functools
 import inspect
 import sys
@@ -17,15 +18,17 @@ from jaxvae.networks._run import run
 from jaxvae.types import Array, Distribution
 
 DEPTH = 6  # of objects within objects that are looked into
+LIBRARIES = ("jax.", "jaxlib.", "flax.", "optax.", "jaxvae.")
 
 
 def adopt_parts(model: nn.Module) -> None:
-    """Make the parts of a model, before it is one, such that nothing in them is silently not trained.
+    """Check the parts of a model as it is made, so that nothing in them is silently not trained.
 
     NNX modules become `NNXNetwork`s.
 
     Raises:
-      TypeError: a part is not callable, or hides JAX arrays where no training reaches them.
+      TypeError: a part is a name or a class where it should be a network, or hides JAX arrays where no training
+        reaches them.
     """
     for field in dataclasses.fields(model):
         if field.name not in ("parent", "name"):
@@ -33,12 +36,14 @@ def adopt_parts(model: nn.Module) -> None:
 
 
 def _adopted(part: Any, name: str) -> Any:
-    if isinstance(part, list | tuple) and not hasattr(part, "log_prob"):
+    if type(part) in (list, tuple):  # a named tuple is a record
         return tuple(_adopted(each, f"{name}[{i}]") for i, each in enumerate(part))
     if _is_nnx(part):
         from jaxvae.models._nnx import Held, NNXNetwork
 
         return NNXNetwork(Held(part))
+    if isinstance(part, str):
+        raise TypeError(f"{name} must be a network or a function, got the name {part!r}: pass the thing itself")
     if inspect.isclass(part) and (issubclass(part, nn.Module) or _is_nnx(part)):
         raise TypeError(f"{name} must be a network, got the class {part.__name__}: make one of it first")
     for path, found in _hidden(part, name, DEPTH, set()):
@@ -83,7 +88,7 @@ def _contents(value: Any) -> Iterator[tuple[str, Any]]:
     """What an object refers to, by name, as far as a network can hide arrays there."""
     if isinstance(value, str | bytes | int | float | np.ndarray | None):
         return
-    if type(value).__name__ == "Held":  # an NNX module that is taken care of
+    if type(value).__module__ == "jaxvae.models._nnx":  # an NNX module that is taken care of
         return
     if isinstance(value, functools.partial):
         yield "func", value.func
@@ -96,6 +101,8 @@ def _contents(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _filled(name, cell)
         yield from ((f"[{i}]", each) for i, each in enumerate(value.__defaults__ or ()))
         yield from (value.__kwdefaults__ or {}).items()
+        if not value.__module__.startswith(LIBRARIES):
+            yield from ((name, value.__globals__[name]) for name in _globals_of(value.__code__, value.__globals__))
     elif isinstance(value, Mapping):
         yield from ((f"[{key!r}]", each) for key, each in value.items())
     elif isinstance(value, list | tuple | set | frozenset):
@@ -108,6 +115,15 @@ def _contents(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((name, getattr(value, name)) for name in names if hasattr(value, name))
     elif not type(value).__module__.startswith(("jax.", "jaxlib")):
         yield from getattr(value, "__dict__", {}).items()
+        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
+
+
+def _globals_of(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:
+    """The global names that a function, or one that is made in it, reads."""
+    names = [each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"]
+    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return sorted({name for name in names if name in known}.union(*(_globals_of(each, known) for each in inner)))
 
 
 def _filled(name: str, cell: Any) -> Iterator[tuple[str, Any]]:
@@ -133,9 +149,17 @@ def record_of(posterior: Any, output: Any, count: int, *, train: bool) -> Distri
     mean, log_var = getattr(record, "mean", None), getattr(record, "log_var", None)
     if mean is None or not hasattr(record, "log_prob"):
         raise TypeError(f"the posterior must be a record with log_prob, sample and mean, got {type(record).__name__}")
-    if log_var is not None and jnp.broadcast_shapes(mean.shape, log_var.shape) != mean.shape:
+    if log_var is not None and not _fits(log_var.shape, mean.shape):
         raise ValueError(f"the encoder's log_var must broadcast to its mean {mean.shape}, got {log_var.shape}")
     return record
+
+
+def _fits(shape: tuple[int, ...], larger: tuple[int, ...]) -> bool:
+    """Whether one shape broadcasts to the other."""
+    try:
+        return jnp.broadcast_shapes(shape, larger) == larger
+    except ValueError:
+        return False
 
 
 def check_nats(name: str, nats: Array, count: int) -> Array:

@@ -35,7 +35,7 @@ class VAE(nn.Module):
 
     Networks are Linen modules, NNX modules or functions without parameters. One whose `__call__` has an argument
     `train` is told whether it is in training (`deterministic`: whether it is not). Where encoder and decoder take a
-    condition [B, ...] after their first argument, so does every method here.
+    condition [B, ...] after their first argument, so does every method here but `sample`, which is `CVAE`'s.
 
     Call a method through Flax: `model.apply(params, x, method="encode")`. The module draws nothing by itself.
 
@@ -179,9 +179,19 @@ def sample_latents(posterior: Any, *, key: PRNGKey, num_samples: int) -> tuple[A
 
 def log_prob_of_each(record: Any, latent: Array, name: str) -> Array:
     """The log-probability of latents [S, B, ...] under a record over [B, ...], [S, B] nats."""
+    says = _size_of(record)
+    if says is not None and len(says) == latent.ndim - 1 and says[1:] != latent.shape[2:]:
+        raise ValueError(f"{name} is over latents of shape {says[1:]}, but those of the encoder are {latent.shape[2:]}")
     log_prob = jax.vmap(record.log_prob)(latent)
     check_nats(name, log_prob[0], latent.shape[1])
     return log_prob
+
+
+def _size_of(record: Any) -> tuple[int, ...] | None:
+    """The shape of a record's mean; None where it has none or, as N(0, I), takes latents of any size."""
+    if isinstance(record, StandardNormal) and record.shape is None:
+        return None
+    return mean_shape(record) if hasattr(record, "mean") else None
 
 
 def decoded_log_prob(decode: Callable[[Array], Likelihood], x: Array, latent: Array) -> Array:

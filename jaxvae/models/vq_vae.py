@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import check_x
+from jaxvae._variables import QUANTIZER, variables_of
 from jaxvae.distributions import DiagGaussian
 from jaxvae.keys import check_key
 from jaxvae.models._parts import adopt_parts
 from jaxvae.networks._run import run
 from jaxvae.types import Array, Likelihood, PRNGKey, PyTree, Quantizer
-
-QUANTIZER = "quantizer"  # where `params` and `model_state` hold what is the quantiser's
 
 
 def unit_gaussian(output: Array) -> DiagGaussian:
@@ -119,7 +118,7 @@ class VQVAE(nn.Module):
     def encode_indices(self, params: PyTree, model_state: PyTree, x: Array) -> Array:
         """The codes of x [B, ...], [B, *positions] int32, or [B, *positions, G] of G groups."""
         encoded: Array = self.apply(  # type: ignore[assignment]
-            network_variables(params, model_state), x, method="encode"
+            variables_of(params, model_state), x, method="encode"
         )
         return self.quantizer(*quantizer_variables(params, model_state), encoded).indices
 
@@ -134,7 +133,7 @@ class VQVAE(nn.Module):
           ValueError: one is out of range and not traced.
         """
         latent = self.quantizer.look_up(*quantizer_variables(params, model_state), indices)
-        reconstruction: Any = self.apply(network_variables(params, model_state), latent, method="decode")
+        reconstruction: Any = self.apply(variables_of(params, model_state), latent, method="decode")
         return reconstruction
 
     @nn.nowrap
@@ -154,9 +153,3 @@ def quantizer_variables(params: PyTree, model_state: PyTree) -> tuple[PyTree, Py
     """The parameters and the state of the quantiser; `{}` where there are none."""
     state = model_state.get(QUANTIZER, {}) if isinstance(model_state, Mapping) else {}
     return params.get(QUANTIZER, {}), state
-
-
-def network_variables(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
-    """The networks' parameters and other collections, as Flax takes them."""
-    state = model_state if isinstance(model_state, Mapping) else {}
-    return {name: tree for name, tree in {**state, **params}.items() if name != QUANTIZER}

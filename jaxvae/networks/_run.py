@@ -16,15 +16,24 @@ def run(network: Callable[..., Any], *arguments: Any, train: bool) -> Any:
     A network asks by a parameter `train`, `training` or `deterministic`; a value that `functools.partial` has fixed
     stays.
     """
-    modes = {"train": train, "training": train, "deterministic": not train}
     kind: Any = type(network)
-    names = _names_of_kind(kind) if isinstance(network, nn.Module) else _names(network)
-    return network(*arguments, **{name: modes[name] for name in names})
+    names = _names_of_method(kind, "__call__") if isinstance(network, nn.Module) else _names(network)
+    return network(*arguments, **_values(names, train))
+
+
+def mode_of(network: nn.Module, method: str, *, train: bool) -> dict[str, bool]:
+    """What tells a method of a module the mode, where it asks."""
+    kind: Any = type(network)
+    return _values(_names_of_method(kind, method), train)
+
+
+def _values(names: tuple[str, ...], train: bool) -> dict[str, bool]:
+    return {name: (not train) if name == "deterministic" else train for name in names}
 
 
 @functools.lru_cache(maxsize=256)
-def _names_of_kind(kind: Any) -> tuple[str, ...]:
-    return _names(kind.__call__)
+def _names_of_method(kind: Any, method: str) -> tuple[str, ...]:
+    return _names(getattr(kind, method))
 
 
 def _names(function: Callable[..., Any]) -> tuple[str, ...]:

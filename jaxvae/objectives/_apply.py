@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import errors
 
 from jaxvae._checks import check_shape, check_x
+from jaxvae._variables import variables_of
 from jaxvae._whole_batch import in_evaluation, needs_whole_batch
 from jaxvae.keys import check_key, example_keys
 from jaxvae.models.vae import latent_dim_of
@@ -25,9 +26,10 @@ def apply(
     *inputs: Array,
     method: str,
     networks_key: PRNGKey | None = None,
+    floating: bool = True,
     **options: Any,
 ) -> tuple[Any, PyTree]:
-    """`model.apply`, and the model state after it.
+    """`model.apply`, and the model state after it; unless `floating`, the first input may be integers.
 
     With `networks_key` the networks are in training: what draws for the whole batch at once (dropout) draws from it,
     and collections may move, as batch statistics do; the objective then needs the whole batch. Without it, and wherever
@@ -38,7 +40,8 @@ def apply(
       ValueError: x does not have the model's shape; a device's share of the batch would move batch statistics; a
         network changes its collections in evaluation.
     """
-    check_x(inputs[0])
+    if floating:
+        check_x(inputs[0])
     variables = variables_of(params, model_state)
     collections = [name for name in variables if name != "params"]
     training = networks_key is not None and not in_evaluation()
@@ -61,12 +64,6 @@ def apply(
         return output, model_state
     needs_whole_batch(f"an objective whose networks keep {', '.join(collections)}")
     return output, {**(model_state or {}), **updated}
-
-
-def variables_of(params: PyTree, model_state: PyTree) -> dict[str, Any]:
-    """What `model.apply` takes: the parameters and the collections of the state; what a quantiser keeps is neither."""
-    collections = model_state if isinstance(model_state, Mapping) else {}
-    return {name: tree for name, tree in {**params, **collections}.items() if name != "quantizer"}
 
 
 def terms_of(
@@ -94,6 +91,11 @@ def terms_of(
     for name, nats in (("log_likelihood", terms.log_likelihood), ("log_ratio", terms.log_ratio)):
         if nats.ndim != 2 or nats.shape[1] != len(batch["x"]):
             raise ValueError(f"the model's terms must have {name} [S, {len(batch['x'])}], got {nats.shape}")
+    for name, nats in terms.rates.items():
+        if nats.ndim != 3 or nats.shape[:2] not in {(1, len(batch["x"])), terms.log_ratio.shape}:
+            raise ValueError(
+                f"the model's terms must have rates[{name!r}] [S or 1, {len(batch['x'])}, D or 1], got {nats.shape}"
+            )
     return terms, model_state
 
 
@@ -108,7 +110,7 @@ def batch_keys(key: PRNGKey, batch: Batch) -> PRNGKey:
 
 
 def networks_key(key: PRNGKey, batch: Batch) -> PRNGKey:
-    """What networks draw from that draw for the batch as a whole; another one on each device that has a share."""
+    """The key for what draws once for the whole batch, such as dropout; each device that has a share gets its own."""
     check_key(key)
     own = jax.random.fold_in(key, OF_THE_NETWORKS)
     index = batch.get("index")

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from jaxvae._whole_batch import in_evaluation
 from jaxvae.models._parts import check_nats
-from jaxvae.objectives._apply import apply, networks_key, variables_of
+from jaxvae.networks._run import mode_of
+from jaxvae.objectives._apply import apply, networks_key
 from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree
 
 
@@ -25,9 +27,9 @@ def pixel_cnn_loss(
       model: a `PixelCNN`, or another `jaxvae.types.CodePrior` that is a Flax module; one with an attribute
         `num_classes` other than None is given the labels.
       params: what `model.init` returned.
-      model_state: handed through; a PixelCNN has none.
+      model_state: collections that the networks keep; a PixelCNN has none.
       batch: `field` [B, *shape], as `PixelCNN` takes values; "label" [B] integer where the model has classes.
-      key: not used.
+      key: for networks with dropout; the model draws nothing.
       step: not used.
       field: "code" for index maps, "x" for the data itself.
 
@@ -42,12 +44,21 @@ def pixel_cnn_loss(
     References:
       van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016.
     """
-    del key, step
+    del step
     if field not in batch:
         raise ValueError(f"the batch has no {field!r}, only {', '.join(sorted(batch))}: pass field=")
     values = batch[field]
     label = () if getattr(model, "num_classes", None) is None else (batch.get("label"),)
-    log_prob = model.apply(variables_of(params, model_state), values, *label, method="log_prob")
+    log_prob, model_state = apply(
+        model,
+        params,
+        model_state,
+        *(values, *label),
+        method="log_prob",
+        networks_key=networks_key(key, batch),
+        floating=False,
+        **mode_of(model, "log_prob", train=not in_evaluation()),
+    )
     nll = -check_nats("the model", log_prob, len(values)).mean()
     return nll, (model_state, {"loss": nll, "nll": nll, "nats_per_value": nll / values[0].size})
 

@@ -89,7 +89,8 @@ def sampled_vae_loss(
 
     Returns:
       The loss in nats per example and `(model_state, metrics)`: "loss", "rate", "distortion" and "negative_elbo", means
-      over the batch, in nats. The rate is log q(z|x) - log p(z) at the draws.
+      over the batch, in nats. The rate is log q(z|x) - log p(z) at the draws. Of a `SemiSupervisedVAE`, whose classes
+      are summed out at each draw, it is a tighter bound than `vae_loss`'s.
 
     Raises:
       TypeError: x is not floating, or the key is not typed.
@@ -137,7 +138,7 @@ def beta_vae_loss(
       step: what schedules are evaluated at.
       beta: β, or γ where there is a capacity.
       capacity: C in nats for all latents together; None for no target.
-      free_bits: λ in nats for each latent (Kingma et al., 2016).
+      free_bits: λ in nats for each latent, or for each group of latents whose rate is sampled (Kingma et al., 2016).
 
     Each of the three is a number, zero or more, or an optax schedule of the step; a traced value is not checked.
 
@@ -154,6 +155,7 @@ def beta_vae_loss(
       Improved Variational Inference with Inverse Autoregressive Flow, 2016 (free bits).
     """
     terms, model_state = terms_of(model, params, model_state, batch, key=key, num_samples=1)
+    _check_prior(terms)
     if capacity is not None or callable(free_bits) or isinstance(free_bits, Array) or free_bits:
         needs_whole_batch("beta_vae_loss with a capacity or free bits", instead="evaluate by vae_loss")
     distortion = -terms.log_likelihood.mean()
@@ -187,15 +189,22 @@ def vae_log_weights(
 
 def total_rate(terms: Terms) -> Array:
     """The rate of each example, [B] nats: all groups of latents together."""
+    _check_prior(terms)
     zeros = jnp.zeros_like(terms.log_likelihood[0])
     return sum((rate.sum(axis=-1).mean(axis=0) for rate in terms.rates.values()), zeros)
 
 
 def ratio_terms(terms: Terms) -> tuple[Array, Array]:
     """The terms whose sum is the log weight, each [S, B] nats."""
-    if not terms.rates:
-        raise ValueError("this model has no prior, so it gives x no probability: train and measure it by vae_loss")
+    _check_prior(terms)
     return terms.log_likelihood, terms.log_ratio
+
+
+def _check_prior(terms: Terms) -> None:
+    if not terms.rates:
+        raise ValueError(
+            "this model has no prior, so it gives x no probability: train and measure it by autoencoder_loss"
+        )
 
 
 def elbo_metrics(log_likelihood: Array, log_ratio: Array) -> Metrics:

@@ -47,7 +47,7 @@ def iwae_loss(
 
     Raises:
       TypeError: x is not floating, or the key is not typed.
-      ValueError: x does not have the model's shape, or there are no samples.
+      ValueError: x does not have the model's shape, there are no samples, or the model has no prior.
 
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016; Tucker, Lawson, Gu and Maddison, Doubly
@@ -98,7 +98,7 @@ def _doubly_reparameterized(
     log_w, pull_back, terms = jax.vjp(log_weights, frozen, jax.lax.stop_gradient(latents), has_aux=True)
     shares = jax.nn.softmax(log_w, axis=0)
     to_params, to_latents = pull_back(-shares / shares.shape[1])
-    to_latents = jax.tree.map(lambda g: g * shares[..., None], to_latents)
+    to_latents = jax.tree.map(lambda g: g * shares.reshape(*shares.shape, *[1] * (g.ndim - 2)), to_latents)
     # Linear in params and latents with these gradients: what differentiating the loss gives.
     carrier = _dot(to_params, params) + _dot(to_latents, latents)
     loss = -losses.iwae_bound(log_w).mean() + carrier - jax.lax.stop_gradient(carrier)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from jaxvae import losses
 from jaxvae._checks import check_shape
-from jaxvae.distributions import DiagGaussian
+from jaxvae.distributions import DiagGaussian, StandardNormal
 from jaxvae.models.linear import LinearEncoder
 from jaxvae.models.vae import VAE
+from jaxvae.networks import MLPDecoder, SharedScale
 from jaxvae.objectives._apply import apply
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
@@ -46,7 +47,9 @@ def linear_vae_loss(
     """
     del key, step
     x = batch["x"]
-    if not isinstance(model.encoder, LinearEncoder) or model.posterior is not DiagGaussian:
+    linear = isinstance(model.encoder, LinearEncoder) and getattr(model.decoder, "hidden", None) == ()
+    gaussian = model.posterior is DiagGaussian and isinstance(model.likelihood, SharedScale)
+    if not (linear and gaussian and isinstance(model.decoder, MLPDecoder) and isinstance(model.prior, StandardNormal)):
         raise TypeError("linear_vae_loss is exact for a model from linear_vae alone; train others by vae_loss")
     posterior, _ = apply(model, params, model_state, x, method="encode")
     likelihood, _ = apply(model, params, model_state, posterior.mean, method="decode")

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from jaxvae import codebook
 from jaxvae._checks import check_shape, check_x, weight_at
+from jaxvae._variables import QUANTIZER
 from jaxvae._whole_batch import in_evaluation, needs_whole_batch
 from jaxvae.keys import check_key
 from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import mean_shape
-from jaxvae.models.vq_vae import QUANTIZER, VQVAE, quantizer_variables
+from jaxvae.models.vq_vae import VQVAE, quantizer_variables
 from jaxvae.objectives._apply import apply, networks_key
 from jaxvae.types import Array, Batch, Likelihood, Metrics, PRNGKey, PyTree, Quantized
 

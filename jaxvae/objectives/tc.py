@@ -13,10 +13,12 @@ import jax.numpy as jnp
 
 from jaxvae import losses
 from jaxvae._checks import weight_at
+from jaxvae._variables import variables_of
 from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.distributions import DiagGaussian, StandardNormal, rate
+from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import sample_latents
-from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, variables_of
+from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key
 from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree, Schedule
 
 Estimator = Literal["stratified", "weighted"]
@@ -66,12 +68,12 @@ def rate_terms(
 
     Raises:
       TypeError: the posterior's density does not factorise over the latents, or not known how.
-      ValueError: a batch of one, or one larger than the set.
+      ValueError: a batch of one, or one larger than the set; a prior whose `log_prob` is not [B].
 
     References:
       Chen et al., 2018, section 3 and appendix C; the weights here are those that make the estimate exact for B = N.
     """
-    if not isinstance(posterior, DiagGaussian) or latent.ndim != 2:
+    if type(posterior) is not DiagGaussian or latent.ndim != 2:  # a class made from it may have another density
         raise TypeError(
             "the total correlation needs a posterior whose density factorises over latents [B, D]: a DiagGaussian, got "
             f"{type(posterior).__name__} over {latent.shape}"
@@ -101,7 +103,7 @@ def rate_terms(
     return RateTerms(
         mutual_information=posterior.log_prob(latent) - log_joint,
         total_correlation=log_joint - log_marginals,
-        dimension_kl=log_marginals - prior.log_prob(latent),
+        dimension_kl=log_marginals - check_nats("the prior", prior.log_prob(latent), batch_size),
     )
 
 

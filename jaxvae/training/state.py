@@ -9,6 +9,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from jaxvae._variables import QUANTIZER, variables_of
 from jaxvae.keys import check_key
 from jaxvae.training.mesh import replicated
 from jaxvae.types import Array, PRNGKey, PyTree
@@ -35,6 +36,11 @@ class TrainState(struct.PyTreeNode):
     key: PRNGKey
     first_bad: Array
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What a Flax module is applied to: `model.apply(state.variables, x, method="encode")`."""
+        return variables_of(self.params, self.model_state)
+
 
 def init_train_state(
     init_fn: Callable[..., tuple[PyTree, PyTree]],
@@ -54,7 +60,7 @@ def init_train_state(
         `lambda *, key: (model.init(key, x), ())`.
       optimizer: its state is made here.
       key: a threefry key; one half makes the parameters, the other drives the steps.
-      mesh: where the state is copied to every device of; the default device unless given.
+      mesh: every device of it gets a copy of the state; the default device unless given.
 
     Raises:
       TypeError: the key is not a threefry key, or there are collections to move and the model state is no dictionary.
@@ -64,7 +70,7 @@ def init_train_state(
 
     def init(key: PRNGKey) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        params, model_state = jax.tree.map(_strong, _collections_apart(*init_fn(key=init_key)))
+        params, model_state = jax.tree.map(_strong, _by_collection(*init_fn(key=init_key)))
         _check_trainable(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -87,11 +93,11 @@ def _strong(leaf: Array) -> Array:
     return jnp.asarray(leaf, jnp.asarray(leaf).dtype)
 
 
-def _collections_apart(params: PyTree, model_state: PyTree) -> tuple[PyTree, PyTree]:
+def _by_collection(params: PyTree, model_state: PyTree) -> tuple[PyTree, PyTree]:
     """The variables of a Flax module as (parameters, model state)."""
     if not isinstance(params, Mapping) or "params" not in params:
         return params, model_state
-    moved = {name: values for name, values in params.items() if name not in ("params", "quantizer")}
+    moved = {name: values for name, values in params.items() if name not in ("params", QUANTIZER)}
     if not moved:
         return params, model_state
     names = ", ".join(map(repr, sorted(moved)))
