@@ -286,7 +286,7 @@ def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
         return images.reshape(len(order), len(values), *images.shape[1:])
 
     values = np.linspace(-TRAVERSED, TRAVERSED, 11)
-    labels = [f"z{latent}  {report.kl[latent]:.2f} nats" for latent in order]
+    labels = [f"z{latent + 1}  {report.kl[latent]:.2f} nats" for latent in order]
     moving = moved(np.linspace(-TRAVERSED, TRAVERSED, 20))
     return [
         figures.traversals(run.directory / "traversals.png", moved(values), values, labels=labels),
@@ -298,7 +298,7 @@ def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
 def draw_information(run: Run, information: list[list[float]], kl: np.ndarray, names: Sequence[str]) -> Path:
     """The heat map of which latent tells which factor, by falling KL."""
     order = np.argsort(-kl)
-    labels = [f"z{latent}" for latent in order]
+    labels = [f"z{latent + 1}" for latent in order]
     path = run.directory / "information.png"
     return figures.factor_information(path, np.asarray(information)[order], names, labels=labels)
 
@@ -312,7 +312,7 @@ def print_scores(scored: dict[str, dict[str, float]], information: list[list[flo
     console.print(table)
     for name, column in zip(names, np.asarray(information).T, strict=True):
         latent = int(column.argmax())
-        console.print(f"{name}: z{latent} tells {column[latent]:.2f} of it", highlight=False)
+        console.print(f"{name}: z{latent + 1} tells {column[latent]:.2f} of it", highlight=False)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, load_splits, with_condition
 from jaxvae import data
 from jaxvae.distributions import Bernoulli, Categorical, StandardNormal
+from jaxvae.keys import seed_key
 from jaxvae.networks import check_halvings
 from jaxvae.types import Array, LossFn, Prepare, PRNGKey, PyTree
 
@@ -290,7 +291,7 @@ def read_as_condition(
         x = grey({"x": sampled}, key=key)["x"]  # a categorical pixel is an integer, as a stored one is
         return (classifier.read(reader, reader_params, x) == condition).mean()
 
-    keys = jax.random.split(jax.random.key(EVALUATION_SEED), reader.num_classes)
+    keys = jax.random.split(seed_key(EVALUATION_SEED), reader.num_classes)
     return np.array([share(params, reader_params, jnp.int32(label), key) for label, key in enumerate(keys)])
 
 
@@ -298,7 +299,7 @@ def read_as_condition(
 def draw(run: Run, model: jaxvae.CVAE, params: PyTree, report: Report, splits: Splits) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
     classes = jnp.arange(splits.num_classes)
-    latents = jax.random.split(jax.random.key(1), COLUMNS)
+    latents = jax.random.split(seed_key(1), COLUMNS)
     apply = jax.jit(model.apply, static_argnames="method")
     samples = apply(
         params, classes.repeat(COLUMNS), key=latents[jnp.tile(jnp.arange(COLUMNS), len(classes))], method="sample"

@@ -30,6 +30,7 @@ from experiments.report import as_pictures, evaluator, over_set
 from experiments.run import Run, init_of, reached
 from experiments.splits import load_splits
 from jaxvae import checkpoint, data, figures
+from jaxvae.keys import seed_key
 from jaxvae.losses import bits_per_dim
 from jaxvae.types import Array, Batch, PRNGKey, PyTree
 
@@ -235,7 +236,7 @@ def draw(run: Run, config: Config, model: jaxvae.PixelCNN, params: PyTree, maps:
     """Draw samples, class by class where there are classes, and the learning curves."""
     label = None if maps.num_classes is None else jnp.arange(SAMPLES, dtype=jnp.int32) // 10 % maps.num_classes
     began = time.perf_counter()
-    drawn = model.sample(params, SAMPLES, key=jax.random.key(1), label=label, temperature=config.temperature)
+    drawn = model.sample(params, SAMPLES, key=seed_key(1), label=label, temperature=config.temperature)
     images = as_pictures(maps.as_images(drawn))
     console.print(f"{SAMPLES} samples in {time.perf_counter() - began:.1f} s, compiling included", highlight=False)
     title = "samples" if label is None else "samples, a row for each class"

@@ -34,6 +34,7 @@ from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, load_splits
 from jaxvae import checkpoint, data, figures
 from jaxvae.data import quadrants
+from jaxvae.keys import seed_key
 from jaxvae.losses import bernoulli_nll
 from jaxvae.objectives import cvae_prior_log_weights, vae_log_weights
 from jaxvae.types import Array, Batch, LossFn, Metrics, PRNGKey, PyTree
@@ -199,7 +200,7 @@ def measure(
     """
     eval_step = jaxvae.make_eval_step(partial(jaxvae.cvae_loss, model), prepare=dataset.prepare)
     evaluate, feed = jaxvae.make_evaluate(eval_step), data.evaluation_feed(dataset, EVALUATION_BATCH)
-    keys = jax.random.split(jax.random.key(EVALUATION_SEED), RECOGNITION_SAMPLES)
+    keys = jax.random.split(seed_key(EVALUATION_SEED), RECOGNITION_SAMPLES)
     draws = [jax.device_get(evaluate(state, *feed, key=key)) for key in keys]
     measured = {name: float(np.mean([draw[name] for draw in draws])) for name in ELBO_TERMS}
     spread = np.std([draw["negative_elbo"] for draw in draws], ddof=1)
@@ -242,7 +243,7 @@ def draw_completions(path: Path, config: Config, model: jaxvae.CVAE, params: PyT
     def joined(target: Array) -> Array:
         return quadrants.join(condition, target, test.x.shape[1:], config.visible)
 
-    samples = jax.vmap(sample)(jax.random.split(jax.random.key(1), AVERAGED_SAMPLES))
+    samples = jax.vmap(sample)(jax.random.split(seed_key(1), AVERAGED_SAMPLES))
     logits = model.prior.baseline.apply({"params": params["params"]["prior"]["baseline"]}, condition)
     return figures.completions(
         path,

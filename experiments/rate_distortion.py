@@ -33,7 +33,7 @@ from experiments.splits import Splits
 from experiments.sweep_processes import cores, run_all
 from jaxvae import data, figures
 from jaxvae.evaluation import active_units, disentanglement
-from jaxvae.keys import check_seed
+from jaxvae.keys import check_seed, seed_key
 from jaxvae.networks import check_halvings
 from jaxvae.training.epoch import TrainEpoch
 from jaxvae.training.mesh import everywhere, replicated, split
@@ -219,7 +219,7 @@ def make_evaluate_members(model: jaxvae.VAE, test: data.Dataset, how: How) -> Ca
 
     @jax.jit
     def evaluate_members(members: jaxvae.TrainState) -> Metrics:
-        key = jax.random.key(EVALUATION_SEED)
+        key = seed_key(EVALUATION_SEED)
         return map_members(lambda member: evaluate(member, *feed, key=key), members, how=how)
 
     return evaluate_members

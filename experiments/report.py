@@ -24,7 +24,7 @@ from jaxvae.evaluation import (
     map_batches,
     sharpness_ratio,
 )
-from jaxvae.keys import example_keys
+from jaxvae.keys import example_keys, seed_key
 from jaxvae.types import Array, Batch, LatentModel, LogWeightsFn, LossFn, Prepare, PRNGKey, PyTree
 
 EVALUATION_BATCH = 500
@@ -48,7 +48,7 @@ class Report(NamedTuple):
 def evaluator(loss_fn: LossFn, dataset: data.Dataset) -> Evaluate:
     """Return `state -> metrics`: the means of the loss's metrics over a whole set."""
     evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(loss_fn, prepare=dataset.prepare))
-    feed, key = data.evaluation_feed(dataset, EVALUATION_BATCH), jax.random.key(EVALUATION_SEED)
+    feed, key = data.evaluation_feed(dataset, EVALUATION_BATCH), seed_key(EVALUATION_SEED)
     return lambda state: {name: float(value) for name, value in jax.device_get(evaluate(state, *feed, key=key)).items()}
 
 
@@ -61,7 +61,7 @@ def evaluators(loss_fn: LossFn, splits: Splits) -> tuple[Evaluate, Evaluate]:
 def over_set(fn: Callable[..., PyTree], state: jaxvae.TrainState, dataset: data.Dataset) -> PyTree:
     """`fn(params, model_state, batch, *, key)` of every example of a set."""
     feed = data.evaluation_feed(dataset, EVALUATION_BATCH)
-    options = {"key": jax.random.key(EVALUATION_SEED), "prepare": dataset.prepare}
+    options = {"key": seed_key(EVALUATION_SEED), "prepare": dataset.prepare}
     return map_batches(fn, state.params, state.model_state, *feed, **options)
 
 
@@ -84,7 +84,7 @@ def measure(
     else:
         codes, log_var = posteriors(model, state, dataset)
         kl = kl_per_dimension(codes, log_var)
-        aggregate = aggregate_posterior(codes, log_var, key=jax.random.key(EVALUATION_SEED))
+        aggregate = aggregate_posterior(codes, log_var, key=seed_key(EVALUATION_SEED))
         test["active_units"] = active_units(codes)
         test["aggregate_kl"], test["mutual_information"] = aggregate.kl, aggregate.mutual_information
 
@@ -110,7 +110,7 @@ def importance_sampled(
         state.model_state,
         source,
         indices.reshape(-1, NLL_BATCH),
-        key=jax.random.key(EVALUATION_SEED),
+        key=seed_key(EVALUATION_SEED),
         num_samples=nll_samples,
         prepare=dataset.prepare,
         progress=progress,
@@ -129,7 +129,7 @@ def prepared(dataset: data.Dataset, count: int) -> Batch:
     """The first examples of a set, as its `prepare` makes them."""
     batch = {name: jnp.asarray(values[:count]) for name, values in dataset.arrays.items()}
     index = jnp.arange(len(batch["x"]), dtype=jnp.int32)
-    return dataset.prepare(batch | {"index": index}, key=jax.random.key(EVALUATION_SEED))
+    return dataset.prepare(batch | {"index": index}, key=seed_key(EVALUATION_SEED))
 
 
 def label_pictures(directory: Path, samples: np.ndarray, images: np.ndarray, analogies: np.ndarray) -> list[Path]:
@@ -161,7 +161,7 @@ def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray
     def decode(latent: Array) -> Array:
         return model.apply(params, latent, method="decode").mean
 
-    samples = model.apply(params, 100, key=jax.random.key(1), method="sample").mean
+    samples = model.apply(params, 100, key=seed_key(1), method="sample").mean
     start, end = codes[:8, None], codes[8:16, None]
     share = np.linspace(0, 1, 11, dtype=np.float32)[:, None]
     between = np.asarray(decode(((1 - share) * start + share * end).reshape(-1, codes.shape[-1])))

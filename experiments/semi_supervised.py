@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.finish({"test": measured, **reached(state)}, lambda: draw(run, model, state.params, examples, images))
     console.print(
         f"{len(labelled)} labels: {measured['accuracy']:.2%} of the test images are read right, "
-        f"{measured['accuracy_alone']:.2%} by the same network trained on those alone",
+        f"{measured['accuracy_labels_only']:.2%} by the same network trained on those alone",
         highlight=False,
     )
 
@@ -310,7 +310,7 @@ def train_model(
     if config.feature_dim:
         measured["negative_elbo_of_images"] = measured["negative_elbo"] + examples.cost
     read = evaluator(partial(classification_loss, network.apply), splits.test.with_prepare(splits.grey))
-    measured["accuracy_alone"] = read(supervised)["accuracy"]
+    measured["accuracy_labels_only"] = read(supervised)["accuracy"]
     return model, state, measured
 
 
@@ -364,7 +364,7 @@ def draw(
     """Draw the pictures of a run and return their paths; `images` are the first of the test set."""
     cvae, cvae_params = model.cvae, {"params": params["params"]["cvae"]}
     classes = jnp.arange(model.num_classes)
-    latents = jax.random.split(jax.random.key(1), COLUMNS)[jnp.tile(jnp.arange(COLUMNS), len(classes))]
+    latents = jax.random.split(seed_key(1), COLUMNS)[jnp.tile(jnp.arange(COLUMNS), len(classes))]
     samples = examples.as_images(cvae.apply(cvae_params, classes.repeat(COLUMNS), key=latents, method="sample").mean)
 
     seen = prepared(examples.splits.test.with_prepare(examples.splits.grey), len(images))["x"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 SECONDS_TO_STOP = 60  # a stopped run first writes a checkpoint
 
 
@@ -40,7 +40,7 @@ def run_all(commands: Mapping[str, Sequence[str]], logs: Path, *, report: Callab
                 name, arguments = waiting.popleft()
                 core = free.popleft()
                 running[name] = _start(arguments, core, logs / f"{name}.log"), core
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
             for name, (process, core) in list(running.items()):
                 if process.poll() is None:
                     continue

@@ -31,6 +31,7 @@ from experiments.splits import Splits, check_256_levels, load_splits
 from jaxvae import data
 from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
 from jaxvae.evaluation import classical
+from jaxvae.keys import seed_key
 from jaxvae.losses import bits_per_dim
 from jaxvae.models import linear_vae
 from jaxvae.networks import check_halvings, logistic_image
@@ -375,7 +376,7 @@ def against_closed_form(
 
         @jax.jit
         def elbo(x: Array) -> Array:
-            return -linear_vae_loss(model, wide, (), {"x": x}, key=jax.random.key(0), step=0)[0]
+            return -linear_vae_loss(model, wide, (), {"x": x}, key=seed_key(0), step=0)[0]
 
         def mean_elbo(x: np.ndarray) -> float:
             parts = np.array_split(x, max(1, len(x) // 10_000))

@@ -60,7 +60,10 @@ from jaxvae.training.parallel import jit_train_step
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import make_eval_step, make_train_step
 
-__version__ = importlib.metadata.version("jaxvae")
+try:
+    __version__ = importlib.metadata.version("jaxvae")
+except importlib.metadata.PackageNotFoundError:  # a checkout that is on the path and not installed
+    __version__ = "unknown"
 
 ON_FIRST_USE = ("checkpoint", "data", "figures", "progress")
 

@@ -1,8 +1,8 @@
-"""Who sees the whole batch: declared where no wrapper can lose it, in the axes that JAX has bound while it traces.
+"""How an objective that needs the whole batch is refused where it would see a part of it, whatever it is wrapped in.
 
-`make_eval_step` looks at one example at a time, `shard_map` and `pmap` at a device's share of the batch. Each binds a
-named axis around the objective, so that the objective knows while it is traced, under whatever wrapper: one that is not
-a mean over examples calls `needs_whole_batch` and is refused there.
+`make_eval_step` gives an objective one example at a time, `shard_map` and `pmap` a device's share of the batch. Each
+binds a named axis around it, which the objective can ask for while it is traced: one that is not a mean over examples
+calls `needs_whole_batch`, which raises where there is such an axis.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,11 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("jaxvae.progress needs rich: pip install 'jaxvae[experiments]'") from error
 
 from jaxvae.training.fit import Progress as FitProgress
 

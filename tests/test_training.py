@@ -319,6 +319,8 @@ class TestRefusals:
             for shape in ((0, 2), (2, 0), (2,)):
                 with pytest.raises(ValueError, match=r"indices must be \[steps, batch\], at least one of each, got"):
                     program(state, batch(B), jnp.zeros(shape, jnp.int32))
+        with pytest.raises(ValueError, match="indices are all -1, padding: there are no examples to average over"):
+            evaluate(state, batch(B), jnp.full((2, 2), -1), key=jax.random.key(0))
 
     def test_a_feed_without_steps(self):
         state, train_epoch, feed = setup()

@@ -41,7 +41,7 @@ _HEALTH = {
 def code_usage(path: str | Path, usage: ArrayLike, *, title: str | None = None) -> Path:
     """The share of positions that chose each code [K], from the largest down; codes that none chose are shaded apart.
 
-    Take the usage over a whole set: a batch leaves rare codes out. Of groups [G, K] all codes stand in one order, and
+    Take the usage over a whole set: a batch leaves rare codes out. Of groups [G, K] all codes are ordered together, and
     the perplexity is the mean of the groups'. The dashed line is the uniform share 1/K. The vertical axis follows the
     bulk: a code above six times that, such as an empty background's, leaves the panel and is named above it.
     """

@@ -41,9 +41,9 @@ def check_images(images: ArrayLike, name: str, axes: str) -> np.ndarray:
 
 
 def check_means(images: ArrayLike, name: str, axes: str) -> np.ndarray:
-    """`check_images` of what a model may have made: of a mean beyond [0, 1], as a Gaussian's, its nearest end is drawn.
+    """`check_images` of a model's means: one outside [0, 1], which a Gaussian may have, is drawn as the nearest end.
 
-    Integers are no means, and what lies beyond `FARTHEST` is none of images in [0, 1]: these are refused.
+    Integers are refused, and so are values beyond `FARTHEST`, which no model of images in [0, 1] returns.
     """
     floating = jnp.issubdtype(host_array(images, name).dtype, jnp.floating)
     return _in_unit_interval(images, name, axes, FARTHEST if floating else ROUNDING)

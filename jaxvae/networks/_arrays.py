@@ -8,7 +8,7 @@ from jaxvae.types import Array
 
 
 def as_tuples(module: nn.Module, *names: str) -> None:
-    """Make tuples of a module's sequences, before it is one: a list, from a file, could not be hashed.
+    """Make tuples of a module's sequences as it is made: a list, such as a file gives, could not be hashed.
 
     Raises:
       TypeError: an attribute is no sequence.

@@ -3,7 +3,7 @@
 The codes follow the encoder by exponential moving averages, which are state, or by the gradient, as parameters. The
 arithmetic is that of `jaxvae.codebook`; what a mask leaves out is added here.
 
-A call's metrics would be means over the examples, and there are none; `update` returns those of the whole batch.
+A call returns no metrics: all that is measured is about the whole batch, and `update` returns it.
 """
 
 import math

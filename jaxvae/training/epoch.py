@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxvae.training._pickle import PicklesByParts
@@ -47,7 +48,7 @@ def make_evaluate(eval_step: EvalStep) -> Evaluate:
     Every index >= 0 in `indices` [n, B] counts once; -1 is padding and weighs nothing.
 
     Raises:
-      ValueError: when called: there are no examples.
+      ValueError: when called: there are no examples, or all indices are padding.
     """
     return _Evaluate(eval_step)
 
@@ -62,10 +63,10 @@ def run_steps(
 ) -> tuple[TrainState, Metrics]:
     """The steps of all rows of `indices` that are not -1, in a loop; the state may be of many members, [M].
 
-    Steps write over the state that they read, and parameters are looked at once, at the end: one that is not finite
-    stays so. Where a step should not have been taken, all are taken again from the beginning, which gives the same bits:
-    first looking at the parameters after each, to find it, then up to the one before. That costs nothing as long as
-    all are sound.
+    Steps write over the state that they read, and whether the parameters are finite is found out once, at the end: one
+    that is not stays so. A step that should not have been taken is found by taking all of them again from the
+    beginning, which gives the same bits, with that check after each; then they are taken up to the one before it. As
+    long as every step is good this costs nothing.
     """
     step = jax.jit(step)  # traced once for the metrics' shapes and the loop; the compiler sees through it
     never = jnp.full(state.first_bad.shape, NEVER, jnp.int32)
@@ -196,6 +197,8 @@ class _Evaluate(PicklesByParts):
     def __call__(self, state: TrainState, source: Batch, indices: Array, *, key: PRNGKey) -> Metrics:
         """Return the means over all examples."""
         check_indices(source, indices)
+        if not isinstance(indices, jax.core.Tracer) and not (np.asarray(indices) >= 0).any():
+            raise ValueError("indices are all -1, padding: there are no examples to average over")
         return self._program(state, source, indices, key=key)
 
     @cached_property

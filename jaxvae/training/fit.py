@@ -17,7 +17,7 @@ from jaxvae.training.epoch import TrainEpoch
 from jaxvae.training.state import TrainState
 from jaxvae.types import Checkpointer, Feed
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 
 
 class Progress(NamedTuple):
@@ -260,7 +260,7 @@ class _Clock:
         self._seconds += seconds
         self.examples_per_second = self._steps * self._feed.batch_size / self._seconds
         if self._programs > 1:
-            steps = np.int32(math.ceil(count * SECONDS_BETWEEN_LOOKS / seconds))
+            steps = np.int32(math.ceil(count * SECONDS_BETWEEN_CHECKS / seconds))
             self._count = int(multihost_utils.broadcast_one_to_all(steps))
 
     def next_count(self, step: int, evaluate_every: int) -> int:

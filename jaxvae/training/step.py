@@ -111,7 +111,7 @@ class _TrainStep(PicklesByParts):
         loss_fn = partial(_checked(self.loss_fn), batch=batch, key=loss_key, step=state.step)
         (loss, (model_state, metrics)), grads = self._value_and_grad(loss_fn, state)
         _check_model_state(state.model_state, model_state)
-        grad_norm = optax.tree.norm(grads)  # infinite where only its square is: looked into below
+        grad_norm = optax.tree.norm(grads)  # infinite where only its square is: computed anew below
 
         def move() -> TrainState:
             updates, opt_state = self._update(loss_fn, loss, grads, state)
@@ -125,7 +125,7 @@ class _TrainStep(PicklesByParts):
         moves = jnp.isfinite(loss) & ~jnp.isnan(grad_norm) & (state.step != until) & (state.first_bad < 0)
         # A branch: on CPU it costs nothing measurable, where selecting each leaf slows a small step.
         new = jax.lax.cond(moves, move, lambda: state)
-        grad_norm, sound = _look_closely(
+        grad_norm, sound = _check_large(
             moves & (grad_norm > LARGE_NORM), grad_norm, grads, state.opt_state, new.opt_state
         )
         sound &= is_finite(new.model_state)
@@ -245,7 +245,7 @@ def is_finite(tree: PyTree) -> Array:
     return jnp.isfinite(sum(sums, start=jnp.float32(0)))
 
 
-def _look_closely(needed: Array, norm: Array, grads: PyTree, before: PyTree, after: PyTree) -> tuple[Array, Array]:
+def _check_large(needed: Array, norm: Array, grads: PyTree, before: PyTree, after: PyTree) -> tuple[Array, Array]:
     """Where needed, the norm of a gradient whose square overflows; and whether it and the optimiser's state are finite.
 
     A second moment may overflow where the gradient does not. A number of the state may be infinite from the beginning,
@@ -256,14 +256,14 @@ def _look_closely(needed: Array, norm: Array, grads: PyTree, before: PyTree, aft
     now = [leaf for leaf in _floating(after) if not leaf.ndim]
     arrays = [leaf for leaf in _floating(after) if leaf.ndim]
 
-    def look(grads: list[Array], arrays: list[Array], was: list[Array], now: list[Array]) -> tuple[Array, Array]:
+    def check(grads: list[Array], arrays: list[Array], was: list[Array], now: list[Array]) -> tuple[Array, Array]:
         flat = _flat(grads)
         largest = jnp.abs(flat).max()
         kept = jnp.isfinite(_flat(now)) | ~jnp.isfinite(_flat(was))
         sound = jnp.isfinite(largest) & jnp.isfinite(_flat(arrays)).all() & kept.all()
         return largest * jnp.linalg.norm(flat / largest), sound
 
-    return _rarely(needed, look, (norm, jnp.bool_(True)), (_floating(grads), arrays, was, now))
+    return _rarely(needed, check, (norm, jnp.bool_(True)), (_floating(grads), arrays, was, now))
 
 
 def _flat(leaves: list[Array]) -> Array:

@@ -29,8 +29,8 @@ class SweepState(struct.PyTreeNode):
       step: steps taken by every member that did not stop, int32.
       members: a `TrainState` whose leaves have a leading axis of M.
       numbers: what the members differ in, each [M].
-      first_bad: -1, until no member is left that has not stopped at a step that was not finite; then the last one's.
-        `members.first_bad` [M] says it for each.
+      first_bad: -1 as long as a member goes on; then the step at which the last one stopped, which was not finite.
+        `members.first_bad` [M] has each member's own.
     """
 
     step: Array
