@@ -40,6 +40,20 @@ def floating(values: Array, name: str) -> Array:
     return values
 
 
+def where_mask(encoded: Array, mask: Array) -> Array:
+    """Vectors [..., D], zero where the mask [...] is false, lest a NaN there spread.
+
+    Raises:
+      TypeError: the mask is not boolean.
+      ValueError: it has another shape than the positions.
+    """
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be bool, true where a position counts, got {mask.dtype}")
+    if mask.shape != encoded.shape[:-1]:
+        raise ValueError(f"mask must be {encoded.shape[:-1]} for encoded {encoded.shape}, got {mask.shape}")
+    return jnp.where(mask[..., None], encoded, 0)
+
+
 def out_of_range(name: str, values: Array, count: int) -> Array:
     """Which of the integers are not in 0 .. count - 1; `ValueError` names the first where they are not traced."""
     outside = (values < 0) | (values >= count)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae._checks import at_least, floating, integers
+from jaxvae._checks import at_least, floating, integers, where_mask
 from jaxvae.keys import check_key
 from jaxvae.types import Array, PRNGKey
 
@@ -189,7 +189,9 @@ def straight_through(encoded: Array, quantized: Array) -> Array:
     return value.astype(encoded.dtype) + (encoded - jax.lax.stop_gradient(encoded))
 
 
-def ema_update(state: CodebookState, encoded: Array, indices: Array, *, decay: float | Array) -> CodebookState:
+def ema_update(
+    state: CodebookState, encoded: Array, indices: Array, *, decay: float | Array, mask: Array | None = None
+) -> CodebookState:
     r"""Move the averages towards a batch.
 
     .. math:: N \leftarrow \gamma N + (1 - \gamma) n, \quad m \leftarrow \gamma m + (1 - \gamma) \textstyle\sum z
@@ -203,9 +205,10 @@ def ema_update(state: CodebookState, encoded: Array, indices: Array, *, decay: f
       encoded: z, `[..., D]` floating.
       indices: `[...]` integers in 0 .. K-1, from `nearest`; others are left out of the sums.
       decay: γ, in (0, 1); a traced value is not checked.
+      mask: `[...]`, true at the positions that the means are over; where none is, the averages stay as they are.
 
     Raises:
-      TypeError: `encoded` is not floating or `indices` not integer.
+      TypeError: `encoded` is not floating, `indices` not integer or `mask` not boolean.
       ValueError: the shapes do not fit, or `decay` is out of its range.
     """
     if not isinstance(decay, jax.core.Tracer) and not 0 < float(decay) < 1:
@@ -216,8 +219,13 @@ def ema_update(state: CodebookState, encoded: Array, indices: Array, *, decay: f
     _check_positions("encoded", encoded)
     if indices.shape != encoded.shape[:-1]:
         raise ValueError(f"indices must be {encoded.shape[:-1]} for encoded {encoded.shape}, got {indices.shape}")
+    if mask is not None:
+        encoded, indices = where_mask(encoded, mask), jnp.where(mask, indices, num_codes)
     batch = batch_means(encoded, indices, num_codes)
     frozen = (batch.frequency == 0) & (state.frequency < FROZEN_BELOW / num_codes)
+    if mask is not None:
+        batch = jax.tree.map(lambda mean: mean * (mask.size / jnp.maximum(mask.sum(), 1)), batch)
+        frozen |= ~mask.any()
     frequency = decay * state.frequency + (1 - decay) * batch.frequency
     moment = decay * state.moment + (1 - decay) * batch.moment
     return CodebookState(
@@ -226,7 +234,9 @@ def ema_update(state: CodebookState, encoded: Array, indices: Array, *, decay: f
     )
 
 
-def restart_dead_codes(state: CodebookState, encoded: Array, *, key: PRNGKey, threshold: float = 0.1) -> CodebookState:
+def restart_dead_codes(
+    state: CodebookState, encoded: Array, *, key: PRNGKey, threshold: float = 0.1, mask: Array | None = None
+) -> CodebookState:
     """Move the codes that are hardly used to vectors of this batch.
 
     Each takes the vector of another position, drawn without replacement, and starts over with the uniform share:
@@ -239,9 +249,10 @@ def restart_dead_codes(state: CodebookState, encoded: Array, *, key: PRNGKey, th
       encoded: `[..., D]` floating.
       key: a typed key.
       threshold: a code is dead below this fraction of the uniform share 1/K; 0 restarts none.
+      mask: `[...]`, true at the positions that codes may restart at.
 
     Raises:
-      TypeError: `encoded` is not floating, or the key not typed.
+      TypeError: `encoded` is not floating, the key not typed, or `mask` not boolean.
       ValueError: the shapes do not fit, or `threshold` is not in [0, 1).
     """
     check_key(key)
@@ -249,13 +260,15 @@ def restart_dead_codes(state: CodebookState, encoded: Array, *, key: PRNGKey, th
     encoded = _detached(encoded, "encoded")
     _check_dim(encoded, dim)
     _check_positions("encoded", encoded)
-    flat = encoded.reshape(-1, dim)
+    flat = (encoded if mask is None else where_mask(encoded, mask)).reshape(-1, dim)
     # The largest of independent noise are positions drawn without replacement, cheaper than a permutation.
-    draws = min(num_codes, len(flat))
-    _, positions = jax.lax.top_k(jax.random.uniform(key, (len(flat),)), draws)
+    noise, draws = jax.random.uniform(key, (len(flat),)), min(num_codes, len(flat))
+    noise = noise if mask is None else jnp.where(mask.reshape(-1), noise, -1.0)  # the others come last
+    found = draws if mask is None else jnp.minimum(mask.sum(), draws)
+    _, positions = jax.lax.top_k(noise, draws)
     dead = _dead(state, threshold)
     rank = jnp.cumsum(dead) - 1  # among the dead
-    restarted = dead & (rank < draws)
+    restarted = dead & (rank < found)
     fresh = _evenly_used(flat[positions[rank.clip(0, draws - 1)]])
     return CodebookState(
         frequency=jnp.where(restarted, fresh.frequency, state.frequency),
@@ -363,8 +376,7 @@ def _centre(codes: Array) -> Array:
 
 def _evenly_used(codes: Array) -> CodebookState:
     """The state whose vectors are `codes` [K, D], each with the uniform share."""
-    num_codes = len(codes)
-    return CodebookState(jnp.full(num_codes, 1 / num_codes, jnp.float32), codes / num_codes)
+    return CodebookState(jnp.full(len(codes), 1 / len(codes), jnp.float32), codes / len(codes))
 
 
 def _dead(state: CodebookState, threshold: float) -> Array:

@@ -1,7 +1,7 @@
 """Vector quantisation: each vector becomes the nearest of K codes (van den Oord et al., 2017).
 
 The codes follow the encoder by exponential moving averages, which are state, or by the gradient, as parameters. The
-arithmetic is that of `jaxvae.codebook`; what a mask leaves out is added here.
+arithmetic is that of `jaxvae.codebook`.
 
 A call returns no metrics: all that is measured is about the whole batch, and `update` returns it.
 """
@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxvae import codebook, losses
-from jaxvae._checks import at_least, floating, integers, out_of_range
+from jaxvae._checks import at_least, floating, integers, out_of_range, where_mask
 from jaxvae.codebook import CodebookState
 from jaxvae.keys import check_key
 from jaxvae.types import Array, Metrics, PRNGKey, PyTree, Quantized
@@ -73,11 +72,13 @@ class EMACodebook:
         averages, indices = self._averages(state), integers(indices, "indices")
         encoded, mask = _checked(encoded, averages.moment.shape[1], mask)
         metrics = {"batch_perplexity": _perplexity(indices, mask, self.num_codes)}
-        averages = _moved(averages, encoded, indices, mask, self.decay)
+        averages = codebook.ema_update(averages, encoded, indices, decay=self.decay, mask=mask)
         metrics["restarts"] = jnp.zeros((), jnp.int32)
         if self.restart_threshold:
             metrics["restarts"] = codebook.dead_codes(averages, threshold=self.restart_threshold)
-            averages = _restarted(averages, encoded, mask, key=key, threshold=self.restart_threshold)
+            averages = codebook.restart_dead_codes(
+                averages, encoded, key=key, threshold=self.restart_threshold, mask=mask
+            )
         return averages._asdict(), metrics
 
     def look_up(self, params: PyTree, state: PyTree, indices: Array) -> Array:
@@ -177,11 +178,7 @@ def _checked(encoded: Array, dim: int, mask: Array | None) -> tuple[Array, Array
     if mask is None:
         return encoded, None
     mask = jnp.asarray(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"mask must be bool, true where a position counts, got {mask.dtype}")
-    if mask.shape != encoded.shape[:-1]:
-        raise ValueError(f"mask must be {encoded.shape[:-1]} for encoded {encoded.shape}, got {mask.shape}")
-    return jnp.where(mask[..., None], encoded, 0), mask
+    return where_mask(encoded, mask), mask
 
 
 def _over_positions(
@@ -204,40 +201,6 @@ def _perplexity(indices: Array, mask: Array | None, num_codes: int) -> Array:
 def _counted(indices: Array, mask: Array | None, num_codes: int) -> Array:
     """The indices; K, which no sum counts, where the mask is false."""
     return indices if mask is None else jnp.where(mask, indices, num_codes)
-
-
-def _moved(averages: CodebookState, encoded: Array, indices: Array, mask: Array | None, decay: float) -> CodebookState:
-    """`codebook.ema_update`, over the positions that count; the averages as they were where none do."""
-    num_codes = len(averages.frequency)
-    counted = _counted(indices, mask, num_codes)
-    moved = codebook.ema_update(averages, encoded, counted, decay=decay)
-    if mask is None:
-        return moved
-    # The update divided the batch's sums by the number of all positions: add what that was too little by.
-    batch = codebook.batch_means(jax.lax.stop_gradient(encoded).astype(jnp.float32), counted, num_codes)
-    missing = (1 - decay) * (mask.size / jnp.maximum(mask.sum(), 1) - 1)
-    return jax.tree.map(lambda new, mean, old: jnp.where(mask.any(), new + missing * mean, old), moved, batch, averages)
-
-
-def _restarted(
-    averages: CodebookState, encoded: Array, mask: Array | None, *, key: PRNGKey, threshold: float
-) -> CodebookState:
-    """`codebook.restart_dead_codes`, at vectors of positions that count."""
-    if mask is None:
-        return codebook.restart_dead_codes(averages, encoded, key=key, threshold=threshold)
-    num_codes, dim = averages.moment.shape
-    flat = jax.lax.stop_gradient(encoded).astype(jnp.float32).reshape(-1, dim)
-    # As without a mask, the largest of independent noise; the positions that do not count come last.
-    noise = jnp.where(mask.reshape(-1), jax.random.uniform(key, (len(flat),)), -1.0)
-    _, positions = jax.lax.top_k(noise, min(num_codes, len(flat)))
-    dead = averages.frequency < threshold / num_codes
-    rank = jnp.cumsum(dead) - 1
-    restarted = dead & (rank < jnp.minimum(mask.sum(), num_codes))
-    fresh = flat[positions[rank.clip(0, len(positions) - 1)]] / num_codes
-    return CodebookState(
-        frequency=jnp.where(restarted, 1 / num_codes, averages.frequency),
-        moment=jnp.where(restarted[:, None], fresh, averages.moment),
-    )
 
 
 def _look_up(codes: Array, indices: Array) -> Array:
