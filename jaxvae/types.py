@@ -39,6 +39,19 @@ class Likelihood(Distribution, Protocol):
         ...
 
 
+class Prior(Protocol):
+    """A record over latents: of every example alike, or of each given its condition."""
+
+    def log_prob(self, z: Array) -> Array:
+        """One number for each example, [B] nats."""
+        ...
+
+    @property
+    def sample(self) -> Callable[..., Array]:
+        """`sample(num, key=)` of a prior that is the same for every example, else `sample(key=)` of each example."""
+        ...
+
+
 class Terms(NamedTuple):
     """What every latent-variable model says about a batch of B at S draws z ~ q(z|x); nats.
 
@@ -118,7 +131,11 @@ class Quantizer(Protocol):
 
 
 class CodePrior(Protocol):
-    """A density over arrays of code indices, such as `PixelCNN`."""
+    """A Linen module that is a density over arrays of code indices, such as `PixelCNN`."""
+
+    def apply(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
+        """Run a method of the module, as Flax does."""
+        ...
 
     def log_prob(self, indices: Array, *condition: Array) -> Array:
         """One number for each example, [B] nats."""

@@ -111,8 +111,8 @@ class ScalarPrior(NamedTuple):
     def log_prob(self, z):
         return -0.5 * jnp.square(z).sum()
 
-    def sample(self, num, *, key):
-        return jnp.zeros((num, D))
+    def sample(self, count, *, key):
+        return jnp.zeros((count, D))
 
 
 def test_a_record_may_be_its_own_prior_and_its_log_prob_must_be_by_example(key):
@@ -121,6 +121,7 @@ def test_a_record_may_be_its_own_prior_and_its_log_prob_must_be_by_example(key):
     for loss in (jaxvae.vae_loss, partial(jaxvae.tc_vae_loss, num_examples=9)):
         with pytest.raises(ValueError, match=r"the prior's log_prob must be \(4,\), one number of nats"):
             loss(model, params, (), batch(), key=key, step=0)
+    assert model.apply(params, 5, key=key, method="sample").mean.shape == (5, *SHAPE)
 
 
 class Halved(DiagGaussian):

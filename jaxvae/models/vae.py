@@ -16,7 +16,7 @@ from jaxvae.distributions import Bernoulli, DiagGaussian, StandardNormal, rate
 from jaxvae.keys import check_key, sample_keys
 from jaxvae.models._parts import adopt_parts, check_nats, record_of
 from jaxvae.networks._run import run
-from jaxvae.types import Array, Distribution, Likelihood, PRNGKey, Terms
+from jaxvae.types import Array, Distribution, Likelihood, Prior, PRNGKey, Terms
 
 
 class VAE(nn.Module):
@@ -79,7 +79,7 @@ class VAE(nn.Module):
         output = run(self.decoder, latent, *self.embedded(condition, len(latent)), train=train)
         return run(self.likelihood, output, train=train)
 
-    def latent_prior(self, *condition: Array) -> Any:
+    def latent_prior(self, *condition: Array) -> Prior:
         """p(z): the prior's record, of every example alike or of each given its condition [B, ...].
 
         Raises:
@@ -152,9 +152,10 @@ def latent_dim_of(model: Any) -> int | None:
     return own if own is not None else getattr(getattr(model, "encoder", None), "latent_dim", None)
 
 
-def sample_prior(prior: Any, num: int, *, key: PRNGKey) -> Array:
+def sample_prior(prior: Prior, num: int, *, key: PRNGKey) -> Array:
     """Draw `num` latents from a prior's record, which describes all examples alike or each of `num` by itself."""
-    if "num" in inspect.signature(prior.sample).parameters:
+    first = next(iter(inspect.signature(prior.sample).parameters.values()))
+    if first.kind is not inspect.Parameter.KEYWORD_ONLY and first.name != "key":  # whatever it calls the number
         return prior.sample(num, key=key)
     latent: Array = prior.sample(key=key)
     if len(latent) != num:
@@ -165,7 +166,7 @@ def sample_prior(prior: Any, num: int, *, key: PRNGKey) -> Array:
     return latent
 
 
-def sample_latents(posterior: Any, *, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
+def sample_latents(posterior: Distribution, *, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
     """`num_samples` draws of each example, [S, B, ...], and their log q, [S, B] nats; the key has shape () or [B]."""
     at_least(1, num_samples=num_samples)
     keys = sample_keys(key, num_samples)

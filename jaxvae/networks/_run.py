@@ -21,7 +21,7 @@ def run(network: Callable[..., Any], *arguments: Any, train: bool) -> Any:
     return network(*arguments, **_values(names, train))
 
 
-def mode_of(network: nn.Module, method: str, *, train: bool) -> dict[str, bool]:
+def mode_of(network: object, method: str, *, train: bool) -> dict[str, bool]:
     """What tells a method of a module the mode, where it asks."""
     kind: Any = type(network)
     return _values(_names_of_method(kind, method), train)

@@ -13,14 +13,14 @@ from jaxvae._variables import variables_of
 from jaxvae._whole_batch import in_evaluation, needs_whole_batch
 from jaxvae.keys import check_key, example_keys
 from jaxvae.models.vae import latent_dim_of
-from jaxvae.types import Array, Batch, LatentModel, PRNGKey, PyTree, Terms
+from jaxvae.types import Array, Batch, CodePrior, LatentModel, PRNGKey, PyTree, Terms
 
 OF_THE_NETWORKS = 2**32 - 1  # no example's index, so their key is nobody else's
 OURS = ("jaxvae.", "flax.", "jax.", "jaxlib.")
 
 
 def apply(
-    model: LatentModel,
+    model: LatentModel | CodePrior,
     params: PyTree,
     model_state: PyTree,
     *inputs: Array,

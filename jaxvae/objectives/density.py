@@ -1,16 +1,14 @@
 """Objectives of models with an exact or no density: maximum likelihood and reconstruction."""
 
-from typing import Any
-
 from jaxvae._whole_batch import in_evaluation
 from jaxvae.models._parts import check_nats
 from jaxvae.networks._run import mode_of
 from jaxvae.objectives._apply import apply, networks_key
-from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree
+from jaxvae.types import Array, Batch, CodePrior, LatentModel, Metrics, PRNGKey, PyTree
 
 
 def pixel_cnn_loss(
-    model: Any,
+    model: CodePrior,
     params: PyTree,
     model_state: PyTree,
     batch: Batch,

@@ -6,7 +6,7 @@ each is from its prior; β weighs the dependence alone.
 
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxvae.distributions import DiagGaussian, StandardNormal, rate
 from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import sample_latents
 from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key
-from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree, Schedule
+from jaxvae.types import Array, Batch, LatentModel, Metrics, Prior, PRNGKey, PyTree, Schedule
 
 Estimator = Literal["stratified", "weighted"]
 STANDARD_NORMAL = StandardNormal()
@@ -45,7 +45,7 @@ def rate_terms(
     *,
     num_examples: int,
     estimator: Estimator = "stratified",
-    prior: Any = STANDARD_NORMAL,
+    prior: Prior = STANDARD_NORMAL,
 ) -> RateTerms:
     r"""Mutual information, total correlation and dimension-wise KL, estimated from a batch.
 
