@@ -6,6 +6,13 @@ import json
 import re
 from types import SimpleNamespace
 
+import jax
+
+# For the processes that a test starts: compile as conftest.py lets the tests compile.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if jax.__version_info__ < (0, 11):
+    QUICK["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+
 
 def run(main, *arguments):
     """The exit code and what was printed, without the lines around boxes."""

@@ -1,20 +1,33 @@
 """experiments.beta_vae and experiments.rate_distortion, from the command line."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from commands import result_of, run
+from commands import QUICK, result_of, run
 
 from experiments import beta_vae, rate_distortion
-from jaxvae import checkpoint
+from jaxvae import checkpoint, figures
 
 SPRITES = ("sprites", "--smoke", "--channels", 4, 4, "--latent-dim", 6, "--batch-size", 32, "--objective", "beta")
 DIGITS = ("mnist", "--data", "digits", "--smoke", "--channels", 4, "--batch-size", 32)
 
 
-def test_a_run_on_sprites_is_scored_beside_the_fixed_points(tmp_path):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs that after their training measure no latents and draw nothing; that on sprites and `sweep` do."""
+    monkeypatch.setattr(beta_vae, "measure", lambda *_, **__: SimpleNamespace(test={}, kl=np.zeros(1)))
+    monkeypatch.setattr(beta_vae, "draw_all", lambda *_: [])
+    monkeypatch.setattr(rate_distortion, "save_pictures", lambda *_: [])
+
+
+def test_a_run_on_sprites_is_scored_beside_the_fixed_points(tmp_path, monkeypatch):
+    scored_examples = beta_vae.scored_examples  # a third of the codes is enough to tell the fixed points apart
+    monkeypatch.setattr(beta_vae, "scored_examples", lambda dataset, count: scored_examples(dataset, count // 3))
+    for picture in ("reconstructions", "learning_curves", "interpolation"):  # test_experiments.py looks at these
+        monkeypatch.setattr(figures, picture, lambda path, *_, **__: path)
     result, said = result_of(beta_vae.main, tmp_path, *SPRITES)
     names = {"mig", "sap", "factor_vae_score", "beta_vae_score"}
     assert names <= result["test"].keys()
@@ -50,7 +63,7 @@ def test_a_normalised_beta_is_turned_into_beta():
         ("--schedule", "linear", "--beta-start", 16, "--schedule-steps", 4, "--free-bits", 0.1),
     ],
 )
-def test_other_objectives_train(arguments, tmp_path):
+def test_other_objectives_train(arguments, tmp_path, undrawn):
     result, _ = result_of(beta_vae.main, tmp_path / "run", *DIGITS, *arguments)
     assert np.isfinite(result["test"]["negative_elbo"])
     assert "mig" not in result["test"]
@@ -100,18 +113,20 @@ def assert_same_members(members, others):
         np.testing.assert_allclose(one["negative_elbo"], other["negative_elbo"], rtol=1e-3)
 
 
-def test_vmap_trains_the_same_members(sweep, tmp_path):
+def test_vmap_trains_the_same_members(sweep, tmp_path, undrawn):
     result, _ = result_of(rate_distortion.main, tmp_path, *SWEEP, "--how", "vmap")
     assert_same_members(sweep[1]["members"], result["members"])
 
 
-def test_processes_train_the_same_members(sweep, tmp_path):
+def test_processes_train_the_same_members(sweep, tmp_path, monkeypatch, undrawn):
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     result, said = result_of(rate_distortion.main, tmp_path, *SWEEP, "--betas", 4.0, "--how", "processes")
     assert_same_members(sweep[1]["members"][2:], result["members"])
     assert "beta-4: done, 1 of 1" in said
 
 
-def test_a_sweep_resumes(sweep, tmp_path, monkeypatch):
+def test_a_sweep_resumes(sweep, tmp_path, monkeypatch, undrawn):
     part = tmp_path / "part"
     fit = rate_distortion.Run.fit
 
@@ -119,9 +134,9 @@ def test_a_sweep_resumes(sweep, tmp_path, monkeypatch):
         feed.total_steps = 2 * feed.steps_per_epoch
         return fit(self, state, train_epoch, feed, **options)
 
-    monkeypatch.setattr(rate_distortion.Run, "fit", stop_early)
-    assert run(rate_distortion.main, *SWEEP, "--how", "map", "--out", part).code == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(rate_distortion.Run, "fit", stop_early)
+        assert run(rate_distortion.main, *SWEEP, "--how", "map", "--out", part).code == 0
     result, said = result_of(rate_distortion.main, part, *SWEEP, "--how", "map", "--resume")
     assert "resumed at step 44" in said
     assert result["members"] == sweep[1]["members"]

@@ -3,7 +3,6 @@
 import functools
 import pickle
 from functools import partial
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import chex

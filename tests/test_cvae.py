@@ -62,6 +62,10 @@ def pairs():
     return {"x": rng.normal(size=(B, 6)), "condition": rng.normal(size=(B, 3)), "index": np.arange(B)}
 
 
+def compiled(fn, *arguments, **options):
+    return jax.jit(partial(fn, *arguments, **options))
+
+
 both_priors = pytest.mark.parametrize("dependent", [False, True], ids=["p(z)", "p(z|c)"])
 
 
@@ -70,12 +74,13 @@ def test_at_the_exact_posterior_every_weight_is_the_likelihood(dependent, pairs,
     model, log_prob, _ = linear_gaussian(dependent)
     batch = {name: jnp.asarray(values) for name, values in pairs.items()}
     exact = log_prob(pairs["x"], pairs["condition"])
-    log_weights = jaxvae.objectives.vae_log_weights(model, {}, (), batch, key=key, num_samples=7)
+    log_weights = compiled(jaxvae.objectives.vae_log_weights, model, num_samples=7)({}, (), batch, key=key)
     np.testing.assert_allclose(log_weights, np.broadcast_to(exact, (7, B)), rtol=1e-6)
     for loss_fn in (jaxvae.cvae_loss, jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=3)):
         if loss_fn is jaxvae.cvae_loss:  # its rate is in closed form, so only many draws agree
             loss_fn = partial(loss_fn, num_samples=20_000)
-        np.testing.assert_allclose(loss_fn(model, {}, (), batch, key=key, step=0)[0], -exact.mean(), atol=0.02)
+        value = compiled(loss_fn, model)({}, (), batch, key=key, step=0)[0]
+        np.testing.assert_allclose(value, -exact.mean(), atol=0.02)
 
 
 @both_priors
@@ -84,10 +89,11 @@ def test_the_elbo_is_the_likelihood_less_the_divergence_from_the_posterior(depen
     assert gap > 0.1
     batch = {name: jnp.asarray(values) for name, values in pairs.items()}
     exact = log_prob(pairs["x"], pairs["condition"]).mean() - gap
-    value, (_, metrics) = jaxvae.cvae_loss(model, {}, (), batch, key=key, step=0, num_samples=50_000)
+    loss = compiled(jaxvae.cvae_loss, model, num_samples=50_000)
+    value, (_, metrics) = loss({}, (), batch, key=key, step=0)
     np.testing.assert_allclose(-value, exact, atol=0.02)
     np.testing.assert_allclose(metrics["rate"] + metrics["distortion"], value, rtol=1e-12)
-    heavy, (_, same) = jaxvae.cvae_loss(model, {}, (), batch, key=key, step=0, num_samples=50_000, beta=3.0)
+    heavy, (_, same) = compiled(loss, beta=3.0)({}, (), batch, key=key, step=0)
     np.testing.assert_allclose(heavy, same["distortion"] + 3 * same["rate"], rtol=1e-12)
 
 
@@ -96,10 +102,11 @@ def test_three_estimates_of_the_likelihood_in_their_order(dependent, pairs, key,
     model, log_prob, _ = linear_gaussian(dependent, off=0.2, wider=0.5)
     batch = {name: jnp.asarray(values) for name, values in pairs.items()}
     exact = log_prob(pairs["x"], pairs["condition"])
-    log_weights = jaxvae.objectives.vae_log_weights(model, {}, (), batch, key=key, num_samples=5000)
+    log_weights = compiled(jaxvae.objectives.vae_log_weights, model, num_samples=5000)({}, (), batch, key=key)
     assert np.all(jaxvae.losses.iwae_bound(log_weights[:100]) >= log_weights[:100].mean(axis=0))
     np.testing.assert_allclose(jaxvae.losses.iwae_bound(log_weights), exact, atol=0.02)
-    from_prior = jaxvae.objectives.cvae_prior_log_weights(model, {}, (), batch, key=key, num_samples=200_000)
+    prior_log_weights = compiled(jaxvae.objectives.cvae_prior_log_weights, model, num_samples=200_000)
+    from_prior = prior_log_weights({}, (), batch, key=key)
     np.testing.assert_allclose(jaxvae.losses.iwae_bound(from_prior), exact, atol=0.1)
 
 
@@ -119,9 +126,15 @@ def labelled_batch(dtype=jnp.int32):
     return {"x": x, "condition": jnp.array([0, 1, 2, 0, 1], dtype), "index": jnp.arange(B)}
 
 
+@partial(jax.jit, static_argnums=0)
 def init(model):
     batch = labelled_batch()
     return model.init(jax.random.key(1), batch["x"][:1], batch["condition"][:1])
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(model, params, *arguments, **options):
+    return model.apply(params, *arguments, **options)
 
 
 def test_a_prior_network_at_the_standard_normal_changes_nothing(key):
@@ -131,17 +144,19 @@ def test_a_prior_network_at_the_standard_normal_changes_nothing(key):
     def standard(features):
         return jnp.zeros((len(features), 3)), jnp.zeros((len(features), 3))
 
-    plain = jaxvae.cvae_loss(model, params, (), batch, key=key, step=0)
-    same = jaxvae.cvae_loss(model.clone(prior=standard), params, (), batch, key=key, step=0)
+    loss = jax.jit(jaxvae.cvae_loss, static_argnums=0)
+    plain = loss(model, params, (), batch, key=key, step=0)
+    same = loss(model.clone(prior=standard), params, (), batch, key=key, step=0)
     chex.assert_trees_all_equal(plain, same)
-    posterior = model.apply(params, batch["x"], batch["condition"], method="encode")
-    np.testing.assert_array_equal(plain[1][1]["rate"], jaxvae.losses.gaussian_kl(*posterior).mean())
+    posterior = apply(model, params, batch["x"], batch["condition"], method="encode")
+    compiled_kl = jax.jit(lambda mean, log_var: jaxvae.losses.gaussian_kl(mean, log_var).mean())
+    np.testing.assert_array_equal(plain[1][1]["rate"], compiled_kl(*posterior))
 
 
 def test_the_gradient_reaches_the_prior_network_and_the_embedding(key):
     model = labelled(prior=True)
     params = init(model)
-    grads = jax.grad(lambda p: jaxvae.cvae_loss(model, p, (), labelled_batch(), key=key, step=0)[0])(params)
+    grads = jax.jit(jax.grad(lambda p: jaxvae.cvae_loss(model, p, (), labelled_batch(), key=key, step=0)[0]))(params)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.any(grad), f"no gradient reaches {jax.tree_util.keystr(path)}"
     assert {"prior", "embed", "encoder", "decoder"} == set(params["params"])
@@ -152,12 +167,12 @@ def test_a_sample_is_decoded_from_the_prior_given_its_own_condition(prior, key):
     model, label = labelled(prior), jnp.array([2, 0, 2])
     params = init(model)
     keys = jax.random.split(key, 2)[jnp.array([0, 1, 0])]
-    mean = model.apply(params, label, key=keys, method="sample").mean
+    mean = apply(model, params, label, key=keys, method="sample").mean
     np.testing.assert_array_equal(mean[0], mean[2])  # one key, one class: one image
     assert not np.allclose(mean[0], mean[1])
     record = model.apply(params, label, method="latent_prior")
     latent = record.sample(key=keys) if prior else record.sample(3, key=keys)
-    np.testing.assert_allclose(mean, model.apply(params, latent, label, method="decode").mean, rtol=1e-6)
+    np.testing.assert_allclose(mean, apply(model, params, latent, label, method="decode").mean, rtol=1e-6)
     if not prior:
         np.testing.assert_allclose(latent, DiagGaussian(jnp.zeros((3, 3)), jnp.zeros((3, 3))).sample(key=keys))
 
@@ -166,14 +181,13 @@ def test_transfer_keeps_the_latent_and_changes_the_condition():
     model, batch = labelled(), labelled_batch()
     params = init(model)
     image, label = batch["x"], batch["condition"]
-    latent = model.apply(params, image, label, method="encode").mean
+    latent = apply(model, params, image, label, method="encode").mean
     other = (label + 1) % CLASSES
-    moved = model.apply(params, image, label, other, method="transfer").mean
-    np.testing.assert_allclose(moved, model.apply(params, latent, other, method="decode").mean, rtol=1e-6)
-    np.testing.assert_allclose(
-        model.apply(params, image, label).mean, model.apply(params, image, label, label, method="transfer").mean
-    )
-    assert np.abs(moved - model.apply(params, image, label).mean).max() > 0.01
+    moved = apply(model, params, image, label, other, method="transfer").mean
+    np.testing.assert_allclose(moved, apply(model, params, latent, other, method="decode").mean, rtol=1e-6)
+    same = apply(model, params, image, label).mean
+    np.testing.assert_allclose(same, apply(model, params, image, label, label, method="transfer").mean)
+    assert np.abs(moved - same).max() > 0.01
 
 
 def test_conditions_join_as_a_vector_or_as_channels():
@@ -196,12 +210,13 @@ def test_a_label_out_of_range_is_refused_and_under_jit_not_a_number(key):
     model, batch = labelled(), labelled_batch()
     params = init(model)
     loss = partial(jaxvae.cvae_loss, model, params, (), key=key, step=0)
+    traced = jax.jit(loss)
     for label, index in ((3, 3), (-1, 1)):
         wrong = {**batch, "condition": batch["condition"].at[index].set(label)}
         with pytest.raises(ValueError, match=rf"label {label} at index {index} is outside 0 \.\. 2"):
             loss(wrong)
-        assert np.isnan(jax.jit(lambda batch: loss(batch)[0])(wrong))
-    assert np.isfinite(jax.jit(lambda batch: loss(batch)[0])(batch))
+        assert np.isnan(traced(wrong)[0])
+    assert np.isfinite(traced(batch)[0])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,12 @@ SMALL = (
 FEW = slice(256)  # the test images of a smoke run
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They are half of so small a run; `trained` draws them."""
+    monkeypatch.setattr(cvae, "save_pictures", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("cvae") / "run"
@@ -94,6 +100,7 @@ def test_a_run_is_measured_beside_the_unconditional_model(trained):
         assert png.imread(out / f"{name}.png")[..., :3].std() > 0.01
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
     out, result, _ = trained
     again = tmp_path / "run"
@@ -108,7 +115,9 @@ def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
             np.testing.assert_array_equal(whole, parts)
 
 
-def test_a_run_alone_with_the_importance_weighted_bound(tmp_path):
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_alone_with_the_importance_weighted_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(cvae, "read_samples", lambda *_: (np.ones(10), 1.0))  # `trained` has them read
     options = ("--objective", "iwae", "--num-samples", 3, "--no-compare")
     result, _ = result_of(cvae.main, tmp_path, *SMALL, *options)
     assert not (tmp_path / "unconditional").exists()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from matplotlib import image as png
 
+from experiments import vae
 from experiments.vae import PRESETS, main, make_model, make_optimizer, start_at_the_mean
 from jaxvae import checkpoint, data
 
@@ -40,10 +41,19 @@ SMALL = (
 run = partial(commands.run, main)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs that draw nothing, which would take longer than all else; `digits` and those of other models draw."""
+    monkeypatch.setattr(vae, "save_pictures", lambda *_: [])
+
+
 def start(*arguments):
     """Start it in a process of its own."""
     command = [sys.executable, "-m", "experiments.vae", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, **commands.QUICK}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def arrays(run_dir):
@@ -71,10 +81,11 @@ def compiled_programs():
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A short run, whole."""
+    """A short run, whole, in a relative directory where there is nothing to resume."""
     out = tmp_path_factory.mktemp("digits") / "run"
-    with compiled_programs() as compiled:
-        done = run("digits", "--epochs", 4, *SMALL, "--out", out)
+    with compiled_programs() as compiled, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(out.parent)
+        done = run("digits", "--epochs", 4, *SMALL, "--resume", "--out", out.name)
     assert done.code == 0, done.said
     assert [compiled.count(f"jit({name})") for name in ("epoch", "evaluate")] == [
         1,
@@ -123,7 +134,7 @@ def test_a_trained_model_loads_in_two_lines(digits):
     assert config.latent_dim == 2
 
 
-def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path):
+def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path, undrawn):
     options = (*SMALL, "--out", tmp_path / "run")
     assert run("digits", "--epochs", 2, *options).code == 0
     with compiled_programs() as compiled:
@@ -137,7 +148,7 @@ def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path):
     assert both[0] == both[1]
 
 
-def test_a_run_on_streamed_images_equals_one_on_resident_images(digits, tmp_path, monkeypatch):
+def test_a_run_on_streamed_images_equals_one_on_resident_images(digits, tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr("experiments.run.STREAM_ABOVE_BYTES", 0)
     assert run("digits", "--epochs", 4, *SMALL, "--out", tmp_path / "run").code == 0
     assert same(arrays(tmp_path / "run"), arrays(digits[0]))
@@ -190,33 +201,56 @@ def test_mnist_killed_ten_times_resumes_bit_for_bit(tmp_path, capsys):
     assert same(arrays(tmp_path / "killed"), arrays(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_with_a_checkpoint(number, code, tmp_path):
-    process = start("digits", "--epochs", 100_000, *SMALL, "--out", tmp_path / "run")
+ENDLESS = ("digits", "--epochs", 100_000, *SMALL)
+
+
+def assert_stopped(name, said, out):
+    assert f"stopped by {name} at step" in said
+    assert f"python -m experiments.vae {' '.join(map(str, ENDLESS))}" in said
+    assert said.rstrip().endswith("--resume")
+    stopped_at = int(said.split("at step")[1].split(";")[0])
+    assert str(stopped_at) in os.listdir(out / "checkpoints")
+
+
+def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path):
+    process = start(*ENDLESS, "--out", tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert f"stopped by {signal.Signals(number).name} at step" in said
-    assert f"python -m experiments.vae digits --epochs 100000 {' '.join(map(str, SMALL))}" in said
-    assert said.rstrip().endswith("--resume")
-    stopped_at = int(said.split("at step")[1].split(";")[0])
-    assert str(stopped_at) in os.listdir(tmp_path / "run" / "checkpoints")
+    assert process.returncode == 143
+    assert_stopped("SIGTERM", said, tmp_path / "run")
 
 
+def test_an_interrupt_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch):
+    report, reported = vae.Run._report, []
+
+    def report_and_interrupt(self, bar, split, progress):
+        report(self, bar, split, progress)
+        reported.append(progress.step)
+        if len(reported) == 1:  # a second one would end this process
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(vae.Run, "_report", report_and_interrupt)
+    monkeypatch.setattr(sys, "argv", ["vae.py", *map(str, ENDLESS)])
+    done = run(*ENDLESS, "--out", tmp_path / "run")
+    assert done.code == 130
+    assert_stopped("SIGINT", done.said, tmp_path / "run")
+
+
+@pytest.mark.slow  # digits by default: `burda` is binarised as this is, `linear` has its schedule
 @NEEDS_MNIST
-def test_mnist_smoke(tmp_path):
-    done = run("mnist", "--smoke", "--out", tmp_path / "run")
+def test_mnist_smoke(tmp_path, undrawn):
+    done = run("mnist", "--smoke", "--hidden", 4, 8, "--out", tmp_path / "run")
     assert done.code == 0, done.said
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["negative_elbo"] < 600
 
 
-def test_other_networks_and_options_work(tmp_path):
+def test_other_networks_and_options_work(tmp_path, undrawn):
     done = run(
-        "digits", "--smoke", "--network", "conv", "--hidden", 8, 16, "--dtype", "bfloat16", "--validation", 64,
+        "digits", "--smoke", "--network", "conv", "--hidden", 4, 4, "--dtype", "bfloat16", "--validation", 64,
         "--patience", 5, "--beta-warmup", 1, "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.code == 0, done.said
@@ -262,7 +296,7 @@ def test_burda_starts_at_the_mean_image_and_follows_its_schedule():
     np.testing.assert_allclose(rates, np.repeat(1e-3 * 10 ** (-passes / 7), steps), rtol=2e-3)
 
 
-def test_a_linear_vae_comes_near_its_closed_form_and_never_exceeds_it(tmp_path):
+def test_a_linear_vae_comes_near_its_closed_form_and_never_exceeds_it(tmp_path, undrawn):
     options = ("--data", "digits", "--latent-dim", 2, "--batch-size", 50, "--epochs", 150, "--evaluate-every", 50)
     result, said = result_of(tmp_path, "linear", *options)
     assert -1e-9 <= result["gap"]["train"] < 0.5
@@ -289,7 +323,7 @@ def test_the_illustration_draws_both_models(tmp_path):
     assert code.shape == (2, 2)
 
 
-def test_cifar10_says_what_its_bits_are_worth(tmp_path, monkeypatch):
+def test_cifar10_says_what_its_bits_are_worth(tmp_path, monkeypatch, undrawn):
     images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
     monkeypatch.setattr(data, "load", lambda name, split, **options: data.from_arrays(name, images))
     options = ("--hidden", 4, "--latent-dim", 2, "--batch-size", 32)
@@ -366,9 +400,7 @@ def test_an_output_directory_that_cannot_serve_is_refused_before_training(digits
     assert "is a file; choose a directory" in in_the_way.said
 
 
-def test_resuming_nothing_starts_afresh_and_says_so_and_a_relative_directory_is_resolved(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = run("digits", "--smoke", *SMALL, "--resume", "--out", "here")
-    assert done.code == 0
-    assert f"nothing to resume in {tmp_path / 'here'}: starting afresh" in done.said
-    assert (tmp_path / "here" / "result.json").exists()
+def test_resuming_nothing_starts_afresh_and_says_so_and_a_relative_directory_is_resolved(digits):
+    out, said = digits
+    assert f"nothing to resume in {out}: starting afresh" in said
+    assert (out / "result.json").exists()

@@ -28,7 +28,7 @@ VQ_VAES = {
 
 def wide(tree):
     """Floating leaves as float64."""
-    return jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    return jax.tree.map(lambda x: np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def noise_like(tree, seed):
@@ -36,10 +36,11 @@ def noise_like(tree, seed):
     rng = np.random.default_rng(seed)
     noise = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), tree)
     length = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(noise)))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf / length), noise)
+    return jax.tree.map(lambda leaf: leaf / length, noise)
 
 
 def shifted(params, direction, step):
+    """In NumPy: JAX would compile it for every shape."""
     return jax.tree.map(lambda leaf, towards: leaf + step * towards, params, direction)
 
 
@@ -58,7 +59,7 @@ def check_gradient(value, params, smooth=None):
     for seed in range(DIRECTIONS):
         direction = noise_like(params, seed)
         slope = (height(shifted(params, direction, STEP)) - height(shifted(params, direction, -STEP))) / (2 * STEP)
-        component = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+        component = sum(jax.tree.leaves(jax.tree.map(np.vdot, gradient, direction)))
         np.testing.assert_allclose(component, slope, rtol=1e-6, atol=1e-7)
         assert abs(slope) > 1e-4  # or there was nothing to see
 
@@ -95,7 +96,7 @@ def test_the_gradient_of_a_vq_vae_is_that_of_its_terms(name, x64):
     encode, decode = (jax.jit(partial(variant.model.apply, method=method)) for method in ("encode", "decode"))
     encoded = encode({"params": start["params"]}, x)
     quantizer, state = variant.model.quantizer, dict(model_state or {}).get("quantizer", {})
-    quantized, indices = quantizer(start.get("quantizer", {}), state, encoded)[:2]
+    quantized, indices = jax.jit(quantizer.__call__)(start.get("quantizer", {}), state, encoded)[:2]
 
     def distance(encoded, codes):
         return jnp.square(encoded - codes).reshape(B, -1).mean(axis=1)
@@ -109,8 +110,11 @@ def test_the_gradient_of_a_vq_vae_is_that_of_its_terms(name, x64):
             total += distance(encoded, params["quantizer"]["codes"][indices])
         return total.mean()
 
-    def value(params):
-        return variant.loss_fn(params, model_state, batch(B) | {"x": x}, key=jax.random.key(2), step=0)[0]
+    examples = batch(B) | {"x": x}
 
+    def value(params):
+        return variant.loss_fn(params, model_state, examples, key=jax.random.key(2), step=0)[0]
+
+    terms = jax.jit(terms)
     np.testing.assert_allclose(value(start), terms(start), rtol=1e-12)
     check_gradient(value, start, smooth=terms)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from variants import VARIANTS, batch
 
 import jaxvae
 from jaxvae import losses
@@ -52,13 +51,19 @@ PARAMS = jax.tree.map(
 OFF = {**PARAMS, "gain": 0.8 * PARAMS["gain"], "log_var": PARAMS["log_var"] + 0.5}  # a worse encoder
 
 
+# Compiled; operation by operation they take longer to test.
+log_weights = jax.jit(partial(jaxvae.objectives.vae_log_weights, MODEL), static_argnames="num_samples")
+iwae_loss = jax.jit(partial(jaxvae.iwae_loss, MODEL), static_argnames=("num_samples", "doubly_reparameterized"))
+sampled_vae_loss = jax.jit(partial(jaxvae.sampled_vae_loss, MODEL))
+
+
 def bound(params, key, num_samples, **options):
-    return -jaxvae.iwae_loss(MODEL, params, (), BATCH, key=key, step=0, num_samples=num_samples, **options)[0]
+    return -iwae_loss(params, (), BATCH, key=key, step=0, num_samples=num_samples, **options)[0]
 
 
 @pytest.mark.parametrize("num_samples", [1, 3, 50])
 def test_with_the_exact_posterior_the_bound_is_log_p_for_every_number_of_samples(num_samples, key):
-    weights = jaxvae.objectives.vae_log_weights(MODEL, PARAMS, (), BATCH, key=key, num_samples=num_samples)
+    weights = log_weights(PARAMS, (), BATCH, key=key, num_samples=num_samples)
     assert weights.shape == (num_samples, N)
     np.testing.assert_allclose(weights, np.broadcast_to(EXACT, weights.shape), atol=2e-5)  # no variance
     np.testing.assert_allclose(bound(PARAMS, key, num_samples), EXACT.mean(), atol=1e-5)
@@ -75,20 +80,22 @@ def test_the_bound_grows_towards_log_p(key):
 
 def test_one_sample_is_the_sampled_elbo_and_the_loss_is_the_mean_bound_of_the_log_weights(key):
     one = bound(OFF, key, 1)
-    sampled, (_, metrics) = jaxvae.sampled_vae_loss(MODEL, OFF, (), BATCH, key=key, step=0)
+    sampled, (_, metrics) = sampled_vae_loss(OFF, (), BATCH, key=key, step=0)
     np.testing.assert_allclose(one, -sampled, rtol=1e-6)
     np.testing.assert_allclose(metrics["negative_elbo"], metrics["rate"] + metrics["distortion"], rtol=1e-6)
-    weights = jaxvae.objectives.vae_log_weights(MODEL, OFF, (), BATCH, key=key, num_samples=7)
+    weights = log_weights(OFF, (), BATCH, key=key, num_samples=7)
     np.testing.assert_allclose(bound(OFF, key, 7), losses.iwae_bound(weights).mean(), rtol=1e-6)
-    value, (_, metrics) = jaxvae.iwae_loss(MODEL, OFF, (), BATCH, key=key, step=0, num_samples=7)
+    value, (_, metrics) = iwae_loss(OFF, (), BATCH, key=key, step=0, num_samples=7)
     np.testing.assert_allclose(metrics["negative_elbo"], -weights.mean(), rtol=1e-6)
     assert value == metrics["loss"] < metrics["negative_elbo"]
 
 
 def test_the_sampled_elbo_agrees_with_the_analytic_one_on_average(key):
     keys = jax.random.split(key, 4000)
-    sampled = jax.vmap(lambda k: jaxvae.sampled_vae_loss(MODEL, OFF, (), BATCH, key=k, step=0, num_samples=2)[0])(keys)
-    analytic = jax.vmap(lambda k: jaxvae.vae_loss(MODEL, OFF, (), BATCH, key=k, step=0, num_samples=2)[0])(keys)
+    sampled, analytic = (
+        jax.jit(jax.vmap(lambda k, loss=loss: loss(MODEL, OFF, (), BATCH, key=k, step=0, num_samples=2)[0]))(keys)
+        for loss in (jaxvae.sampled_vae_loss, jaxvae.vae_loss)
+    )
     error = np.sqrt((sampled.var() + analytic.var()) / len(keys))
     assert abs(sampled.mean() - analytic.mean()) < 4 * error
 
@@ -96,14 +103,13 @@ def test_the_sampled_elbo_agrees_with_the_analytic_one_on_average(key):
 def test_the_gradient_weighs_each_sample_by_its_share(key):
     """Autodiff of the log-mean-exp: Σ_s (w_s / Σ w) ∇ log w_s, so the best samples count most."""
 
-    def log_weights(params):
-        return jaxvae.objectives.vae_log_weights(MODEL, params, (), BATCH, key=key, num_samples=6)
-
-    weights = np.asarray(log_weights(OFF), np.float64)
+    of_params = partial(log_weights, model_state=(), batch=BATCH, key=key, num_samples=6)
+    weights = np.asarray(of_params(OFF), np.float64)
     shares = np.exp(weights - weights.max(0)) / np.exp(weights - weights.max(0)).sum(0)
-    jacobian = jax.jacrev(log_weights)(OFF)
+    jacobian = jax.jit(jax.jacrev(of_params))(OFF)
     expected = jax.tree.map(lambda j: np.tensordot(shares / N, np.asarray(j, np.float64), axes=2), jacobian)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), jax.grad(bound)(OFF, key, 6), expected)
+    gradient = jax.jit(jax.grad(bound), static_argnums=2)(OFF, key, 6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), gradient, expected)
 
 
 def both_gradients(params, keys, num_samples):
@@ -139,8 +145,6 @@ def test_both_gradients_have_the_same_mean_and_the_doubly_reparameterised_less_v
 
 
 def test_no_samples_are_refused(key):
-    variant = VARIANTS["iwae"]
-    params, _ = variant.init(key=key)
     for loss in (jaxvae.iwae_loss, jaxvae.sampled_vae_loss, jaxvae.vae_loss):
         with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
-            loss(variant.model, params, (), batch(3), key=key, step=0, num_samples=0)
+            loss(MODEL, PARAMS, (), BATCH, key=key, step=0, num_samples=0)

@@ -26,8 +26,9 @@ def model_of(prior):
     return jaxvae.VAE(*mlp(D), prior=prior)
 
 
-def init(model, seed=0):
-    return model.init(jax.random.key(seed), jnp.zeros((1, *SHAPE)))
+@partial(jax.jit, static_argnums=0)
+def init(model):
+    return model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
 
 
 def test_a_mixtures_density_is_scipys_and_its_samples_follow_it(key):
@@ -63,6 +64,7 @@ def test_a_components_frequency_is_its_weight_and_keys_may_be_one_for_each(key):
 def test_a_mixture_of_one_is_the_standard_normal(loss, key):
     plain, mixture = model_of(StandardNormal()), model_of(jaxvae.GaussianMixture(1, D))
     params = init(mixture)
+    loss = jax.jit(loss, static_argnums=0)
     expected = loss(plain, init(plain), (), batch(B), key=key, step=0)[0]
     np.testing.assert_allclose(loss(mixture, params, (), batch(B), key=key, step=0)[0], expected, atol=2e-5)
     z = jax.random.normal(key, (4, D))
@@ -75,13 +77,12 @@ def test_every_objective_and_the_likelihood_agree_on_any_prior(prior, key):
     """All within five Monte Carlo errors of the mean of many sampled terms."""
     model = model_of(prior)
     params, examples = init(model), batch(B)
-    log_w = np.asarray(
-        jaxvae.objectives.vae_log_weights(model, params, (), examples, key=jax.random.key(9), num_samples=4000),
-        np.float64,
-    )
+    log_weights = jax.jit(partial(jaxvae.objectives.vae_log_weights, model, num_samples=4000))
+    log_w = np.asarray(log_weights(params, (), examples, key=jax.random.key(9)), np.float64)
     expected, error = -log_w.mean(), log_w.std(axis=0).mean() / np.sqrt(B)
     for loss in (jaxvae.vae_loss, jaxvae.sampled_vae_loss, partial(jaxvae.iwae_loss, num_samples=1)):
-        values = [loss(model, params, (), examples, key=jax.random.key(k), step=0)[0] for k in range(40)]
+        many = jax.jit(jax.vmap(lambda key, loss=loss: loss(model, params, (), examples, key=key, step=0)[0]))
+        values = many(jax.vmap(jax.random.key)(np.arange(40)))
         np.testing.assert_allclose(np.mean(values), expected, atol=5 * error / np.sqrt(40))
     estimate = jaxvae.log_likelihood(model, params, (), examples, jnp.arange(B)[None], key=key, num_samples=2000)
     bound = special.logsumexp(log_w, axis=0) - np.log(len(log_w))

@@ -15,7 +15,19 @@ from jaxvae.quantizers import EMACodebook, GradientCodebook, Grouped
 from jaxvae.types import Quantized, Quantizer
 
 K, D = 8, 6
-INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32")
+# The narrowest of either sign and the widest; those between are slow.
+INTEGERS = (
+    *("int8", "uint8", "uint32"),
+    *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("int16", "int32", "uint16")),
+)
+
+
+# Compiled once for all tests of the same quantiser; operation by operation they take longer to test.
+initialise = jax.jit(
+    lambda quantizer, *arguments, **options: quantizer.init(*arguments, **options), static_argnums=(0, 1)
+)
+update = jax.jit(lambda quantizer, *arguments, **options: quantizer.update(*arguments, **options), static_argnums=0)
+look_up = jax.jit(lambda quantizer, *arguments: quantizer.look_up(*arguments), static_argnums=0)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,13 @@ KINDS = {
     "groups of groups": Grouped(Grouped(EMA, 2), 3),
     "of the user's own": Grouped(Grid(), 2),
 }
-by_kind = pytest.mark.parametrize("quantizer", KINDS.values(), ids=KINDS)
+by_kind = pytest.mark.parametrize(
+    "quantizer",
+    [
+        pytest.param(each, id=name, marks=[pytest.mark.slow] * (name in ("groups by gradient", "groups of groups")))
+        for name, each in KINDS.items()
+    ],
+)
 
 
 def normal(seed, *shape):
@@ -68,28 +86,26 @@ def normal(seed, *shape):
 
 def start(quantizer, dim=D):
     """Parameters and state, with uneven frequencies where there are any."""
-    params, state = quantizer.init(dim, key=jax.random.key(5))
+    params, state = initialise(quantizer, dim, key=jax.random.key(5))
     if not jax.tree.leaves(state):
         return params, state
     shape = state["frequency"].shape
     frequency = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(K), size=shape[:-1]), jnp.float32)
-    return params, {"frequency": frequency, "moment": state["moment"] * K * frequency[..., None]}
+    moment = np.asarray(state["moment"]) * K * np.asarray(frequency)[..., None]
+    return params, {"frequency": frequency, "moment": jnp.asarray(moment)}
 
 
+@partial(jax.jit, static_argnums=0)
 def run(quantizer, params, state, encoded, mask=None, *, key):
     """What a step takes from a quantiser: its output, its next state, all metrics, and the gradients."""
 
-    @jax.jit
-    def step(params, state, encoded, mask):
-        def loss(params, encoded):
-            quantized = quantizer(params, state, encoded, mask=mask)
-            return (quantized.commitment + quantized.loss).sum(), quantized
+    def loss(params, encoded):
+        quantized = quantizer(params, state, encoded, mask=mask)
+        return (quantized.commitment + quantized.loss).sum(), quantized
 
-        grads, quantized = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, encoded)
-        state_after, metrics = quantizer.update(state, encoded, quantized.indices, mask=mask, key=key)
-        return quantized, state_after, metrics, grads
-
-    return step(params, state, encoded, mask)
+    grads, quantized = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, encoded)
+    state_after, metrics = quantizer.update(state, encoded, quantized.indices, mask=mask, key=key)
+    return quantized, state_after, metrics, grads
 
 
 # What each says
@@ -117,7 +133,7 @@ def test_moving_averages_are_those_of_the_codebook_and_restarts_come_after(key):
     np.testing.assert_allclose(metrics["batch_perplexity"], np.exp(entropy), rtol=1e-5)
 
     never = EMACodebook(K, decay=0.5, restart_threshold=0.0)
-    after, metrics = never.update(state, encoded, indices, key=key)
+    after, metrics = update(never, state, encoded, indices, key=key)
     chex.assert_trees_all_close(after, moved._asdict(), rtol=1e-5, atol=1e-7)
     assert metrics["restarts"] == 0
 
@@ -155,7 +171,7 @@ def test_codes_start_at_random_or_spread_over_what_the_encoder_makes(quantizer, 
     expected = codebook.init_codebook(K, D, key=key)
     np.testing.assert_allclose(quantizer.codes(params, state), codebook.vectors(expected), rtol=1e-6)
     encoded = normal(3, 5, 4, D) + 7
-    params, state = jax.jit(lambda encoded: quantizer.init(D, key=key, encoded=encoded))(encoded)
+    params, state = initialise(quantizer, D, key=key, encoded=encoded)
     expected = codebook.seed_codebook(encoded.reshape(-1, D), K, key=key)
     np.testing.assert_allclose(quantizer.codes(params, state), codebook.vectors(expected), rtol=1e-5)
     leaves = jax.tree.leaves((params, state))
@@ -219,7 +235,7 @@ def test_restarts_are_counted_over_all_groups(key):
     frequency = np.stack([np.where(np.arange(K) < n, 1e-3, 1 / K) for n in dead]).astype(np.float32)
     state = {"frequency": jnp.asarray(frequency), "moment": normal(2, 3, K, 2) * frequency[..., None]}
     indices = jnp.full((40, 3), K - 1)
-    after, metrics = quantizer.update(state, normal(1, 40, 6), indices, key=key)
+    after, metrics = update(quantizer, state, normal(1, 40, 6), indices, key=key)
     assert metrics["restarts"] == dead.sum()
     for group, count in enumerate(dead):
         np.testing.assert_allclose(after["frequency"][group, :count], 1 / K, rtol=1e-6)
@@ -232,17 +248,20 @@ def test_groups_draw_independently_of_each_other(key):
     encoded = jnp.tile(half, groups)
     quantizer = Grouped(EMACodebook(K, restart_threshold=0.9), groups)
     state = {"frequency": jnp.full((groups, K), 1e-4), "moment": jnp.full((groups, K, 3), 1e-4)}
-    after, metrics = quantizer.update(state, encoded, jnp.full((64, groups), K), key=key)
+    after, metrics = update(quantizer, state, encoded, jnp.full((64, groups), K), key=key)
     assert metrics["restarts"] == K * groups
     restarted = np.asarray(quantizer.codes({}, after))
     positions = np.abs(restarted[:, :, None] - np.asarray(half)).max(axis=-1).argmin(axis=-1)  # [G, K]
     np.testing.assert_allclose(np.asarray(half)[positions], restarted, rtol=1e-5)
-    for codes in (restarted, *(quantizer.codes(*quantizer.init(12, key=key, encoded=e)) for e in (None, encoded))):
+    for codes in (
+        restarted,
+        *(quantizer.codes(*initialise(quantizer, 12, key=key, encoded=e)) for e in (None, encoded)),
+    ):
         assert len({np.asarray(each).tobytes() for each in codes}) == groups
     # Eight of 64 each: two groups would share one position on average, not eight.
     shared = [len(set(positions[a]) & set(positions[b])) for a in range(groups) for b in range(a)]
     assert max(shared) < 6
-    again, _ = quantizer.update(state, encoded, jnp.full((64, groups), K), key=jax.random.key(1))
+    again, _ = update(quantizer, state, encoded, jnp.full((64, groups), K), key=jax.random.key(1))
     assert np.abs(quantizer.codes({}, again) - restarted).max() > 0.1
 
 
@@ -294,7 +313,7 @@ def test_positions_behind_a_mask_count_nowhere(name, key):
 def test_codes_restart_only_at_what_counts_and_wait_where_that_is_too_little(key):
     state = {"frequency": jnp.full(K, 1e-4), "moment": jnp.zeros((K, D))}
     encoded, mask = normal(1, 20, D), jnp.zeros(20, bool).at[jnp.array([3, 7, 12])].set(True)
-    after, metrics = EMA.update(state, encoded, jnp.full(20, K), mask=mask, key=key)
+    after, metrics = update(EMA, state, encoded, jnp.full(20, K), mask=mask, key=key)
     assert metrics["restarts"] == K
     restarted = np.flatnonzero(np.isclose(after["frequency"], 1 / K))
     np.testing.assert_array_equal(restarted, [0, 1, 2])
@@ -322,14 +341,14 @@ def test_indices_of_every_type_find_their_vectors(dtype):
     wide = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, size=(5, 4, 2), endpoint=True) % 256
     indices = jnp.asarray(wide, dtype)
     for quantizer in (EMACodebook(256), GradientCodebook(256), Grouped(EMACodebook(256), 2)):
-        params, state = quantizer.init(6, key=jax.random.key(0))
+        params, state = initialise(quantizer, 6, key=jax.random.key(0))
         codes = np.asarray(quantizer.codes(params, state))
         if codes.ndim == 3:
             expected = np.concatenate([codes[g][wide[..., g]] for g in range(2)], axis=-1)
         else:
             expected = codes[wide]
-        for look_up in (quantizer.look_up, jax.jit(quantizer.look_up)):
-            np.testing.assert_allclose(look_up(params, state, indices), expected, rtol=1e-6)
+        for looked_up in (quantizer.look_up(params, state, indices), look_up(quantizer, params, state, indices)):
+            np.testing.assert_allclose(looked_up, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -339,9 +358,9 @@ def test_an_index_out_of_range_is_an_error_or_nan(dtype):
     of_groups, _ = groups.init(4, key=jax.random.key(0))
     for wrong in {100, 127, int(np.iinfo(dtype).max), int(np.iinfo(dtype).min)} - {0}:
         indices = jnp.zeros((3, 2), dtype).at[1, 1].set(np.array(wrong, dtype))
-        vectors = jax.jit(each.look_up)(params, {}, indices)
+        vectors = look_up(each, params, {}, indices)
         np.testing.assert_array_equal(np.isnan(vectors).all(axis=-1), [[False] * 2, [False, True], [False] * 2])
-        vectors = jax.jit(groups.look_up)(of_groups, {}, indices)
+        vectors = look_up(groups, of_groups, {}, indices)
         np.testing.assert_array_equal(np.isnan(vectors), [[False] * 4, [False, False, True, True], [False] * 4])
         with pytest.raises(ValueError, match=r"code -?\d+ at index 1, 1 is outside 0 .. 99"):
             each.look_up(params, {}, indices)
@@ -355,10 +374,9 @@ def test_an_update_takes_indices_of_every_type(quantizer, dtype, key):
     _, state = quantizer.init(D, key=key)
     encoded, indices = normal(1, 30, D), jnp.asarray(np.arange(30) % 100 + 28 * (dtype != "int8"), jnp.int32)
     for mask in (None, jnp.arange(30) < 20):
-        expected = quantizer.update(state, encoded, indices, mask=mask, key=key)
-        chex.assert_trees_all_equal(
-            quantizer.update(state, encoded, indices.astype(dtype), mask=mask, key=key), expected
-        )
+        expected = update(quantizer, state, encoded, indices, mask=mask, key=key)
+        narrow = update(quantizer, state, encoded, indices.astype(dtype), mask=mask, key=key)
+        chex.assert_trees_all_equal(narrow, expected)
 
 
 # What is refused
@@ -369,7 +387,7 @@ ENCODED = jnp.zeros((4, 3, D))
 INDICES = jnp.zeros((4, 3), jnp.int32)
 RBG = jax.random.key(0, impl="rbg")
 two = Grouped(EMA, 2)
-update = partial(EMA.update, STATE, ENCODED, INDICES, key=jax.random.key(0))
+update_of = partial(EMA.update, STATE, ENCODED, INDICES, key=jax.random.key(0))
 REFUSED = {
     "one code": (lambda: EMACodebook(1), ValueError, "num_codes must be at least 2, got 1"),
     "one code by gradient": (lambda: GradientCodebook(1), ValueError, "num_codes must be at least 2, got 1"),
@@ -390,9 +408,9 @@ REFUSED = {
     "no quantiser": (lambda: Grouped(8, 2), TypeError, "quantizer must have the methods of jaxvae.types.Quantizer"),
     "a class": (lambda: Grouped(EMACodebook, 2), TypeError, "quantizer must have the methods of"),
     "another generator": (lambda: EMA.init(D, key=RBG), TypeError, "key must be a threefry key"),
-    "another generator's update": (lambda: update(key=RBG), TypeError, "key must be a threefry key"),
+    "another generator's update": (lambda: update_of(key=RBG), TypeError, "key must be a threefry key"),
     "another generator's groups": (lambda: two.init(D, key=RBG), TypeError, "key must be a threefry key"),
-    "no key": (lambda: update(key=0), TypeError, "key must come from jax.random.key, got 0"),
+    "no key": (lambda: update_of(key=0), TypeError, "key must come from jax.random.key, got 0"),
     "dim": (lambda: EMA.init(0, key=jax.random.key(0)), ValueError, "dim must be at least 1, got 0"),
     "odd dim": (lambda: two.init(5, key=jax.random.key(0)), ValueError, r"2 groups need vectors \[..., D\] with D"),
     "seeds of another size": (
@@ -428,7 +446,7 @@ REFUSED = {
     "groups' state": (lambda: two({}, STATE, ENCODED), ValueError, "state of 2 groups have a leading axis of 2, got a"),
     "a mask of numbers": (lambda: EMA({}, STATE, ENCODED, mask=INDICES), TypeError, "mask must be bool, .* got int32"),
     "a mask of another shape": (
-        lambda: update(mask=jnp.ones(4, bool)),
+        lambda: update_of(mask=jnp.ones(4, bool)),
         ValueError,
         r"mask must be \(4, 3\) for encoded \(4, 3, 6\), got \(4,\)",
     ),

@@ -41,8 +41,8 @@ def test_a_member_is_the_run_with_its_numbers(how, optimizer):
     )
     assert int(state.step) == 8
     assert state.members.step.tolist() == [8] * 4
-    for m, seed in enumerate(SEEDS):
-        numbers = {name: values[m] for name, values in NUMBERS.items()}
+    for m in (2, 3):  # which share no number
+        seed, numbers = SEEDS[m], {name: values[m] for name, values in NUMBERS.items()}
         one = jaxvae.init_train_state(VARIANT.init, optimizer(0.0), key=jax.random.key(seed))
         one, expected = jaxvae.make_train_epoch(make_step(numbers, optimizer))(one, examples, indices)
         member = jax.tree.map(lambda leaf, m=m: leaf[m], state.members)

@@ -2,7 +2,7 @@
 
 import pickle
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import chex
 import flax.linen as nn
@@ -62,19 +62,54 @@ def batch(num):
     return {"x": X[:num], "index": jnp.arange(num, dtype=jnp.int32)}
 
 
-def start(model, **options):
-    return jax.jit(partial(model.init_with_quantizer, X, **options))(key=jax.random.key(1))
+# Compiled once for all tests of the same model; operation by operation they take longer to test.
+
+
+@cache
+def start(model, seeded=False):
+    """From random codes, unless a test is about the seeding, which takes long to compile."""
+    return jax.jit(partial(model.init_with_quantizer, X, seeded=seeded))(key=jax.random.key(1))
+
+
+@cache
+def loss_of(model, **options):
+    return jax.jit(partial(vq_vae_loss, model, **options))
 
 
 def step_of(model, key, num=B, params_and_state=None, **options):
     params, model_state = start(model) if params_and_state is None else params_and_state
-    loss = jax.jit(partial(vq_vae_loss, model, **options))
-    value, (state, metrics) = loss(params, model_state, batch(num), key=key, step=0)
+    value, (state, metrics) = loss_of(model, **options)(params, model_state, batch(num), key=key, step=0)
     return params, model_state, value, state, metrics
 
 
+@partial(jax.jit, static_argnums=0)
 def encode(model, params, x):
     return model.apply({"params": params["params"]}, x, method="encode")
+
+
+@partial(jax.jit, static_argnums=0)
+def decode(model, params, vectors):
+    return model.apply({"params": params["params"]}, vectors, method="decode").mean
+
+
+encode_indices, decode_indices = (
+    jax.jit(getattr(VQVAE, name), static_argnums=0) for name in ("encode_indices", "decode_indices")
+)
+
+
+@partial(jax.jit, static_argnums=0)
+def updated(quantizer, state, encoded, indices, key):
+    return quantizer.update(state, encoded, indices, key=key)
+
+
+# What groups do is in tests/test_quantizers.py; a VQ-VAE does not look into its quantiser.
+by_itself_or_in_groups = pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(lambda quantizer: quantizer, id="by itself"),
+        pytest.param(lambda quantizer: Grouped(quantizer, 2), id="in groups", marks=pytest.mark.slow),
+    ],
+)
 
 
 # What it starts from
@@ -93,25 +128,28 @@ def encode(model, params, x):
 )
 def test_parameters_and_state_are_where_they_belong(quantizer, params, state):
     model = model_of(quantizer)
-    shapes = jax.tree.map(jnp.shape, start(model))
+    start = partial(model.init_with_quantizer, X)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(start, key=jax.random.key(1)))
     assert shapes[0].get("quantizer", {}) == params
     assert shapes[1] == ({"quantizer": state} if state else ())
     assert set(shapes[0]) == {"params"} | ({"quantizer"} if params else set())
-    train_state = init_train_state(partial(model.init_with_quantizer, X), optax.sgd(0.1), key=jax.random.key(0))
-    assert jax.tree.map(jnp.shape, train_state.model_state) == shapes[1]
+    init = partial(init_train_state, start, optax.sgd(0.1))
+    assert jax.tree.map(jnp.shape, jax.eval_shape(init, key=jax.random.key(0)).model_state) == shapes[1]
     again = pickle.loads(pickle.dumps(model))
     assert (again, hash(again)) == (model, hash(model))
 
 
 def test_codes_start_at_what_the_fresh_encoder_makes_of_x():
     model = model_of()
-    params, state = start(model)
+    params, state = start(model, seeded=True)
     network_key, quantizer_key = jax.random.split(jax.random.key(1))
-    _, seeded = EMA.init(4, key=quantizer_key, encoded=encode(model, params, X))
+    encoded = encode(model, params, X)
+    _, seeded = jax.jit(lambda encoded: EMA.init(4, key=quantizer_key, encoded=encoded))(encoded)
     np.testing.assert_allclose(state["quantizer"]["moment"], seeded["moment"], rtol=1e-4, atol=1e-7)
-    spread = jnp.square(model.codes(params, state)[:, None] - encode(model, params, X).reshape(1, -1, 4)).sum(-1)
+    codes, encoded = np.asarray(model.codes(params, state)), np.asarray(encoded)
+    spread = np.square(codes[:, None] - encoded.reshape(1, -1, 4)).sum(-1)
     assert spread.min(axis=1).max() < 0.1 * spread.max()  # every code lies near a vector
-    unseeded_params, unseeded = start(model, seeded=False)
+    unseeded_params, unseeded = start(model)
     chex.assert_trees_all_close(unseeded_params, params, rtol=1e-6)
     assert np.square(model.codes(params, unseeded)).sum(1).mean() == pytest.approx(1, abs=0.5)  # N(0, I / D)
     chex.assert_trees_all_close(params, jax.jit(model.init)(network_key, X[:1]), rtol=1e-6)
@@ -130,7 +168,7 @@ def test_the_loss_equals_a_float64_reference(key):
     z = np.asarray(encoded, np.float64).reshape(-1, 4)
     indices = ((z[:, None] - codes[None]) ** 2).sum(-1).argmin(1)
     quantized = codes[indices].reshape(encoded.shape)
-    mean = model.apply({"params": params["params"]}, jnp.asarray(quantized, jnp.float32), method="decode").mean
+    mean = decode(model, params, quantized.astype(np.float32))
     distortion = ((np.asarray(mean, np.float64) - np.asarray(x)) ** 2).mean() / 0.1
     commitment = ((np.asarray(encoded, np.float64) - quantized) ** 2).mean()
     np.testing.assert_allclose(metrics["distortion"], distortion, rtol=1e-5)
@@ -145,17 +183,17 @@ def test_the_distortion_in_nats_is_the_likelihoods(key):
     for likelihood in (Bernoulli, unit_gaussian):
         model = model_of(likelihood=likelihood)
         params, model_state, value, _, metrics = step_of(model, key, commitment_weight=2.0)
-        indices = model.encode_indices(params, model_state, X[:B])
-        nats = -model.decode_indices(params, model_state, indices).log_prob(X[:B]).mean()
+        indices = encode_indices(model, params, model_state, X[:B])
+        nats = -decode_indices(model, params, model_state, indices).log_prob(X[:B]).mean()
         np.testing.assert_allclose(metrics["distortion"], nats, rtol=1e-5)
         np.testing.assert_allclose(value, nats + 2 * metrics["commitment"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("group", [lambda quantizer: quantizer, lambda quantizer: Grouped(quantizer, 2)])
+@by_itself_or_in_groups
 def test_an_entropy_weight_prefers_frequent_codes(group, key):
     def state_after(weight):
         model = model_of(group(EMACodebook(8, decay=0.5, restart_threshold=0.0, entropy_weight=weight)))
-        params, model_state = start(model)
+        params, model_state = start(model_of(group(EMA)))
         old = model_state["quantizer"]
         rising = jnp.linspace(0.01, 1.0, 8)
         frequency = jnp.broadcast_to(rising / rising.sum(), old["frequency"].shape)
@@ -172,19 +210,19 @@ def test_an_entropy_weight_prefers_frequent_codes(group, key):
             assert np.all(chosen < 0.5)
 
 
-def test_the_state_is_the_quantisers_update_with_the_steps_key(key):
-    quantizer = EMACodebook(8, decay=0.5, restart_threshold=0.9)
-    for each in (quantizer, Grouped(quantizer, 2)):
-        model = model_of(each)
-        params, model_state, _, state, metrics = step_of(model, key)
-        encoded = encode(model, params, X[:B])
-        indices = model.encode_indices(params, model_state, X[:B])
-        expected, expected_metrics = each.update(model_state["quantizer"], encoded, indices, key=key)
-        chex.assert_trees_all_close(state, {"quantizer": expected}, rtol=1e-5, atol=1e-7)
-        assert metrics["restarts"] == expected_metrics["restarts"] > 0
-        other = step_of(model, jax.random.key(7))[3]
-        assert np.abs(other["quantizer"]["moment"] - expected["moment"]).max() > 1e-3
-        assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype(jnp.float32)}
+@by_itself_or_in_groups
+def test_the_state_is_the_quantisers_update_with_the_steps_key(group, key):
+    quantizer = group(EMACodebook(8, decay=0.5, restart_threshold=0.9))
+    model = model_of(quantizer)
+    params, model_state, _, state, metrics = step_of(model, key)
+    encoded = encode(model, params, X[:B])
+    indices = encode_indices(model, params, model_state, X[:B])
+    expected, expected_metrics = updated(quantizer, model_state["quantizer"], encoded, indices, key)
+    chex.assert_trees_all_close(state, {"quantizer": expected}, rtol=1e-5, atol=1e-7)
+    assert metrics["restarts"] == expected_metrics["restarts"] > 0
+    other = step_of(model, jax.random.key(7))[3]
+    assert np.abs(other["quantizer"]["moment"] - expected["moment"]).max() > 1e-3
+    assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype(jnp.float32)}
 
 
 def test_gradients_go_where_they_belong(key):
@@ -192,14 +230,18 @@ def test_gradients_go_where_they_belong(key):
     model = model_of()
     params, model_state = start(model)
 
-    def gradient(**options):
-        loss = partial(vq_vae_loss, model, **options)
-        grads = jax.jit(jax.grad(lambda p: loss(p, model_state, batch(B), key=key, step=0)[0]))(params)["params"]
-        return {part: float(optax.tree.norm(grads[part])) for part in ("encoder", "decoder")}
+    @jax.jit
+    def gradient(params):
+        """Its norms, without commitment and with much of it."""
+        norms = []
+        for weight in (0.0, 1000.0):
+            loss = partial(vq_vae_loss, model, variance=0.1, commitment_weight=weight)
+            grads = jax.grad(lambda p, loss=loss: loss(p, model_state, batch(B), key=key, step=0)[0])(params)["params"]
+            norms.append({part: optax.tree.norm(grads[part]) for part in ("encoder", "decoder")})
+        return norms
 
-    through = gradient(variance=0.1, commitment_weight=0.0)
+    through, heavy = jax.device_get(gradient(params))
     assert min(through.values()) > 0
-    heavy = gradient(variance=0.1, commitment_weight=1000.0)
     assert heavy["decoder"] == pytest.approx(through["decoder"], rel=1e-5)
     assert heavy["encoder"] > 2 * through["encoder"]
 
@@ -208,8 +250,8 @@ def test_gradients_go_where_they_belong(key):
     loss = partial(vq_vae_loss, learned)
     grads = jax.jit(jax.grad(lambda p: loss(p, model_state, batch(B), key=key, step=0)[0]))(params)
     encoded = encode(learned, params, X[:B])
-    indices = learned.encode_indices(params, model_state, X[:B])
-    pull = jax.grad(lambda codes: losses.codebook_loss(encoded, codes[indices]).mean())
+    indices = encode_indices(learned, params, model_state, X[:B])
+    pull = jax.jit(jax.grad(lambda codes: losses.codebook_loss(encoded, codes[indices]).mean()))
     expected = pull(params["quantizer"]["codes"])
     np.testing.assert_allclose(grads["quantizer"]["codes"], expected, rtol=1e-5, atol=1e-7)
     assert np.any(expected)
@@ -218,7 +260,11 @@ def test_gradients_go_where_they_belong(key):
 # In evaluation, over devices
 
 
-@pytest.mark.parametrize("quantizer", [EMA, GROUPS, GradientCodebook(8)], ids=["averages", "groups", "gradient"])
+@pytest.mark.parametrize(
+    "quantizer",
+    [EMA, pytest.param(GROUPS, marks=pytest.mark.slow), GradientCodebook(8)],
+    ids=["averages", "groups", "gradient"],
+)
 def test_evaluation_measures_each_example_by_itself_and_leaves_the_codebook_alone(quantizer, key):
     model = model_of(quantizer)
     params, model_state, value, _, whole = step_of(model, key, num=20, variance=0.1)
@@ -248,18 +294,18 @@ def test_a_device_cannot_take_a_share_of_the_batch(key):
 def test_indices_go_there_and_back(quantizer):
     model = model_of(quantizer)
     params, model_state = start(model)
-    indices = jax.jit(model.encode_indices)(params, model_state, X[:B])
+    indices = encode_indices(model, params, model_state, X[:B])
     groups = (2,) if quantizer is GROUPS else ()
     assert (indices.dtype, indices.shape) == (jnp.int32, (B, 4, 4, *groups))
     codes = np.asarray(model.codes(params, model_state))
     assert codes.shape == ((2, 8, 2) if groups else (8, 4))
-    encoded = encode(model, params, X[:B])
+    encoded, indices = encode(model, params, X[:B]), np.asarray(indices)
     vectors = np.concatenate([codes[g][indices[..., g]] for g in range(2)], axis=-1) if groups else codes[indices]
     by_group = np.asarray(encoded).reshape(B, 4, 4, -1, 1, codes.shape[-1])
     nearest = np.square(by_group - codes.reshape(-1, 8, codes.shape[-1])).sum(-1).argmin(-1)
     np.testing.assert_array_equal(nearest.reshape(indices.shape), indices)
-    expected = model.apply({"params": params["params"]}, jnp.asarray(vectors), method="decode").mean
-    np.testing.assert_allclose(model.decode_indices(params, model_state, indices).mean, expected, rtol=1e-5)
+    decoded = decode_indices(model, params, model_state, indices).mean
+    np.testing.assert_allclose(decoded, decode(model, params, vectors), rtol=1e-5)
     with pytest.raises(TypeError, match="indices must be integers, got float32"):
         model.decode_indices(params, model_state, indices.astype(jnp.float32))
 
@@ -267,15 +313,19 @@ def test_indices_go_there_and_back(quantizer):
 def test_every_integer_type_is_decoded_alike_and_one_out_of_range_is_an_error_or_nan():
     model = model_of(EMACodebook(256))
     params, model_state = start(model)
-    decode = jax.jit(lambda indices: model.decode_indices(params, model_state, indices).mean)
-    indices = jax.random.randint(jax.random.key(0), (3, 4, 4), 0, 256)
+    indices = np.asarray(jax.random.randint(jax.random.key(0), (3, 4, 4), 0, 256))
+
+    def decoded(values):
+        return np.asarray(decode_indices(model, params, model_state, values).mean)
+
     for dtype in ("int8", "int16", "uint8", "uint16", "uint32"):
         fitting = indices % 128 if dtype == "int8" else indices
-        np.testing.assert_allclose(decode(fitting.astype(dtype)), decode(fitting), rtol=1e-6)
+        np.testing.assert_allclose(decoded(fitting.astype(dtype)), decoded(fitting), rtol=1e-6)
     wrong = {"int8": -1, "int16": 256, "int32": 10**9, "uint16": 65_535, "uint32": 2**32 - 1}
     for dtype, value in wrong.items():
-        values = jnp.zeros((3, 4, 4), dtype).at[1, 2, 3].set(np.array(value, dtype))
-        np.testing.assert_array_equal(np.isnan(decode(values)).any(axis=(1, 2, 3)), [False, True, False])
+        values = np.zeros((3, 4, 4), dtype)
+        values[1, 2, 3] = value
+        np.testing.assert_array_equal(np.isnan(decoded(values)).any(axis=(1, 2, 3)), [False, True, False])
         with pytest.raises(ValueError, match=r"code -?\d+ at index 1, 2, 3 is outside 0 .. 255"):
             model.decode_indices(params, model_state, values)
 
@@ -283,7 +333,7 @@ def test_every_integer_type_is_decoded_alike_and_one_out_of_range_is_an_error_or
 # Networks and quantisers of every kind
 
 
-@pytest.mark.parametrize("shape", [(16, 3), (8, 8, 1), (8, 4, 4, 2)])
+@pytest.mark.parametrize("shape", [(16, 3), pytest.param((8, 8, 1), marks=pytest.mark.slow), (8, 4, 4, 2)])
 def test_sound_images_and_video(shape, key):
     """One, two and three dimensions through the same code."""
     model = VQVAE(ResidualEncoder(4, (8, 8), 1, 4), ResidualDecoder(shape[-1], (8, 8), 1, 4), GROUPS)
@@ -291,7 +341,8 @@ def test_sound_images_and_video(shape, key):
 
     @jax.jit
     def run(key):
-        params, state = model.init_with_quantizer(x["x"], key=key)
+        # The codes are seeded by vectors without their positions: once is enough, and it takes long to compile.
+        params, state = model.init_with_quantizer(x["x"], key=key, seeded=len(shape) == 2)
         loss = partial(vq_vae_loss, model, variance=1 / 12)
         grads = jax.grad(lambda p: loss(p, state, x, key=key, step=0)[0])(params)
         return grads, model.encode_indices(params, state, x["x"])
@@ -327,10 +378,10 @@ def test_a_quantiser_of_the_users_own_trains_and_is_evaluated(key):
     assert set(sums) == {"loss", "distortion", "commitment", "size"}  # what the update says needs the whole batch
     after = jax.jit(loss_fn)(state.params, (), batch(20), key=key, step=0)[1][1]
     np.testing.assert_allclose(sums["loss"] / total, after["loss"], rtol=1e-5)
-    indices = model.encode_indices(state.params, (), X)
+    indices = encode_indices(model, state.params, (), X)
     assert indices.shape == (20, 4, 4, 4)
-    mean = model.decode_indices(state.params, (), indices).mean
-    np.testing.assert_allclose(jnp.square(mean - X).mean() * 12, after["distortion"], rtol=1e-5)
+    mean = np.asarray(decode_indices(model, state.params, (), indices).mean)
+    np.testing.assert_allclose(np.square(mean - np.asarray(X)).mean() * 12, after["distortion"], rtol=1e-5)
     with pytest.raises(TypeError, match=r"Grid has no method codes\(params, state\)"):
         model.codes(state.params, ())
 
@@ -348,7 +399,7 @@ def test_collections_of_the_networks_live_beside_the_quantisers_state(key):
 
     model = VQVAE(Centred(), lambda z: jnp.broadcast_to(z.mean(axis=(1, 2))[:, None], (len(z), 64)), EMA)
     x = X.reshape(20, 64)
-    params, state = model.init_with_quantizer(x, key=key)
+    params, state = jax.jit(model.init_with_quantizer)(x, key=key)
     assert set(state) == {"calls", "quantizer"}
     loss = jax.jit(partial(vq_vae_loss, model))
     _, (after, _) = loss(params, state, {"x": x, "index": jnp.arange(20)}, key=key, step=0)

@@ -1,6 +1,6 @@
 """The table of variants that the contract test and the training tests run over. A new variant is one row here."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,14 +32,24 @@ class Variant(NamedTuple):
         return 2e-2 if getattr(encoder, "dtype", None) == jnp.bfloat16 else 1e-4
 
 
-def variant(model, loss=jaxvae.vae_loss, draws=True, pairs=False, **options):
+@cache
+def init_of(model):
+    """Compiled once for all objectives of a model."""
+
     def init(*, key):
         return model.init(key, jnp.zeros((1, *SHAPE))), ()
 
-    log_weights = None
-    if hasattr(model, "propose"):
-        log_weights = jax.jit(partial(jaxvae.objectives.vae_log_weights, model), static_argnames="num_samples")
-    return Variant(model, jax.jit(partial(loss, model, **options)), jax.jit(init), log_weights, draws, pairs)
+    return jax.jit(init)
+
+
+@cache
+def log_weights_of(model):
+    return jax.jit(partial(jaxvae.objectives.vae_log_weights, model), static_argnames="num_samples")
+
+
+def variant(model, loss=jaxvae.vae_loss, draws=True, pairs=False, **options):
+    log_weights = log_weights_of(model) if hasattr(model, "propose") else None
+    return Variant(model, jax.jit(partial(loss, model, **options)), init_of(model), log_weights, draws, pairs)
 
 
 def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, prior=STANDARD_NORMAL, **options):
