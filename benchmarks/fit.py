@@ -85,8 +85,10 @@ def main():
     x = jnp.asarray(train.x)
     scratch = Path(tempfile.mkdtemp())
 
-    def state():
-        return jaxvae.init_train_state(initializer(model, (28, 28, 1)), optimizer, key=jax.random.key(0))
+    initial = jaxvae.init_train_state(initializer(model, (28, 28, 1)), optimizer, key=jax.random.key(0))
+
+    def state():  # a copy, which a turn donates; making one anew would compile in every turn
+        return jax.tree.map(jnp.copy, initial)
 
     def bare():
         start = state()

@@ -26,7 +26,16 @@ from rich.table import Table
 
 import jaxvae
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
-from experiments.report import EVALUATION_SEED, Report, as_pictures, draw, elbo_terms, evaluator, measure, posteriors
+from experiments.report import (
+    EVALUATION_SEED,
+    Report,
+    as_pictures,
+    elbo_terms,
+    evaluator,
+    measure,
+    posteriors,
+    save_pictures,
+)
 from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, check_pictures, load_split
 from jaxvae import data, figures
@@ -206,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured |= scored["model"]
         result |= {"scores": scored, "information": information}
     result |= {"nll_samples": config.nll_samples, **reached(state)}
-    run.finish(result, lambda: draw_all(run, model, state.params, report, test, result.get("information")))
+    run.finish(result, lambda: save_all_pictures(run, model, state.params, report, test, result.get("information")))
     if train.factors is not None:
         print_scores(scored, information, train.factor_names)
 
@@ -253,7 +262,7 @@ def scored_examples(dataset: data.Dataset, count: int) -> data.Dataset:
     return dataset.take(np.sort(indices))
 
 
-def draw_all(
+def save_all_pictures(
     run: Run,
     model: jaxvae.VAE,
     params: PyTree,
@@ -262,14 +271,14 @@ def draw_all(
     information: list[list[float]] | None,
 ) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
-    pictures = draw(run, model, params, report, test.label) + draw_traversals(run, model, params, report)
+    pictures = save_pictures(run, model, params, report, test.label) + save_traversals(run, model, params, report)
     if information is not None:
         pictures.append(draw_information(run, information, report.kl, test.factor_names))
     return pictures
 
 
 @file_errors()
-def draw_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report) -> list[Path]:
+def save_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report) -> list[Path]:
     """One latent moved from -2.5 to 2.5, the others at the code nearest the prior's mean, by falling KL."""
     order = np.argsort(-report.kl)
     base = report.codes[np.square(report.codes).sum(axis=1).argmin()]

@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("negative_elbo", "nll", "nll_marginal"):
             measured[f"margin_{name}"] = unconditional[name.removesuffix("_marginal")] - measured[name]
     result |= {"nll_samples": config.nll_samples, **reached(state)}
-    run.finish(result, lambda: draw(run, model, state.params, report, splits))
+    run.finish(result, lambda: save_pictures(run, model, state.params, report, splits))
     print_found(measured, share, samples_per_class(config), unconditional)
 
 
@@ -296,7 +296,7 @@ def read_as_condition(
 
 
 @file_errors()
-def draw(run: Run, model: jaxvae.CVAE, params: PyTree, report: Report, splits: Splits) -> list[Path]:
+def save_pictures(run: Run, model: jaxvae.CVAE, params: PyTree, report: Report, splits: Splits) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
     classes = jnp.arange(splits.num_classes)
     latents = jax.random.split(seed_key(1), COLUMNS)

@@ -101,11 +101,13 @@ def run(config: Config) -> None:
     for name, evaluate_one in evaluate.items():
         metrics = evaluate_one(state)
         result[name] = {quantity: metrics[quantity] for quantity in measured}
-    this_run.finish(result | reached(state), lambda: draw(this_run, models, state.params, train, test))
+    this_run.finish(result | reached(state), lambda: save_pictures(this_run, models, state.params, train, test))
 
 
 @file_errors()
-def draw(this_run: Run, models: dict[str, Any], params: PyTree, train: data.Dataset, test: data.Dataset) -> list[Path]:
+def save_pictures(
+    this_run: Run, models: dict[str, Any], params: PyTree, train: data.Dataset, test: data.Dataset
+) -> list[Path]:
     """Both models beside each other, and the VAE's curves."""
     panels = {
         "autoencoder": _panel(models["autoencoder"], params["autoencoder"], train, test, lambda code: code),

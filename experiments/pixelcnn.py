@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = make_model(SimpleNamespace(**run.settings))
     state, metrics = train_model(run, config, model, maps, order)
     result = {"test": measure(config, metrics, maps), **reached(state)}
-    run.finish(result, lambda: draw(run, config, model, state.params, maps))
+    run.finish(result, lambda: save_pictures(run, config, model, state.params, maps))
 
 
 def load_pixels(config: Config) -> Maps:
@@ -232,7 +232,7 @@ def measure(config: Config, metrics: dict[str, float], maps: Maps) -> dict[str, 
 
 
 @file_errors()
-def draw(run: Run, config: Config, model: jaxvae.PixelCNN, params: PyTree, maps: Maps) -> list[Path]:
+def save_pictures(run: Run, config: Config, model: jaxvae.PixelCNN, params: PyTree, maps: Maps) -> list[Path]:
     """Draw samples, class by class where there are classes, and the learning curves."""
     label = None if maps.num_classes is None else jnp.arange(SAMPLES, dtype=jnp.int32) // 10 % maps.num_classes
     began = time.perf_counter()

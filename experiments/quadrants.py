@@ -149,7 +149,7 @@ def run(config: Config) -> None:
     measured = measure(model, state, splits.test, nll_samples=config.nll_samples)
     measured["baseline_nll"] = json.loads((this_run.directory / "baseline" / "result.json").read_text())["test"]["nll"]
     result = {"test": measured, "nll_samples": config.nll_samples, **reached(state)}
-    this_run.finish(result, lambda: draw(this_run, config, model, state.params, splits.test))
+    this_run.finish(result, lambda: save_pictures(this_run, config, model, state.params, splits.test))
 
 
 def hide_quadrants(dataset: data.Dataset, visible: int) -> data.Dataset:
@@ -201,9 +201,9 @@ def measure(
     eval_step = jaxvae.make_eval_step(partial(jaxvae.cvae_loss, model), prepare=dataset.prepare)
     evaluate, feed = jaxvae.make_evaluate(eval_step), data.evaluation_feed(dataset, EVALUATION_BATCH)
     keys = jax.random.split(seed_key(EVALUATION_SEED), RECOGNITION_SAMPLES)
-    draws = [jax.device_get(evaluate(state, *feed, key=key)) for key in keys]
-    measured = {name: float(np.mean([draw[name] for draw in draws])) for name in ELBO_TERMS}
-    spread = np.std([draw["negative_elbo"] for draw in draws], ddof=1)
+    evaluations = [jax.device_get(evaluate(state, *feed, key=key)) for key in keys]
+    measured = {name: float(np.mean([each[name] for each in evaluations])) for name in ELBO_TERMS}
+    spread = np.std([each["negative_elbo"] for each in evaluations], ddof=1)
     measured["negative_elbo_standard_error"] = float(spread / np.sqrt(RECOGNITION_SAMPLES))
     log_weights = {"nll": vae_log_weights, "nll_from_prior": cvae_prior_log_weights}
     for name, log_weights_fn in log_weights.items():
@@ -216,7 +216,7 @@ def measure(
 
 
 @file_errors()
-def draw(this_run: Run, config: Config, model: jaxvae.CVAE, params: PyTree, test: data.Dataset) -> list[Path]:
+def save_pictures(this_run: Run, config: Config, model: jaxvae.CVAE, params: PyTree, test: data.Dataset) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
     out = this_run.directory
     return [

@@ -293,11 +293,11 @@ def report(run: Run, config: Config, how: str, members: list[dict[str, Any]]) ->
     if records := run.records():  # the loop counts every image once, however many members see it
         result["examples_per_second"] = len(members) * records[-1]["examples_per_second"]
     metrics = {name.replace("_", " "): [member[name] for member in flat] for name in names}
-    run.finish(result | {"device": jax.devices()[0].device_kind}, lambda: draw(run, members, metrics))
+    run.finish(result | {"device": jax.devices()[0].device_kind}, lambda: save_pictures(run, members, metrics))
 
 
 @file_errors()
-def draw(run: Run, members: list[dict[str, Any]], metrics: dict[str, list[float]]) -> list[Path]:
+def save_pictures(run: Run, members: list[dict[str, Any]], metrics: dict[str, list[float]]) -> list[Path]:
     """Draw rate against distortion, and every metric against β."""
     rate, distortion, beta = ([member[name] for member in members] for name in ("rate", "distortion", "beta"))
     return [

@@ -153,7 +153,7 @@ def label_pictures(directory: Path, samples: np.ndarray, images: np.ndarray, ana
 
 
 @file_errors()
-def draw(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray | None) -> list[Path]:
+def save_pictures(run: Run, model: Any, params: PyTree, report: Report, label: np.ndarray | None) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
     codes = report.codes
 

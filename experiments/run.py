@@ -207,14 +207,14 @@ class Run:
         return state if self.mesh is None else local(state)
 
     @file_errors()
-    def finish(self, result: dict[str, Any], draw: Callable[[], Sequence[Path]]) -> None:
-        """Write result.json, draw, print the table and where all of it is; a picture that fails loses no number."""
+    def finish(self, result: dict[str, Any], save_pictures: Callable[[], Sequence[Path]]) -> None:
+        """Write result.json, save the pictures, print the table and where all of it is; a picture that fails loses no number."""
         self.checkpointer.close()
         records = self.records()
         speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}
         result = {**speed, **result, "seconds": time.perf_counter() - self._began}
         _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
-        pictures = draw()
+        pictures = save_pictures()
         multihost_utils.sync_global_devices("the run is finished")
         table = Table("test", "", title=self.settings["preset"])
         for name, value in result["test"].items():

@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         examples = learn_codes(features_run, inside, splits)
     model, state, measured = train_model(run, config, examples, labelled, order)
     images = np.asarray(prepared(splits.test.with_prepare(splits.grey), COLUMNS)["x"])
-    run.finish({"test": measured, **reached(state)}, lambda: draw(run, model, state.params, examples, images))
+    run.finish({"test": measured, **reached(state)}, lambda: save_pictures(run, model, state.params, examples, images))
     console.print(
         f"{len(labelled)} labels: {measured['accuracy']:.2%} of the test images are read right, "
         f"{measured['accuracy_labels_only']:.2%} by the same network trained on those alone",
@@ -358,7 +358,7 @@ def make_evaluate(model: jaxvae.SemiSupervisedVAE, loss_fn: LossFn, dataset: dat
 
 
 @file_errors()
-def draw(
+def save_pictures(
     run: Run, model: jaxvae.SemiSupervisedVAE, params: PyTree, examples: Examples, images: np.ndarray
 ) -> list[Path]:
     """Draw the pictures of a run and return their paths; `images` are the first of the test set."""

@@ -25,7 +25,7 @@ from flax import linen as nn
 import jaxvae
 from experiments import illustration
 from experiments.command import RunConfig, console, parse, user_errors
-from experiments.report import Report, draw, elbo_terms, evaluators, measure
+from experiments.report import Report, elbo_terms, evaluators, measure, save_pictures
 from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, check_256_levels, load_splits
 from jaxvae import data
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if ppca is not None:
         result |= against_closed_form(ppca, model, state.params, {"train": splits.train, "test": splits.test})
     result |= {"nll_samples": config.nll_samples, **reached(state)}
-    run.finish(result, lambda: draw(run, model, state.params, report, splits.test.label))
+    run.finish(result, lambda: save_pictures(run, model, state.params, report, splits.test.label))
 
 
 def load(config: Config) -> tuple[Splits, data.Order]:

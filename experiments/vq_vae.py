@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"test": measured, "positions": positions, "variance": variance}
     if config.data == "cifar10":
         result["caveat"] = JPEG_CAVEAT
-    run.finish(result | reached(state), lambda: draw(run, config, model, state, test, indices))
+    run.finish(result | reached(state), lambda: save_pictures(run, config, model, state, test, indices))
 
 
 def train_model(
@@ -255,7 +255,7 @@ def make_evaluate(config: Config, model: jaxvae.VQVAE, loss_fn: LossFn, test: da
 
 
 @file_errors()
-def draw(
+def save_pictures(
     run: Run,
     config: Config,
     model: jaxvae.VQVAE,
