@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import subprocess
-from functools import cache, partial
+from functools import partial
 
 import commands
 import jax
@@ -189,6 +189,7 @@ def test_the_exponent_of_a_power_is_exact():
     assert scaling.exponent({size: 3 * size**1.5 for size in (10, 20, 40, 80)}) == pytest.approx(1.5, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_ablation_takes_away_no_more_than_it_says():
     count = 2 * 32
     source = on_device(np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1), np.uint8))
@@ -239,7 +240,6 @@ def test_fit_is_measured_with_and_without_an_evaluation(monkeypatch, tmp_path):
     monkeypatch.setattr(fit, "random_images", lambda count, make=fit.random_images: make(count // 100))
     monkeypatch.setattr(fit, "EPOCHS", 2)  # of which the second is followed by an evaluation
     monkeypatch.setattr(fit, "take_turns", partial(timing.take_turns, foreign=quiet))  # no turn is taken again
-    monkeypatch.setattr(fit, "initializer", cache(fit.initializer))  # one to compile
     monkeypatch.setattr(fit.console, "quiet", False)  # main sets it; this sets it back
     monkeypatch.setattr("sys.argv", ["fit", "--rounds", "1", "--json", str(file)])
     fit.main()

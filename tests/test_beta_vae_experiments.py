@@ -19,10 +19,11 @@ DIGITS = ("mnist", "--data", "digits", "--smoke", "--channels", 4, "--batch-size
 def undrawn(monkeypatch):
     """Runs that after their training measure no latents and draw nothing; that on sprites and `sweep` do."""
     monkeypatch.setattr(beta_vae, "measure", lambda *_, **__: SimpleNamespace(test={}, kl=np.zeros(1)))
-    monkeypatch.setattr(beta_vae, "draw_all", lambda *_: [])
+    monkeypatch.setattr(beta_vae, "save_all_pictures", lambda *_: [])
     monkeypatch.setattr(rate_distortion, "save_pictures", lambda *_: [])
 
 
+@pytest.mark.slow
 def test_a_run_on_sprites_is_scored_beside_the_fixed_points(tmp_path, monkeypatch):
     scored_examples = beta_vae.scored_examples  # a third of the codes is enough to tell the fixed points apart
     monkeypatch.setattr(beta_vae, "scored_examples", lambda dataset, count: scored_examples(dataset, count // 3))

@@ -115,6 +115,7 @@ def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
             np.testing.assert_array_equal(whole, parts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_alone_with_the_importance_weighted_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(cvae, "read_samples", lambda *_: (np.ones(10), 1.0))  # `trained` has them read

@@ -119,7 +119,7 @@ import sys
 from types import SimpleNamespace
 from experiments import vae
 
-vae.measure, vae.save_pictures = lambda *_, **__: SimpleNamespace(test={"nll": 0.0}, kl=None), lambda *_: []  # as in `run`
+vae.measure, vae.save_pictures = lambda *_, **__: SimpleNamespace(test={"nll": 0.0}, kl=None), lambda *_: []
 vae.main([*sys.argv[2:], "--distributed", "--out", sys.argv[1] + "/run"])
 import test_distributed  # computes as it is imported, which must not be before the processes are joined
 
@@ -236,6 +236,7 @@ def numbers(run_dir):
 SWEEP = ("digits", "--smoke", "--hidden", 16, "--latent-dim", 3)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_devices_is_the_sweep_on_one(tmp_path, monkeypatch):
     fit, programs = rate_distortion.Run.fit, []
     for picture in ("rate_distortion", "metrics_by_beta"):  # drawing would take longer than all else

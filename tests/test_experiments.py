@@ -263,6 +263,7 @@ def result_of(tmp_path, *arguments):
     return json.loads((tmp_path / "run" / "result.json").read_text()), done.said
 
 
+@pytest.mark.slow
 def test_two_stochastic_layers_train_by_the_doubly_reparameterised_bound(tmp_path):
     options = ("--data", "digits", "--smoke", "--hidden", 16, "--latent-dim", 3, "--stochastic-layers", 2)
     objective = ("--objective", "iwae", "--num-samples", 5, "--doubly-reparameterized")
@@ -323,6 +324,7 @@ def test_the_illustration_draws_both_models(tmp_path):
     assert code.shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_cifar10_says_what_its_bits_are_worth(tmp_path, monkeypatch, undrawn):
     images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
     monkeypatch.setattr(data, "load", lambda name, split, **options: data.from_arrays(name, images))

@@ -1,7 +1,7 @@
 """What is plugged into a model and does not fit: refused by name, or read as it is meant."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,46 @@ class Slots:
         return tuple(jnp.split(x.reshape(len(x), -1) @ self.kernel, 2, axis=1))
 
 
-@pytest.mark.parametrize("encoder", [reads_a_global, reads_it_inside, Slots()], ids=["global", "inner", "slots"])
-def test_arrays_that_a_function_reads_from_elsewhere_are_refused(encoder):
-    with pytest.raises(TypeError, match=r"VAE\.encoder\.(WEIGHTS|kernel) holds a JAX array float32\[16, 6\] that no"):
+class ReadsAGlobal:
+    def __call__(self, x):
+        return reads_a_global(x)
+
+
+class ClassAttribute:
+    kernel = WEIGHTS
+
+    def __call__(self, x):
+        return tuple(jnp.split(x.reshape(len(x), -1) @ self.kernel, 2, axis=1))
+
+
+class LinenReadsAGlobal(nn.Module):
+    def __call__(self, x):
+        return tuple(jnp.split(x.reshape(len(x), -1) @ WEIGHTS, 2, axis=1))
+
+
+class LinenSetUp(nn.Module):
+    def setup(self):
+        self.kernel = WEIGHTS
+
+    def __call__(self, x):
+        return tuple(jnp.split(x.reshape(len(x), -1) @ self.kernel, 2, axis=1))
+
+
+class NNXReadsAGlobal(nnx.Module):
+    def __call__(self, x):
+        return tuple(jnp.split(x.reshape(len(x), -1) @ WEIGHTS, 2, axis=1))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        *(reads_a_global, reads_it_inside, Slots(), ReadsAGlobal(), ClassAttribute()),
+        *(LinenReadsAGlobal(), LinenSetUp(), NNXReadsAGlobal()),
+    ],
+    ids=lambda encoder: getattr(encoder, "__name__", type(encoder).__name__),
+)
+def test_arrays_that_are_read_from_elsewhere_are_refused(encoder):
+    with pytest.raises(TypeError, match=r"VAE\.encoder.*\.(WEIGHTS|kernel) holds a JAX array float32\[16, 6\] that no"):
         jaxvae.VAE(encoder, parts()[1])
 
 
@@ -63,6 +100,28 @@ def test_a_global_scalar_is_an_option_and_a_name_is_no_network(key):
     assert np.isfinite(jaxvae.vae_loss(model, params, (), batch(), key=key, step=0)[0])
     with pytest.raises(TypeError, match=r"VAE\.likelihood must be a network or a function, got the name 'bernoulli'"):
         jaxvae.VAE(*parts(), likelihood="bernoulli")
+    for field in ("likelihood", "posterior", "prior"):
+        with pytest.raises(TypeError, match=rf"VAE\.{field} must be a network or a function, got None"):
+            jaxvae.VAE(*parts(), **{field: None})
+
+
+class Tied(nnx.Module):
+    def __init__(self, linear):
+        self.linear = linear
+
+    def __call__(self, x):
+        return self.linear(x.reshape(len(x), -1))
+
+
+def test_nnx_modules_that_share_a_layer_or_hold_a_bare_array_are_refused(key):
+    """Each part is trained by itself: one layer in two of them would become two."""
+    linear = nnx.Linear(16, 16, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"Autoencoder\.encoder and \.decoder share an NNX variable of shape \["):
+        jaxvae.Autoencoder(Tied(linear), Tied(linear))
+    bare = Tied(linear)
+    bare.kernel = nnx.data(WEIGHTS)
+    with pytest.raises(TypeError, match="an NNX module holds a bare array at kernel, which no training reaches"):
+        jaxvae.Autoencoder(bare, parts()[1]).init(key, batch()["x"])
 
 
 class Rates(nn.Module):
@@ -122,6 +181,23 @@ def test_a_record_may_be_its_own_prior_and_its_log_prob_must_be_by_example(key):
         with pytest.raises(ValueError, match=r"the prior's log_prob must be \(4,\), one number of nats"):
             loss(model, params, (), batch(), key=key, step=0)
     assert model.apply(params, 5, key=key, method="sample").mean.shape == (5, *SHAPE)
+
+
+class Few(ScalarPrior):
+    def log_prob(self, z):
+        return -0.5 * jnp.square(z).sum(axis=1)
+
+    def sample(self, num, *, key):
+        return jnp.zeros((1, D))
+
+
+def test_a_prior_must_draw_as_many_as_asked_and_a_pair_is_of_each_example(key):
+    model = jaxvae.VAE(*parts(), prior=Few())
+    params = jax.jit(model.init)(key, batch()["x"])
+    with pytest.raises(ValueError, match="the prior's sample returned 1 latents where 4 are asked for"):
+        model.apply(params, 4, key=key, method="sample")
+    with pytest.raises(ValueError, match=r"says \(mean, log_var\) of each example given its condition, \[B, D\]"):
+        jaxvae.VAE(*parts(), prior=lambda: (jnp.zeros(D), jnp.zeros(D))).init(key, batch()["x"])
 
 
 class Halved(DiagGaussian):
@@ -233,3 +309,76 @@ def test_a_prior_over_codes_trains_with_dropout_and_is_evaluated_without(key):
     step = jaxvae.make_eval_step(loss)
     sums, weight = step(params, (), codes | {"weight": jnp.ones(4)}, key=key, step=jnp.int32(0))
     np.testing.assert_allclose(sums["nll"] / weight, exact, rtol=1e-5)
+
+
+class Own(jaxvae.GradientCodebook):
+    """A quantiser that goes wrong in one way: its attributes say which."""
+
+    metrics: ClassVar = {}
+    returned: ClassVar = {}
+    updated: ClassVar = ({}, {})
+
+    def __call__(self, params, state, encoded, *, mask=None):
+        return super().__call__(params, state, encoded, mask=mask)._replace(metrics=self.metrics, **self.returned)
+
+    def update(self, state, encoded, indices, *, mask=None, key):
+        return self.updated
+
+
+ZERO = np.float32(0)
+WRONG = {
+    "a loss": ({"metrics": {"loss": ZERO}}, ValueError, "must not be called as the objective's own, got loss"),
+    "updated": ({"updated": ({}, {"distortion": ZERO})}, ValueError, "as the objective's own, got distortion"),
+    "no pair": ({"updated": None}, TypeError, r"update must return \(state, metrics\), got NoneType"),
+    "floats": ({"returned": {"indices": np.zeros((B, 2))}}, TypeError, "indices must be integers, got float"),
+    "flat": ({"returned": {"indices": np.zeros(2 * B, int)}}, ValueError, r"indices must be \(4, 2\), .* got \(8,\)"),
+    "vectors": ({"returned": {"vectors": np.zeros((B, 2, 1))}}, ValueError, r"vectors must be \(4, 2, 3\), got \("),
+}
+
+
+@pytest.mark.parametrize(("attributes", "error", "message"), WRONG.values(), ids=WRONG)
+def test_a_quantiser_that_returns_something_else_is_refused(attributes, error, message, key):
+    """A metric called "loss" would else take the place of what is minimised."""
+    quantizer = type("Own", (Own,), attributes)(num_codes=5)
+    model = jaxvae.VQVAE(CodeEncoder(), jaxvae.MLPDecoder(SHAPE, hidden=()), quantizer)
+    params, state = jax.jit(partial(model.init_with_quantizer, seeded=False))(batch()["x"], key=key)
+    with pytest.raises(error, match=message):
+        jaxvae.vq_vae_loss(model, params, state, batch(), key=key, step=0)
+
+
+class CodeEncoder(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2 * D)(x.reshape(len(x), -1)).reshape(len(x), 2, D)
+
+
+class Bare(jaxvae.GradientCodebook):
+    def __call__(self, params, state, encoded, *, mask=None):
+        return encoded, jnp.zeros(encoded.shape[:-1], jnp.int32)
+
+    def init(self, dim, *, key, encoded=None):
+        return jnp.zeros((self.num_codes, dim)), {}
+
+
+def test_what_a_quantiser_returns_is_named(key):
+    model = jaxvae.VQVAE(CodeEncoder(), jaxvae.MLPDecoder(SHAPE, hidden=()), Bare(5))
+    with pytest.raises(TypeError, match=r"the quantiser's init must return \(params, state\), two dictionaries"):
+        model.init_with_quantizer(batch()["x"], key=key)
+    params = model.init(key, batch()["x"])
+    with pytest.raises(TypeError, match=r"must return a jaxvae\.types\.Quantized, got tuple without vectors, indices"):
+        jaxvae.vq_vae_loss(model, params, (), batch(), key=key, step=0)
+
+
+class AlwaysDrops(nn.Module):
+    @nn.compact
+    def __call__(self, latent):
+        return nn.Dense(16)(nn.Dropout(0.5, deterministic=False)(latent)).reshape(-1, *SHAPE)
+
+
+def test_dropout_that_never_ends_is_refused_in_evaluation(key):
+    model = jaxvae.VAE(parts()[0], AlwaysDrops())
+    params = model.init({"params": key, "dropout": key}, batch()["x"])
+    assert np.isfinite(jaxvae.vae_loss(model, params, (), batch(), key=key, step=0)[0])
+    step = jaxvae.make_eval_step(partial(jaxvae.vae_loss, model))
+    with pytest.raises(ValueError, match="a network draws in evaluation too: give its __call__ an argument train"):
+        step(params, (), batch() | {"weight": jnp.ones(B)}, key=key, step=jnp.int32(0))

@@ -60,8 +60,8 @@ def test_the_baseline_inside_the_prior_stays_as_it_was(trained):
 
 def test_a_run_cut_off_in_either_phase_ends_the_same(trained, tmp_path, monkeypatch):
     out, result = trained
-    for draw in ("draw", "draw_baseline"):  # half of so small a run
-        monkeypatch.setattr(quadrants, draw, lambda *_: [])
+    for name in ("save_pictures", "draw_baseline"):  # half of so small a run
+        monkeypatch.setattr(quadrants, name, lambda *_: [])
     for phase in ("baseline", "."):
         cut = tmp_path / phase / "cut"
         shutil.copytree(out, cut)

@@ -72,6 +72,7 @@ def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
     assert [record["test"] for record in records(out)] == [record["test"] for record in records(whole)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_images_themselves_are_modelled_too_and_those_for_validation_are_read_right_or_wrong(tmp_path):
     out = tmp_path / "run"

@@ -302,6 +302,20 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"the loss must be a scalar.*got shape \(64,\)"):
             jaxvae.make_train_step(unreduced, ADAM)(state, batch(B))
 
+    @pytest.mark.parametrize("aux", [{}, ((), None), None], ids=["metrics alone", "no metrics", "nothing"])
+    def test_an_objective_of_another_structure(self, aux):
+        def loss_fn(params, model_state, batch, *, key, step):
+            loss = params["w"].sum()
+            return loss if aux is None else (loss, aux)
+
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        with pytest.raises(TypeError, match=r"an objective must return \(loss, \(model_state, metrics\)\)"):
+            jaxvae.make_train_step(loss_fn, ADAM)(state, batch(B))
+
+    def test_a_start_without_a_model_state(self):
+        with pytest.raises(TypeError, match=r"init_fn must return \(params, model_state\), .* got dict"):
+            jaxvae.init_train_state(lambda *, key: slope_init(key=key)[0], ADAM, key=jax.random.key(0))
+
     def test_batches_without_examples(self):
         state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
         step, empty = jaxvae.make_train_step(slope_loss, ADAM), batch(0)

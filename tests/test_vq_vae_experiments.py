@@ -73,6 +73,7 @@ def test_a_prior_over_the_codes_generates(trained, tmp_path, monkeypatch):
     assert 0 < result["test"]["nats_per_value"] < np.log(8)
 
 
+@pytest.mark.slow
 def test_pixels_have_a_prior_too(tmp_path):
     result, _ = result_of(pixelcnn.main, tmp_path, "digits", "--channels", 4, "--layers", 1, "--smoke")
     assert result["test"]["bits_per_dim"] == pytest.approx(result["test"]["nll"] / 64 / np.log(2))
