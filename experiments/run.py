@@ -208,7 +208,7 @@ class Run:
 
     @file_errors()
     def finish(self, result: dict[str, Any], save_pictures: Callable[[], Sequence[Path]]) -> None:
-        """Write result.json, save the pictures, print the table and where all of it is; a picture that fails loses no number."""
+        """Write result.json and the pictures, print the table and where it is; a picture that fails loses no number."""
         self.checkpointer.close()
         records = self.records()
         speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}

@@ -36,6 +36,12 @@ class NNXNetwork(nn.Module):
 
     held: Held
 
+    @nn.nowrap
+    def variables_held(self) -> list[Any]:
+        """The module's variables, its random streams aside."""
+        found = [node for _, node in nnx.iter_graph(self.held.module) if isinstance(node, nnx.Variable)]
+        return [each for each in found if not isinstance(each, nnx.RngState)]
+
     @property
     def latent_dim(self) -> int | None:
         """The module's, where it has one."""
@@ -71,6 +77,11 @@ def _by_collection(state: Any) -> dict[str, dict[str, Any]]:
     """The values of an NNX state as nested dictionaries, by the name of their Flax collection."""
     collections: dict[str, dict[str, Any]] = {}
     for path, variable in nnx.to_flat_state(state):
+        if not isinstance(variable, nnx.Variable):
+            raise TypeError(
+                f"an NNX module holds a bare array at {'.'.join(map(str, path))}, which no training reaches: make it "
+                "an nnx.Param, or an nnx.Variable where no gradient should move it"
+            )
         collection = nnx.variable_name_from_type(type(variable), allow_register=True)
         tree = collections.setdefault(collection, {})
         for name in path[:-1]:

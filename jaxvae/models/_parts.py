@@ -31,22 +31,25 @@ def adopt_parts(model: nn.Module) -> None:
         reaches them.
     """
     for field in dataclasses.fields(model):
-        if field.name not in ("parent", "name"):
-            setattr(model, field.name, _adopted(getattr(model, field.name), f"{type(model).__name__}.{field.name}"))
+        if field.name in ("parent", "name"):
+            continue
+        part, name = getattr(model, field.name), f"{type(model).__name__}.{field.name}"
+        if part is None and field.default is not None:
+            raise TypeError(f"{name} must be a network or a function, got None")
+        setattr(model, field.name, _adopted(part, name))
+    _check_nothing_is_shared(model)
 
 
 def _adopted(part: Any, name: str) -> Any:
     if type(part) in (list, tuple):  # a named tuple is a record
         return tuple(_adopted(each, f"{name}[{i}]") for i, each in enumerate(part))
-    if _is_nnx(part):
-        from jaxvae.models._nnx import Held, NNXNetwork
-
-        return NNXNetwork(Held(part))
     if isinstance(part, str):
         raise TypeError(f"{name} must be a network or a function, got the name {part!r}: pass the thing itself")
     if inspect.isclass(part) and (issubclass(part, nn.Module) or _is_nnx(part)):
         raise TypeError(f"{name} must be a network, got the class {part.__name__}: make one of it first")
-    for path, found in _hidden(part, name, DEPTH, set()):
+    taken = _is_nnx(part)  # what it holds is trained; what its methods read from elsewhere is not
+    inside = dict(_of_classes(type(part))) if taken else part
+    for path, found in _hidden(inside, name, DEPTH, set()):
         if _is_nnx(found):
             raise TypeError(
                 f"{path} is an NNX module inside another object, where no training reaches it: pass it as the part "
@@ -57,7 +60,27 @@ def _adopted(part: Any, name: str) -> Any:
             "saves: make the network a Flax module (Linen or NNX; of Equinox and others use jaxvae.losses in your own "
             "training loop), or make it a NumPy array where it is a constant"
         )
+    if taken:
+        from jaxvae.models._nnx import Held, NNXNetwork
+
+        return NNXNetwork(Held(part))
     return part
+
+
+def _check_nothing_is_shared(model: nn.Module) -> None:
+    """Raise where two NNX modules share a variable: each is trained by itself, which would untie them."""
+    found: dict[int, str] = {}
+    for field in dataclasses.fields(model):
+        part = getattr(model, field.name)
+        if type(part).__module__ != "jaxvae.models._nnx":
+            continue
+        for variable in part.variables_held():
+            first = found.setdefault(id(variable), field.name)
+            if first != field.name:
+                raise TypeError(
+                    f"{type(model).__name__}.{first} and .{field.name} share an NNX variable of shape "
+                    f"{list(variable.shape)}, which would be trained as two: share a Linen module, or give each its own"
+                )
 
 
 def _is_nnx(value: Any) -> bool:
@@ -101,7 +124,7 @@ def _contents(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _filled(name, cell)
         yield from ((f"[{i}]", each) for i, each in enumerate(value.__defaults__ or ()))
         yield from (value.__kwdefaults__ or {}).items()
-        if not value.__module__.startswith(LIBRARIES):
+        if not value.__globals__.get("__name__", "").startswith(LIBRARIES):
             yield from ((name, value.__globals__[name]) for name in _globals_of(value.__code__, value.__globals__))
     elif isinstance(value, Mapping):
         yield from ((f"[{key!r}]", each) for key, each in value.items())
@@ -113,10 +136,21 @@ def _contents(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, nn.Module):
         names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
         yield from ((name, getattr(value, name)) for name in names if hasattr(value, name))
+        yield from _of_classes(type(value))
     elif not type(value).__module__.startswith(("jax.", "jaxlib")):
         yield from getattr(value, "__dict__", {}).items()
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
         yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
+        yield from _of_classes(type(value))
+
+
+def _of_classes(kind: type) -> Iterator[tuple[str, Any]]:
+    """Arrays among the attributes of a user's classes, and their functions."""
+    for each in kind.__mro__:
+        if not each.__module__.startswith((*LIBRARIES, "builtins", "typing", "numpy")):
+            for name, inner in vars(each).items():
+                if isinstance(inner, jax.Array | types.FunctionType):
+                    yield name, inner
 
 
 def _globals_of(code: types.CodeType, known: Mapping[str, Any]) -> list[str]:

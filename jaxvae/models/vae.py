@@ -84,11 +84,12 @@ class VAE(nn.Module):
 
         Raises:
           TypeError: the prior returned no record.
+          ValueError: it returned a tuple that is no mean and log-variance of each example.
         """
         count = len(condition[0]) if condition else 0
         record = run(self.prior, *self.embedded(condition, count), train=self.has_rng("dropout"))
         if isinstance(record, tuple) and not hasattr(record, "log_prob"):
-            record = DiagGaussian(*record)
+            record = _gaussian(record)
         if isinstance(record, StandardNormal) and record.shape is None:
             record = StandardNormal(latent_dim_of(self))
         if not (hasattr(record, "log_prob") and hasattr(record, "sample")):
@@ -146,6 +147,17 @@ class VAE(nn.Module):
         return condition
 
 
+def _gaussian(output: tuple[Array, ...]) -> DiagGaussian:
+    """The prior that a network's (mean, log_var) stand for."""
+    shapes = [jnp.shape(each) for each in output]
+    if len(output) != 2 or any(len(shape) < 2 for shape in shapes):
+        raise ValueError(
+            "a prior that returns a tuple says (mean, log_var) of each example given its condition, [B, D]; one that "
+            f"is the same for every example returns a record with log_prob and sample(num, key=). Got {shapes}"
+        )
+    return DiagGaussian(*output)
+
+
 def latent_dim_of(model: Any) -> int | None:
     """The size of the latent, where the model or its encoder says it."""
     own = getattr(model, "latent_dim", None)
@@ -156,12 +168,13 @@ def sample_prior(prior: Prior, num: int, *, key: PRNGKey) -> Array:
     """Draw `num` latents from a prior's record, which describes all examples alike or each of `num` by itself."""
     first = next(iter(inspect.signature(prior.sample).parameters.values()))
     if first.kind is not inspect.Parameter.KEYWORD_ONLY and first.name != "key":  # whatever it calls the number
-        return prior.sample(num, key=key)
-    latent: Array = prior.sample(key=key)
+        latent: Array = prior.sample(num, key=key)
+    else:
+        latent = prior.sample(key=key)
     if len(latent) != num:
         raise ValueError(
-            f"the prior says {len(latent)} latents where {num} are asked for: a prior that is the same for every "
-            "example has sample(num, key=)"
+            f"the prior's sample returned {len(latent)} latents where {num} are asked for: a prior that is the same "
+            "for every example has sample(num, key=)"
         )
     return latent
 

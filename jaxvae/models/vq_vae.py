@@ -106,7 +106,13 @@ class VQVAE(nn.Module):
 
         dim = jax.eval_shape(encode, x[:1]).shape[-1]
         encoded = encode(x) if seeded else None
-        params, state = self.quantizer.init(dim, key=quantizer_key, encoded=encoded)
+        made = self.quantizer.init(dim, key=quantizer_key, encoded=encoded)
+        if not (isinstance(made, tuple) and len(made) == 2 and all(isinstance(tree, Mapping) for tree in made)):
+            raise TypeError(
+                "the quantiser's init must return (params, state), two dictionaries of arrays, {} where there are "
+                f"none, got {type(made).__name__}"
+            )
+        params, state = made
         all_params = {"params": variables.pop("params", {})}
         if jax.tree.leaves(params):
             all_params[QUANTIZER] = params

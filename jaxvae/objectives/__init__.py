@@ -1,6 +1,7 @@
 """Objectives: what a model minimises, each a `LossFn` once its model is bound."""
 
 from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.objectives._apply import terms_of
 from jaxvae.objectives.conditional import cvae_loss, cvae_prior_log_weights
 from jaxvae.objectives.density import autoencoder_loss, pixel_cnn_loss
 from jaxvae.objectives.elbo import (
@@ -35,6 +36,7 @@ __all__ = [
     "sampled_vae_loss",
     "semi_supervised_loss",
     "tc_vae_loss",
+    "terms_of",
     "vae_log_weights",
     "vae_loss",
     "vq_vae_loss",

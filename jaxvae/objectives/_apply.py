@@ -51,8 +51,13 @@ def apply(
         output = model.apply(variables, *inputs, method=method, **options)
     except errors.ModifyScopeVariableError as error:
         raise ValueError(
-            "a network changes its collections outside training: give its __call__ an argument train, and write "
+            "a network changes its collections in evaluation too: give its __call__ an argument train, and write "
             f"use_running_average=not train ({error})"
+        ) from error
+    except errors.InvalidRngError as error:
+        raise ValueError(
+            "a network draws in evaluation too: give its __call__ an argument train, and write "
+            f"deterministic=not train ({error})"
         ) from error
     except Exception as error:
         _explain(error, model, variables, inputs)
@@ -76,7 +81,27 @@ def terms_of(
     num_samples: int,
     train: bool = True,
 ) -> tuple[Terms, PyTree]:
-    """The terms of a batch, example i drawing from `fold_in(key, index[i])`, and the model state after it."""
+    """The terms of a batch and the model state after it: what an objective of your own starts from.
+
+    Networks are in training unless `train` is false (or `make_eval_step` evaluates): dropout draws from the key, batch
+    statistics move.
+
+    Args:
+      model: a `LatentModel`.
+      params: what `model.init` returned.
+      model_state: collections that the networks keep.
+      batch: "x" [B, ...] and "index" [B]; "condition" [B, ...] where the model takes one.
+      key: the loss's key; example i draws from `fold_in(key, index[i])`.
+      num_samples: S, draws of the latents for each example.
+      train: whether the networks are in training.
+
+    Returns:
+      `jaxvae.types.Terms`, nats, and the model state to return.
+
+    Raises:
+      TypeError: x is not floating, or the key is not typed.
+      ValueError: x does not have the model's shape, or the terms have others than `Terms` says.
+    """
     keys = batch_keys(key, batch)
     terms, model_state = apply(
         model,

@@ -74,7 +74,7 @@ def vq_vae_loss(
     encoded, next_state = apply(model, params, model_state, x, method="encode", networks_key=own_key)
     parameters, state = quantizer_variables(params, model_state)
     quantized = model.quantizer(parameters, state, encoded)
-    _check_quantized(quantized, len(x))
+    _check_quantized(quantized, encoded)
     latent = codebook.straight_through(encoded, quantized.vectors)
     reconstruction, next_state = apply(model, params, next_state, latent, method="decode", networks_key=own_key)
 
@@ -82,10 +82,15 @@ def vq_vae_loss(
     metrics["loss"] = metrics["distortion"] + commitment_weight * metrics["commitment"] + quantized.loss.mean()
     measured = dict(quantized.metrics)
     if not evaluating:
-        state, about_the_batch = model.quantizer.update(state, encoded, quantized.indices, key=key)
+        updated = model.quantizer.update(state, encoded, quantized.indices, key=key)
+        if not isinstance(updated, tuple) or len(updated) != 2:
+            raise TypeError(f"the quantiser's update must return (state, metrics), got {type(updated).__name__}")
+        state, about_the_batch = updated
         measured |= about_the_batch
         if isinstance(next_state, Mapping) and QUANTIZER in next_state:
             next_state = {**next_state, QUANTIZER: state}
+    if taken := sorted(metrics.keys() & measured.keys()):
+        raise ValueError(f"the quantiser's metrics must not be called as the objective's own, got {', '.join(taken)}")
     metrics |= {name: jnp.asarray(value, jnp.float32) for name, value in measured.items()}
     return metrics["loss"], (next_state, metrics)
 
@@ -97,8 +102,25 @@ def _distortion(reconstruction: Likelihood, x: Array, variance: float | None) ->
     return (jnp.square(reconstruction.mean - x).reshape(len(x), -1).mean(axis=1) / variance).mean()
 
 
-def _check_quantized(quantized: Quantized, count: int) -> None:
+def _check_quantized(quantized: Quantized, encoded: Array) -> None:
+    """Raise unless the quantiser has returned what `jaxvae.types.Quantized` says, of the encoder's vectors."""
+    if missing := [name for name in Quantized._fields if not hasattr(quantized, name)]:
+        raise TypeError(
+            f"the quantiser must return a jaxvae.types.Quantized, got {type(quantized).__name__} without "
+            f"{', '.join(missing)}"
+        )
+    count, positions = len(encoded), encoded.shape[:-1]
     for name in ("commitment", "loss"):
         shape = jnp.shape(getattr(quantized, name))
         if shape != (count,):
             raise ValueError(f"the quantiser's {name} must be ({count},), one number for each example, got {shape}")
+    if jnp.shape(quantized.vectors) != encoded.shape:
+        raise ValueError(f"the quantiser's vectors must be {encoded.shape}, got {jnp.shape(quantized.vectors)}")
+    indices = jnp.asarray(quantized.indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"the quantiser's indices must be integers, got {indices.dtype}")
+    if indices.shape[: len(positions)] != positions or indices.ndim > encoded.ndim:
+        raise ValueError(
+            f"the quantiser's indices must be {positions}, or with one axis more where a position takes several, got "
+            f"{indices.shape}"
+        )

@@ -63,14 +63,21 @@ def init_train_state(
       mesh: every device of it gets a copy of the state; the default device unless given.
 
     Raises:
-      TypeError: the key is not a threefry key, or there are collections to move and the model state is no dictionary.
+      TypeError: the key is not a threefry key, `init_fn` does not return a pair, or there are collections to move and
+        the model state is no dictionary.
       ValueError: the parameters hold no floating array, or one name is in both.
     """
     check_key(key)
 
     def init(key: PRNGKey) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        params, model_state = jax.tree.map(_strong, _by_collection(*init_fn(key=init_key)))
+        made = init_fn(key=init_key)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise TypeError(
+                "init_fn must return (params, model_state), such as (model.init(key, x), ()), got "
+                f"{type(made).__name__}"
+            )
+        params, model_state = jax.tree.map(_strong, _by_collection(*made))
         _check_trainable(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),

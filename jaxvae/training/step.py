@@ -212,13 +212,24 @@ def _checked(loss_fn: LossFn) -> Callable[..., Any]:
     """`loss_fn`, raising where its loss or one of its metrics is not a scalar."""
 
     def checked(*arguments: Any, **keywords: Any) -> Any:
-        loss, (model_state, metrics) = loss_fn(*arguments, **keywords)
+        loss, (model_state, metrics) = _as_promised(loss_fn(*arguments, **keywords))
         for name, value in {"the loss": loss, **{f"metric {name!r}": value for name, value in metrics.items()}}.items():
             if np.shape(value):
                 raise ValueError(f"{name} must be a scalar, a mean over the batch, got shape {np.shape(value)}")
         return loss, (model_state, metrics)
 
     return checked
+
+
+def _as_promised(returned: Any) -> Any:
+    """What a `LossFn` has returned; `TypeError` where it has another structure."""
+    match returned:
+        case (_, (_, dict())):
+            return returned
+    raise TypeError(
+        "an objective must return (loss, (model_state, metrics)), with metrics a dictionary of scalars, got "
+        f"{jax.tree.structure(returned)}"
+    )
 
 
 def _check_model_state(old: PyTree, new: PyTree) -> None:
