@@ -151,7 +151,8 @@ class _TrainEpoch(PicklesByParts):
     def _run_one(
         self, state: TrainState, source: Batch, indices: Array, i: Array, source_spec: PartitionSpec
     ) -> tuple[TrainState, Metrics]:
-        return self.train_step(state, self._batch_of(source, indices[i], source_spec))
+        step = getattr(self.train_step, "undoing", self.train_step)
+        return step(state, self._batch_of(source, indices[i], source_spec))
 
     def _one_by_one(
         self, state: TrainState, source: Batch, indices: Array, source_spec: PartitionSpec

@@ -36,8 +36,12 @@ def make_train_step(
     Step n splits `fold_in(state.key, n)` between `prepare` and the loss. The metrics are the loss's own and
     "grad_norm", the gradient's Euclidean norm.
 
-    A step whose loss, gradient or update is not finite changes nothing but `first_bad`, and no later step changes
-    anything: neither the optimiser nor a codebook ever sees the NaN, however late the host looks.
+    A step whose loss or gradient is not finite changes nothing but `first_bad`, and no later step changes anything:
+    neither the optimiser nor a codebook ever sees the NaN, however late the host looks. Where it is the update that is
+    not finite, of the parameters, the optimiser's state or the model's, `first_bad` names the step all the same and no
+    later one is taken. `make_train_epoch`, and with it `fit`, then returns the state before that step; the step by
+    itself returns what the update made of it, since keeping the old state in every step makes a small one a quarter
+    slower. `state.step` is then past `first_bad`.
 
     The optimiser also gets the loss (`value`), the gradient (`grad`) and the loss as a function of the parameters
     (`value_fn`), for those that want them: `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`.
@@ -78,7 +82,7 @@ def step_keys(key: PRNGKey, step: Array) -> tuple[PRNGKey, PRNGKey]:
 
 
 def overflowed(state: TrainState) -> Array:
-    """Whether `_TrainStep.in_place` took a step that it should not have taken: it went past its first bad one."""
+    """Whether a step was taken that should not have been, whose update is not finite: the state went past it."""
     return (state.first_bad >= 0) & (state.step > state.first_bad)
 
 
@@ -90,7 +94,11 @@ class _TrainStep(PicklesByParts):
     axis_name: str | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Take one step, or stand still."""
+        """Take one step, or stand still; writes over the state where it is donated."""
+        return self.in_place(state, batch)
+
+    def undoing(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take one step, or stand still, also where the update is not finite: keeps the old state until it is known."""
         new, metrics = self.in_place(state, batch)
         still = state.replace(first_bad=state.step)
         return jax.lax.cond(overflowed(new), lambda: still, lambda: new), metrics
@@ -98,10 +106,9 @@ class _TrainStep(PicklesByParts):
     def in_place(
         self, state: TrainState, batch: Batch, *, until: Array | int = NEVER, checked: Array | bool = True
     ) -> tuple[TrainState, Metrics]:
-        """As `__call__`, without keeping the old state until the new one is known to be finite: no copy of it.
+        """`__call__`, for which the step `until` counts as bad.
 
-        Where the new one is not, it is returned all the same: `overflowed` tells. The step `until` counts as bad. Where
-        not `checked` the new parameters are not looked at: it is for the caller to know that they are finite.
+        Where not `checked` the new parameters are not looked at: it is for the caller to know that they are finite.
         """
         check_key(state.key)
         prepare_key, loss_key = step_keys(state.key, state.step)
@@ -111,7 +118,9 @@ class _TrainStep(PicklesByParts):
         loss_fn = partial(_checked(self.loss_fn), batch=batch, key=loss_key, step=state.step)
         (loss, (model_state, metrics)), grads = self._value_and_grad(loss_fn, state)
         _check_model_state(state.model_state, model_state)
-        grad_norm = optax.tree.norm(grads)  # infinite where only its square is: computed anew below
+        grad_norm = optax.tree.norm(grads)
+        large = grad_norm > LARGE_NORM
+        grad_norm, finite = _norm_of_large(large, grad_norm, grads)
 
         def move() -> TrainState:
             updates, opt_state = self._update(loss_fn, loss, grads, state)
@@ -122,12 +131,10 @@ class _TrainStep(PicklesByParts):
                 opt_state=opt_state,
             )
 
-        moves = jnp.isfinite(loss) & ~jnp.isnan(grad_norm) & (state.step != until) & (state.first_bad < 0)
+        moves = jnp.isfinite(loss) & ~jnp.isnan(grad_norm) & finite & (state.step != until) & (state.first_bad < 0)
         # A branch: on CPU it costs nothing measurable, where selecting each leaf slows a small step.
         new = jax.lax.cond(moves, move, lambda: state)
-        grad_norm, sound = _check_large(
-            moves & (grad_norm > LARGE_NORM), grad_norm, grads, state.opt_state, new.opt_state
-        )
+        sound = _opt_state_is_finite(moves & large, state.opt_state, new.opt_state)
         sound &= is_finite(new.model_state)
         sound &= jax.lax.cond(checked, lambda: is_finite(new.params), lambda: jnp.bool_(True))
         first_bad = jnp.where((moves & sound) | (state.first_bad >= 0), state.first_bad, state.step)
@@ -256,25 +263,32 @@ def is_finite(tree: PyTree) -> Array:
     return jnp.isfinite(sum(sums, start=jnp.float32(0)))
 
 
-def _check_large(needed: Array, norm: Array, grads: PyTree, before: PyTree, after: PyTree) -> tuple[Array, Array]:
-    """Where needed, the norm of a gradient whose square overflows; and whether it and the optimiser's state are finite.
+def _norm_of_large(large: Array, norm: Array, grads: PyTree) -> tuple[Array, Array]:
+    """Where the gradient is large, its norm although its square may overflow; and whether it is finite."""
 
-    A second moment may overflow where the gradient does not. A number of the state may be infinite from the beginning,
-    such as the best loss so far. Its arrays are not looked at as they were before: that would keep them from being
-    written over.
+    def scaled(grads: list[Array]) -> tuple[Array, Array]:
+        flat = _flat(grads)
+        largest = jnp.abs(flat).max()
+        return largest * jnp.linalg.norm(flat / largest), jnp.isfinite(largest)
+
+    return _rarely(large, scaled, (norm, jnp.bool_(True)), (_floating(grads),))
+
+
+def _opt_state_is_finite(large: Array, before: PyTree, after: PyTree) -> Array:
+    """Whether it still is where the gradient is large: a second moment may overflow where the gradient does not.
+
+    A number of the state may be infinite from the beginning, such as the best loss so far. Its arrays are not compared
+    with what they were: that would keep them from being written over.
     """
     was = [leaf for leaf in _floating(before) if not leaf.ndim]
     now = [leaf for leaf in _floating(after) if not leaf.ndim]
     arrays = [leaf for leaf in _floating(after) if leaf.ndim]
 
-    def check(grads: list[Array], arrays: list[Array], was: list[Array], now: list[Array]) -> tuple[Array, Array]:
-        flat = _flat(grads)
-        largest = jnp.abs(flat).max()
+    def check(arrays: list[Array], was: list[Array], now: list[Array]) -> Array:
         kept = jnp.isfinite(_flat(now)) | ~jnp.isfinite(_flat(was))
-        sound = jnp.isfinite(largest) & jnp.isfinite(_flat(arrays)).all() & kept.all()
-        return largest * jnp.linalg.norm(flat / largest), sound
+        return jnp.isfinite(_flat(arrays)).all() & kept.all()
 
-    return _rarely(needed, check, (norm, jnp.bool_(True)), (_floating(grads), arrays, was, now))
+    return _rarely(large, check, jnp.bool_(True), (arrays, was, now))
 
 
 def _flat(leaves: list[Array]) -> Array:
