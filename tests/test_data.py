@@ -372,8 +372,10 @@ def test_split_validation():
     again, other = (data.split_validation(images, 30, seed=seed)[1].label for seed in (0, 1))
     np.testing.assert_array_equal(again, validation.label)
     assert set(other) != set(again)
-    with pytest.raises(TypeError, match=r"count must be an integer, got 2\.5"):
+    with pytest.raises(ValueError, match=r"between 0 and 1 as a share of all, or be an integer, got 2\.5"):
         data.split_validation(images, 2.5, seed=0)
+    with pytest.raises(TypeError, match="count must be an integer, got '30'"):
+        data.split_validation(images, "30", seed=0)
     for count in (0, 100):
         with pytest.raises(ValueError, match=rf"count must lie in 1 .. 99 for 100 examples, got {count}"):
             data.split_validation(images, count, seed=0)

@@ -94,11 +94,10 @@ def test_digits_without_levels_are_not_taken_as_bytes():
         (replaced(-np.inf, np.float16), r"x\[17\] has -inf, which is not finite"),
         (replaced(300, np.int32), r"x\[17\] has 300, outside \[0, 255\]"),
         (replaced(-1, np.int8), r"x\[17\] has -1, outside \[0, 255\]"),
-        (GREY[0], r"expected x \[N, H, W, C\], got \(3, 3, 1\)"),
-        (GREY[..., 0], r"expected x \[N, H, W, C\], got \(20, 3, 3\); a grey image has C = 1"),
-        (GREY[:0], r"expected x \[N, H, W, C\], got \(0, 3, 3, 1\)"),
-        (GREY[:, :0], r"expected x \[N, H, W, C\], got \(20, 0, 3, 1\)"),
-        ([], r"expected x \[N, H, W, C\], got \(0,\)"),
+        (GREY[0, 0, 0], r"expected x \[N, ...\], at least one number in each example, got \(1,\)"),
+        (GREY[:0], r"expected x \[N, ...\], at least one number in each example, got \(0, 3, 3, 1\)"),
+        (GREY[:, :0], r"expected x \[N, ...\], at least one number in each example, got \(20, 0, 3, 1\)"),
+        ([], r"expected x \[N, ...\], at least one number in each example, got \(0,\)"),
         ([[[[1.0]]], [[[1.0, 0.0]]]], "x must be an array, and its rows differ in shape"),
     ],
 )
@@ -125,16 +124,89 @@ def test_types_that_cannot_be(x, text):
         data.from_arrays("own", x)
 
 
+@pytest.mark.parametrize("shape", [(6,), (16, 1), (2, 4, 4, 1), (3, 2)])
+def test_x_of_any_shape_and_domain(shape):
+    """Sound, video, tables: what models see is x itself, or levels over the largest."""
+    rng = np.random.default_rng(1)
+    real, counts = rng.normal(size=(5, *shape)), rng.poisson(300, (5, *shape))
+    own = data.from_arrays("own", real, domain="real", condition=real[..., :1])
+    assert (own.x.dtype, own.domain, own.shape) == (np.float32, data.Domain("real"), shape)
+    np.testing.assert_array_equal(own.x, real.astype(np.float32))
+    np.testing.assert_array_equal(own.arrays["condition"], real[..., :1])
+    own = data.from_arrays("own", counts, domain="counts")
+    assert (own.x.dtype, own.domain, own.levels) == (np.uint16, data.Domain("counts"), None)
+    seen = own.prepare({"x": jnp.asarray(own.x)}, key=None)["x"]
+    assert seen.dtype == jnp.float32
+    np.testing.assert_array_equal(seen, counts)
+    codes = counts % 7
+    own = data.from_arrays("own", codes, domain="categories", levels=7)
+    assert own.domain == data.Domain("categories", 7)
+    np.testing.assert_allclose(own.prepare({"x": jnp.asarray(own.x)}, key=None)["x"], codes / 6, rtol=1e-6)
+
+
+def test_more_than_256_levels_are_kept_wide():
+    deep = np.arange(6).reshape(3, 2) * 13107
+    own = data.from_arrays("own", deep, levels=65536)
+    assert own.x.dtype == np.uint16
+    np.testing.assert_allclose(own.prepare({"x": jnp.asarray(own.x)}, key=None)["x"], deep / 65535, rtol=1e-6)
+    assert data.from_arrays("own", deep * 10, domain="counts").x.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "text"),
+    [
+        (GREY * 10, {"domain": "counts"}, TypeError, "x must be integers, got float64"),
+        (np.array([[1], [-2]]), {"domain": "counts"}, ValueError, r"x\[1\] has -2, outside \[0, inf\]"),
+        (np.array([[2**40]]), {"domain": "counts"}, ValueError, "x must fit 32 bits, got 1099511627776"),
+        (GREY, {"domain": "pixels"}, ValueError, "kind must be one of"),
+        (np.array([[1], [3]]), {"domain": "categories"}, ValueError, "the largest value of x is 3: pass levels=4"),
+        (GREY, {"domain": "real", "levels": 3}, ValueError, "levels=3 is for integers .*, and x is float64, 'real'"),
+        (GREY, {"domain": LEVELS, "levels": 3}, ValueError, "say different things: leave one out"),
+        (np.array([[1], [300]]), {"domain": LEVELS}, ValueError, r"x\[1\] has 300, outside \[0, 255\]"),
+    ],
+)
+def test_arrays_outside_their_domain(x, options, error, text):
+    with pytest.raises(error, match=text):
+        data.from_arrays("own", x, **options)
+
+
+def test_counts_are_prepared_as_they_are_and_nothing_else():
+    for options in ({"levels": 3}, {"binarize": True}):
+        with pytest.raises(ValueError, match="counts have no levels and are not binarised"):
+            data.make_prepare(counts=True, **options)
+
+
+def test_a_share_of_each_label_is_kept_for_validation():
+    label = np.repeat([0, 1, 2], [50, 30, 20])
+    own = data.from_arrays("own", np.linspace(0, 1, 100)[:, None], label)
+    for count in (20, 0.2):
+        training, validation = data.split_validation(own, count, seed=1, stratified=True)
+        assert np.bincount(validation.label).tolist() == [10, 6, 4]
+        assert np.bincount(training.label).tolist() == [40, 24, 16]
+        everything = np.concatenate([training.x, validation.x]).ravel()
+        np.testing.assert_array_equal(np.sort(everything), own.x.ravel())
+    plain = [np.bincount(data.split_validation(own, 20, seed=seed)[1].label).tolist() for seed in range(3)]
+    assert len({tuple(each) for each in plain}) > 1  # left to chance
+    assert (data.split_validation(own, 20, seed=2, stratified=True)[1].x != validation.x).any()
+    for share in (0.0, 1.0, -0.5):
+        with pytest.raises(ValueError, match="count must lie between 0 and 1 as a share of all"):
+            data.split_validation(own, share, seed=1)
+    unlabelled = data.from_arrays("own", GREY)
+    with pytest.raises(ValueError, match="'own' has no labels to stratify by"):
+        data.split_validation(unlabelled, 5, seed=1, stratified=True)
+
+
 def test_levels_that_cannot_be():
     images = random_images(4)
-    for levels, text in ((1, "levels must be at least 2, got 1"), (257, "levels must be at most 256, got 257")):
-        with pytest.raises(ValueError, match=text):
-            data.from_arrays("own", images, levels=levels)
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        data.from_arrays("own", images, levels=1)
     with pytest.raises(TypeError, match=r"levels must be an integer, got 16\.0"):
         data.from_arrays("own", images, levels=16.0)
     with pytest.raises(ValueError, match=r"x\[\d\] has \d+, outside \[0, 16\]"):
         data.from_arrays("own", images, levels=17)
-    with pytest.raises(ValueError, match="levels=256 is for integers, and x is float64: leave it out"):
+    with pytest.raises(
+        ValueError, match=r"levels=256 is for integers .*, and x is float64, 'unit interval': leave it out"
+    ):
         data.from_arrays("own", GREY, levels=256)
 
 

@@ -1,4 +1,4 @@
-"""Data, drawn or from scikit-learn, tensorflow-datasets or your own arrays, and how training reads it.
+"""Data, drawn or from scikit-learn, tensorflow-datasets, your own arrays, files or pictures, and how training reads it.
 
 `load` decodes a set once and keeps it as memory-mapped arrays: later runs start at once, without tensorflow-datasets.
 An `Order` says which examples a step takes, `Resident` and `Streamed` hand them to the epoch program, and the set's
@@ -9,6 +9,7 @@ from jaxvae.data import quadrants, sprites
 from jaxvae.data.dataset import Dataset, from_arrays, make_prepare, split_validation
 from jaxvae.data.domain import Domain, check_domain, check_labels
 from jaxvae.data.feeds import READERS, RESIDENT_STEPS, STREAMED_BYTES, Resident, Streamed, evaluation_feed
+from jaxvae.data.files import folder, from_file
 from jaxvae.data.order import Order
 from jaxvae.data.sets import load
 
@@ -24,7 +25,9 @@ __all__ = [
     "check_domain",
     "check_labels",
     "evaluation_feed",
+    "folder",
     "from_arrays",
+    "from_file",
     "load",
     "make_prepare",
     "quadrants",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae._checks import at_least
-from jaxvae.data.domain import Domain, check_domain, stored_array, stored_integers
+from jaxvae.data.domain import Domain, Kind, check_domain, stored_array, stored_integers
 from jaxvae.keys import check_seed, example_keys, noise, seed_key
 from jaxvae.types import Batch, Prepare, PRNGKey
 
@@ -112,95 +112,164 @@ class Dataset:
         return dataclasses.replace(self, prepare=prepare)
 
 
-def from_arrays(name: str, x: ArrayLike, label: ArrayLike | None = None, *, levels: int | None = None) -> Dataset:
-    """Your own images as a `Dataset`, checked. Lists and arrays of JAX or other libraries are taken too.
+def from_arrays(
+    name: str,
+    x: ArrayLike,
+    label: ArrayLike | None = None,
+    *,
+    domain: Kind | Domain | None = None,
+    levels: int | None = None,
+    condition: ArrayLike | None = None,
+) -> Dataset:
+    """Your own arrays as a `Dataset`, checked. Lists and arrays of JAX or other libraries are taken too.
 
     Args:
       name: what errors and pictures call it.
-      x: `[N, H, W, C]`, integers 0 .. levels-1 (kept as uint8), or floating in [0, 1] (kept as float32).
+      x: `[N, ...]`, of any shape: images `[N, H, W, C]` (a grey one has C = 1), sound `[N, T, C]`, video
+        `[N, T, H, W, C]`, a table `[N, D]`.
       label: `[N]` integers, or None.
-      levels: the number of values that an integer pixel can take, at most 256; 2 for images of zeros and ones. May be
-        left out where the largest value is 255, and so there are 256. Otherwise it must be said: nothing in the values
+      domain: which values x may take (`Domain`). "unit interval": floating in [0, 1]; "levels" and "categories":
+        integers 0 .. levels-1; "counts": integers from zero up; "real": floating and finite. None: "levels" for
+        integers, "unit interval" for floating x.
+      levels: the number of values that x can take, for "levels" and "categories"; 2 for zeros and ones. May be left out
+        where the largest value is 255, and so there are 256 levels. Otherwise it must be said: nothing in the values
         tells dark images of 256 levels from images of fewer.
+      condition: `[N, ...]` what a conditional model is given beside x, or None.
+
+    Floating x is kept as float32, integers as the smallest of uint8, uint16 and int32 that holds them. Models see
+    levels and categories divided by levels - 1, in [0, 1], and everything else as it is.
 
     Raises:
-      TypeError: x neither integers nor floating, labels that are not integers, or masked arrays.
-      ValueError: a wrong shape, a value outside the range, or `levels` where it is missing or x is floating.
+      TypeError: x of another kind of number than its domain, labels that are not integers, or masked arrays.
+      ValueError: nothing in x, a value outside the domain, or `levels` where it is missing or has no meaning.
     """
     array = stored_array(x, "x")
-    if array.ndim != 4 or not array.size:
-        raise ValueError(f"expected x [N, H, W, C], got {array.shape}; a grey image has C = 1")
+    if array.ndim < 2 or not array.size:
+        raise ValueError(f"expected x [N, ...], at least one number in each example, got {array.shape}")
     if array.dtype == bool:
         raise TypeError("x must be integers or floating, got bool: pass x.astype(np.uint8) and levels=2")
-    if np.issubdtype(array.dtype, np.integer):
-        domain = Domain("levels", BYTE_LEVELS if levels is None else levels)
-        if levels is not None and levels > BYTE_LEVELS:
-            raise ValueError(f"levels must be at most {BYTE_LEVELS}, got {levels}")
-        check_domain(array, domain)
-        if levels is None and (high := int(array.max())) < BYTE_LEVELS - 1:
+    domain = _domain_of(array, domain, levels)
+    check_domain(array, domain)
+    arrays = {"x": _kept(array)}
+    if label is not None:
+        arrays["label"] = stored_integers(label, "label")
+    if condition is not None:
+        arrays["condition"] = stored_array(condition, "condition")
+    return Dataset(name, arrays, make_prepare(domain.levels, counts=domain.kind == "counts"), domain)
+
+
+def _domain_of(x: np.ndarray, domain: Kind | Domain | None, levels: int | None) -> Domain:
+    """The domain that was asked for, or that the type of x stands for."""
+    if isinstance(domain, Domain):
+        if levels not in (None, domain.levels):
+            raise ValueError(f"levels={levels} and {domain} say different things: leave one out")
+        return domain
+    integers = np.issubdtype(x.dtype, np.integer)
+    kind = domain or ("levels" if integers else "unit interval")
+    if kind not in ("levels", "categories"):
+        if levels is not None:
+            raise ValueError(
+                f"levels={levels} is for integers on a scale or categories, and x is {x.dtype}, {kind!r}: leave it out"
+            )
+        return Domain(kind)
+    whole = Domain(kind, BYTE_LEVELS if levels is None else levels)
+    if levels is None and integers:
+        check_domain(x, whole)
+        high = int(x.max())
+        if kind == "categories" or high < BYTE_LEVELS - 1:
             raise ValueError(
                 f"the largest value of x is {high}: pass levels={max(high + 1, 2)} if there is none beyond it, "
                 f"levels={BYTE_LEVELS} if values could be 0 .. {BYTE_LEVELS - 1}"
             )
-        array = array.astype(np.uint8, copy=False)
-    elif levels is not None:
-        raise ValueError(f"levels={levels} is for integers, and x is {array.dtype}: leave it out, or pass the integers")
-    else:
-        domain = Domain("unit interval")
-        check_domain(array, domain)
-        array = array.astype(np.float32, copy=False)
-    arrays = {"x": array}
-    if label is not None:
-        arrays["label"] = stored_integers(label, "label")
-    return Dataset(name, arrays, make_prepare(domain.levels), domain)
+    return whole
 
 
-def split_validation(dataset: Dataset, count: int, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Keep `count` random examples for validation: (training, validation), each in the set's order. Copies the arrays.
+def _kept(x: np.ndarray) -> np.ndarray:
+    """Floating x as float32, integers, none of them negative, in the smallest type that training reads."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(np.float32, copy=False)
+    high = int(x.max())
+    for dtype in (np.uint8, np.uint16, np.int32):
+        if high <= np.iinfo(dtype).max:
+            return x.astype(dtype, copy=False)
+    raise ValueError(f"x must fit 32 bits, got {high}")
+
+
+def split_validation(
+    dataset: Dataset, count: int | float, *, seed: int, stratified: bool = False
+) -> tuple[Dataset, Dataset]:
+    """Keep random examples for validation: (training, validation), each in the set's order. Copies the arrays.
+
+    Args:
+      dataset: with labels where it is stratified.
+      count: how many, an integer, or which share of all, between 0 and 1.
+      seed: decides which.
+      stratified: of each label the same share, to within one example.
 
     Raises:
-      TypeError: `count` is not an integer.
-      ValueError: `count` leaves one of the two parts empty, or a seed outside 0 .. 2**32 - 1.
+      TypeError: `count` is no number.
+      ValueError: `count` leaves one of the two parts empty, a seed outside 0 .. 2**32 - 1, or no labels to go by.
     """
     check_seed(seed)
-    at_least(0, count=count)
     total = len(dataset)
+    if isinstance(count, float | np.floating):
+        if not 0 < count < 1:
+            raise ValueError(f"count must lie between 0 and 1 as a share of all, or be an integer, got {count}")
+        count = round(float(count) * total)
+    at_least(0, count=count)
     if not 0 < count < total:
         raise ValueError(f"count must lie in 1 .. {total - 1} for {total} examples, got {count}")
+    order = np.random.default_rng(seed).permutation(total)
+    if stratified:
+        if dataset.label is None:
+            raise ValueError(f"{dataset.name!r} has no labels to stratify by")
+        order = order[_evenly(dataset.label[order])]
     chosen = np.zeros(total, bool)
-    chosen[np.random.default_rng(seed).permutation(total)[:count]] = True
+    chosen[order[:count]] = True
     return dataset.take(np.flatnonzero(~chosen)), dataset.take(np.flatnonzero(chosen))
 
 
-def make_prepare(levels: int | None = None, *, binarize: bool = False) -> Prepare:
-    """Return the function that makes stored x into what models see: floating, in [0, 1].
+def _evenly(label: np.ndarray) -> np.ndarray:
+    """An order of examples with these labels [N] in which every beginning has each label's share, to within one."""
+    place = np.empty(len(label))
+    for value in np.unique(label):
+        of_value = np.flatnonzero(label == value)
+        place[of_value] = (np.arange(len(of_value)) + 0.5) / len(of_value)
+    return np.argsort(place, kind="stable")
+
+
+def make_prepare(levels: int | None = None, *, binarize: bool = False, counts: bool = False) -> Prepare:
+    """Return the function that makes stored x into what models see, which is floating.
 
     It is pure, for use inside `jit`, it pickles, and it equals another of the same arguments. Integers are divided by
-    `levels - 1`, floating x passes and needs no levels.
+    `levels - 1`, so that they lie in [0, 1], or with `counts` stay what they are; floating x passes and needs neither.
 
     With `binarize`, each value becomes 1 with the probability of its grey value (dynamic binarisation; Burda et al.,
     2016). Example i draws from `fold_in(key, batch["index"][i])`, so a fixed key gives a fixed binary set. The key must
     not be the one that the loss gets: a training step splits its own between the two.
 
     Raises:
-      ValueError: fewer than two levels; from the function, integers without levels.
+      ValueError: fewer than two levels, or counts with levels or binarised; from the function, integers without levels.
     """
     if levels is not None:
         at_least(2, levels=levels)
-    return _ToUnitInterval(levels, binarize)
+    if counts and (binarize or levels is not None):
+        raise ValueError("counts have no levels and are not binarised: pass counts=True alone")
+    return _ToFloating(levels, binarize, counts)
 
 
 @dataclass(frozen=True)
-class _ToUnitInterval:
+class _ToFloating:
     levels: int | None
     binarize: bool
+    counts: bool
 
     def __call__(self, batch: Batch, *, key: PRNGKey) -> Batch:
         x = batch["x"]
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            if self.levels is None:
+            if self.levels is None and not self.counts:
                 raise ValueError(f"x is {x.dtype}, whose number of levels is not known: use make_prepare(levels)")
-            x = x.astype(jnp.float32) / (self.levels - 1)
+            x = x.astype(jnp.float32) / (1 if self.levels is None else self.levels - 1)
         if self.binarize:
             uniform = noise(jax.random.uniform, example_keys(key, batch["index"]), x.shape)
             # Without the barrier XLA on CPU draws anew for each reader of x.
