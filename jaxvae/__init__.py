@@ -65,7 +65,8 @@ try:
 except importlib.metadata.PackageNotFoundError:  # a checkout that is on the path and not installed
     __version__ = "unknown"
 
-ON_FIRST_USE = ("checkpoint", "data", "figures", "progress")
+ON_FIRST_USE = ("checkpoint", "data", "figures", "progress", "run")
+OF_RUN = ("Run", "load", "train")  # they read data, and so come on first use too
 
 __all__ = [
     "CVAE",
@@ -135,8 +136,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ON_FIRST_USE:
         return importlib.import_module(f"jaxvae.{name}")
+    if name in OF_RUN:
+        return getattr(importlib.import_module("jaxvae.run"), name)
     raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *ON_FIRST_USE])
+    return sorted([*globals(), *ON_FIRST_USE, *OF_RUN])

@@ -12,6 +12,11 @@ import jax
 
 Result = TypeVar("Result")
 
+
+class WholeBatchError(ValueError):
+    """An objective that is no mean over examples was given a part of the batch."""
+
+
 ONE_EXAMPLE = "jaxvae.one_example"
 SHARE = "jaxvae.share"
 
@@ -50,15 +55,16 @@ def needs_whole_batch(what: str, *, instead: str = "") -> None:
       instead: how to evaluate instead, such as "evaluate by vae_loss".
 
     Raises:
-      ValueError: the objective is being traced for one example by itself or for a device's share of the batch.
+      WholeBatchError: a `ValueError`; the objective is being traced for one example by itself or for a device's share
+        of the batch.
     """
     if in_evaluation():
-        raise ValueError(
+        raise WholeBatchError(
             f"{what} is not a mean over examples, so it cannot be evaluated example by example; "
             f"{instead or 'evaluate by an objective that is one'}"
         )
     if _is_bound(SHARE):
-        raise ValueError(
+        raise WholeBatchError(
             f"{what} is not a mean over examples, so devices cannot take a share of the batch each: "
             "compile it by jit_train_step(..., mesh=mesh)"
         )

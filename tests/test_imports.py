@@ -58,10 +58,18 @@ STREETS = {
         *("jaxvae.types", "jaxvae._checks", "jaxvae._host", "jaxvae.figures"),
     },
     "jaxvae.progress": {"rich", "jaxvae.types", "jaxvae.training"},
+    "jaxvae._run": {
+        *("jax", "numpy", "jaxvae.data", "jaxvae.evaluation", "jaxvae.models", "jaxvae._run"),
+        *("jaxvae.objectives", "jaxvae.training", *SHARED),
+    },
+    "jaxvae.run": {
+        *("jax", "numpy", "optax", "jaxvae.data", "jaxvae.distributions", "jaxvae.models", "jaxvae._run"),
+        *("jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),
+    },
     "jaxvae": {"jaxvae"},
 }
 # They come on first use: they are not needed to train a model, and most need an extra.
-LAZY = ("checkpoint", "data", "figures", "progress")
+LAZY = ("checkpoint", "data", "figures", "progress", "run")
 NOT_FROM_THE_TOP = {*(f"jaxvae.{name}" for name in LAZY), "jaxvae.evaluation.disentanglement"}
 
 

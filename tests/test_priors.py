@@ -162,5 +162,5 @@ def test_what_cannot_be_sampled_says_why(key):
     with pytest.raises(TypeError, match="the prior must return a record with log_prob and sample, got float"):
         model_of(lambda: 3.0).apply({}, method="latent_prior")
     wrong = model_of(lambda: (jnp.zeros((1, D)), jnp.zeros((1, D))))
-    with pytest.raises(ValueError, match="the prior says 1 latents where 4 are asked for"):
+    with pytest.raises(ValueError, match="the prior's sample returned 1 latents where 4 are asked for"):
         wrong.apply(init(wrong), 4, key=key, method="sample")

@@ -65,7 +65,7 @@ def fit(
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     evaluate_every: int | None = None,
     checkpointer: Checkpointer | None = None,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[Progress], object] | None = None,
     monitor: str | None = None,
     patience: int | None = None,
 ) -> FitResult:
@@ -88,7 +88,7 @@ def fit(
       evaluate: state -> metrics.
       evaluate_every: steps between evaluations; an epoch unless given.
       checkpointer: from `jaxvae.checkpoint`.
-      report: called with a `Progress` after each program.
+      report: called with a `Progress` after each program; where it returns True, the run ends there.
       monitor: the evaluated metric whose smallest value marks the best checkpoint. None where the evaluation looks at
         test data, which must select nothing.
       patience: stop after this many evaluations without a new best `monitor`; None never does. A tie is not a new best,
@@ -132,7 +132,8 @@ def fit(
                     evaluation, value = _evaluate(evaluate, state, monitor)
             if report is not None:  # before the save: a kill between the two repeats these steps and this report
                 with _kept(state, checkpointer, value):
-                    report(_progress(step, feed, history, evaluation, clock.examples_per_second))
+                    asked = report(_progress(step, feed, history, evaluation, clock.examples_per_second))
+                stopped = stopped or ("report" if asked is True else None)
             if checkpointer is not None and (at_event or stopped):
                 checkpointer.save(state, value=value)
             if at_event:

@@ -1,0 +1,242 @@
+"""A trained run: what it is measured by, what it can be asked, and how it is kept."""
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxvae import data
+from jaxvae._checks import at_least
+from jaxvae._variables import variables_of
+from jaxvae.evaluation.likelihood import log_likelihood
+from jaxvae.evaluation.map import map_batches
+from jaxvae.keys import seed_key
+from jaxvae.models import CVAE, VQVAE, Autoencoder
+from jaxvae.training.epoch import make_evaluate
+from jaxvae.training.step import make_eval_step
+from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
+
+EVALUATION_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model with what it needs to be used.
+
+    Attributes:
+      model: as it was trained.
+      params: of the model.
+      model_state: what its networks and its quantiser keep.
+      objective: the mean over examples that it is evaluated by.
+      dataset: the first examples that it was trained on: their shapes, their domain, and how they are prepared.
+      history: one dictionary for each evaluation: "step", "epoch", "train" and, where there was a validation set,
+        "validation", each the metrics of the objective.
+      step: after how many steps its parameters are; the best of all evaluations where there was a validation set.
+      stopped: why training ended before the last epoch, such as "early stopping", or None.
+    """
+
+    model: Any
+    params: PyTree
+    model_state: PyTree
+    objective: LossFn = dataclasses.field(repr=False)
+    dataset: data.Dataset = dataclasses.field(repr=False)
+    history: list[dict[str, Any]] = dataclasses.field(repr=False)
+    step: int
+    stopped: str | None = None
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What the model is applied to: `run.model.apply(run.variables, x, method="encode")`."""
+        return variables_of(self.params, self.model_state)
+
+    def evaluate(self, dataset: data.Dataset, *, num_samples: int = 100, seed: int = 0) -> dict[str, float]:
+        """The objective's metrics on a set, and of a model with latents how likely it makes it.
+
+        Returns:
+          Means over the examples, in nats unless a name says otherwise; of a model with a prior also "nll", -log p(x)
+          by importance sampling with `num_samples` draws, and "nll_standard_error", the Monte Carlo error of it.
+        """
+        key, feed = seed_key(seed), evaluation_feed(dataset)
+        evaluate = make_evaluate(make_eval_step(self.objective, prepare=dataset.prepare))
+        state: Any = _Evaluated(self.params, self.model_state, jnp.int32(self.step))
+        measured = {name: float(value) for name, value in evaluate(state, *feed, key=key).items()}
+        if hasattr(self.model, "terms") and not isinstance(self.model, Autoencoder):
+            estimate = log_likelihood(
+                self.model,
+                *(self.params, self.model_state, *feed),
+                key=key,
+                num_samples=num_samples,
+                prepare=dataset.prepare,
+            )
+            measured |= {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
+        return measured
+
+    def sample(self, num: int, *, condition: ArrayLike | None = None, seed: int = 0) -> np.ndarray:
+        """Draw from the prior and decode: the means of p(x|z), [num, ...].
+
+        Args:
+          num: how many.
+          condition: [num, ...], of a conditional model.
+          seed: decides which.
+
+        Raises:
+          TypeError: the model has no prior to draw from, or a condition is missing.
+        """
+        at_least(1, num=num)
+        if not hasattr(self.model, "sample"):
+            raise TypeError(f"{type(self.model).__name__} has no prior to draw from")
+        if isinstance(self.model, CVAE):
+            if condition is None:
+                raise TypeError(f"a conditional model draws given a condition: pass condition [{num}, ...]")
+            first: Any = jnp.asarray(condition)
+        else:
+            first = num
+        return np.asarray(self.model.apply(self.variables, first, key=seed_key(seed), method="sample").mean)
+
+    def encode(self, x: ArrayLike | data.Dataset) -> np.ndarray:
+        """The codes of x [N, ...], as the data set stores it: the posteriors' means [N, D], or a VQ-VAE's indices."""
+        return self._map(_encoded, x)
+
+    def reconstruct(self, x: ArrayLike | data.Dataset) -> np.ndarray:
+        """The means of p(x|z) at the codes of x [N, ...], as models see it: an image in [0, 1]."""
+        return self._map(_reconstructed, x)
+
+    def interpolate(self, start: ArrayLike, end: ArrayLike, *, num: int = 11) -> np.ndarray:
+        """Decode the lines between the codes of two arrays [N, ...], [N, num, ...]: means of p(x|z).
+
+        Raises:
+          TypeError: the codes are indices, between which there is nothing.
+        """
+        at_least(2, num=num)
+        first, last = self.encode(start), self.encode(end)
+        if not np.issubdtype(first.dtype, np.floating):
+            raise TypeError(f"the codes of a {type(self.model).__name__} are indices: there is nothing between them")
+        if first.shape != last.shape:
+            raise ValueError(f"start and end must be as many, got {len(first)} and {len(last)}")
+        share = np.linspace(0, 1, num, dtype=first.dtype).reshape(1, num, *[1] * (first.ndim - 1))
+        between = (1 - share) * first[:, None] + share * last[:, None]
+        decoded = self.model.apply(self.variables, between.reshape(-1, *first.shape[1:]), method="decode").mean
+        return np.asarray(decoded).reshape(len(first), num, *decoded.shape[1:])
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the run to a directory, which `jaxvae.load` reads; returns its absolute path.
+
+        `arrays.npz` holds parameters and state, `run.pickle` the model and how its data is prepared, `history.json` the
+        evaluations.
+
+        Raises:
+          FileExistsError: the directory holds something already.
+          TypeError: the model does not pickle, such as one with a lambda in it: make that a function of a module.
+        """
+        out = Path(directory).expanduser().resolve()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out} holds something already: choose another directory")
+        arrays = {"params": self.params, "model_state": self.model_state}
+        leaves, structure = jax.tree.flatten(jax.device_get(arrays))
+        record = {
+            "model": self.model,
+            "objective": self.objective,
+            "dataset": self.dataset,
+            "structure": jax.tree.unflatten(structure, range(len(leaves))),
+            "dtypes": [str(np.asarray(leaf).dtype) for leaf in leaves],
+            "step": self.step,
+            "stopped": self.stopped,
+        }
+        try:
+            pickled = pickle.dumps(record)
+        except Exception as error:
+            raise TypeError(f"the model or its objective does not pickle, so it cannot be saved: {error}") from error
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(out / "arrays.npz", *map(_plain, leaves))
+        (out / "history.json").write_text(json.dumps(self.history, indent=1) + "\n")
+        (out / "run.pickle").write_bytes(pickled)  # last: a directory with it is whole
+        return out
+
+    def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
+        given = x if isinstance(x, data.Dataset) else self._as_dataset(x)
+        feed = evaluation_feed(given)
+        return map_batches(
+            partial(function, self.model), self.params, self.model_state, *feed, key=seed_key(0), prepare=given.prepare
+        )
+
+    def _as_dataset(self, x: ArrayLike) -> data.Dataset:
+        """Arrays in the domain of the training data, checked."""
+        if "condition" in self.dataset.arrays:
+            raise TypeError("a conditional model needs the conditions too: pass a data set that has them")
+        own = data.from_arrays("x", x, domain=self.dataset.domain)
+        if own.x.shape[1:] != self.dataset.x.shape[1:]:
+            raise ValueError(f"expected x {('N', *self.dataset.x.shape[1:])}, got {own.x.shape}")
+        return own.with_prepare(self.dataset.prepare)
+
+
+def load(directory: str | Path) -> Run:
+    """The run that `Run.save` wrote to a directory.
+
+    It unpickles the model, which runs code: load only what you or someone you trust has saved.
+
+    Raises:
+      FileNotFoundError: there is no run in the directory.
+    """
+    place = Path(directory).expanduser().resolve()
+    if not (place / "run.pickle").is_file():
+        raise FileNotFoundError(f"no run in {place}: {place / 'run.pickle'} does not exist")
+    record = pickle.loads((place / "run.pickle").read_bytes())
+    with np.load(place / "arrays.npz") as saved:
+        arrays = [jnp.asarray(saved[f"arr_{i}"].view(jnp.dtype(dtype))) for i, dtype in enumerate(record["dtypes"])]
+    trees = jax.tree.map(lambda i: arrays[i], record["structure"])
+    return Run(
+        record["model"],
+        trees["params"],
+        trees["model_state"],
+        record["objective"],
+        record["dataset"],
+        json.loads((place / "history.json").read_text()),
+        record["step"],
+        record["stopped"],
+    )
+
+
+class _Evaluated(NamedTuple):
+    """What `make_evaluate` reads of a state."""
+
+    params: PyTree
+    model_state: PyTree
+    step: Array
+
+
+def evaluation_feed(dataset: data.Dataset) -> tuple[Batch, Array]:
+    """`jaxvae.data.evaluation_feed` in batches of a fixed size, or as one where there are fewer."""
+    return data.evaluation_feed(dataset, max(1, min(len(dataset), EVALUATION_BATCH)))
+
+
+def _condition(batch: Batch) -> list[Array]:
+    return [batch["condition"]] if "condition" in batch else []
+
+
+def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+    del key
+    if isinstance(model, VQVAE):
+        return model.encode_indices(params, model_state, batch["x"])
+    code = model.apply(variables_of(params, model_state), batch["x"], *_condition(batch), method="encode")
+    return code if isinstance(code, jax.Array) else code.mean
+
+
+def _reconstructed(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+    del key
+    if isinstance(model, VQVAE):
+        return model.decode_indices(params, model_state, model.encode_indices(params, model_state, batch["x"])).mean
+    return model.apply(variables_of(params, model_state), batch["x"], *_condition(batch)).mean
+
+
+def _plain(leaf: Array) -> np.ndarray:
+    """An array as NumPy's own file can hold it: narrow floats, which it does not know, as integers of their width."""
+    values = np.asarray(leaf)
+    return values.view(f"u{values.itemsize}") if values.dtype.kind == "V" else values

@@ -1,0 +1,217 @@
+"""One call to train, and what a run can be asked, saved and loaded."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxvae
+from jaxvae import data
+from jaxvae.training.fit import NonFiniteError
+
+SHAPE, N, D = (4, 4, 1), 120, 2
+ANGLE = np.linspace(0, 2 * np.pi, N)
+BLOBS = 1 / (1 + np.exp(-3 * np.sin(ANGLE[:, None] + np.linspace(0, 4, 16))))
+IMAGES = (255 * BLOBS).astype(np.uint8).reshape(N, *SHAPE)
+LABELS = (np.pi < ANGLE).astype(int)
+MINE = data.from_arrays("mine", IMAGES, LABELS, levels=256)
+REAL = data.from_arrays("real", BLOBS * 4 - 2, domain="real")
+quietly = partial(jaxvae.train, progress=False)
+
+
+def body():
+    return jaxvae.MLPEncoder(D, hidden=(16,)), jaxvae.MLPDecoder(SHAPE, hidden=(16,))
+
+
+def vae(**options):
+    return jaxvae.VAE(*body(), **options)
+
+
+def conditional():
+    embed = jaxvae.LabelEmbedding(2)
+    encoder, decoder = body()
+    return jaxvae.CVAE(jaxvae.Conditioned(encoder), jaxvae.Conditioned(decoder), embed=embed)
+
+
+def quantised():
+    encoder = jaxvae.ResidualEncoder(4, channels=(8,), blocks=0, window=2)
+    return jaxvae.VQVAE(encoder, jaxvae.ResidualDecoder((1,), channels=(8,), blocks=0, window=2), jaxvae.EMACodebook(8))
+
+
+@pytest.fixture(scope="module")
+def run():
+    return quietly(vae(), MINE, epochs=6, seed=3, optimizer=optax.adam(0.02), batch_size=32)
+
+
+def test_the_history_has_every_epoch_and_the_best_state_comes_back(run):
+    assert [record["epoch"] for record in run.history] == [1, 2, 3, 4, 5, 6]
+    values = [record["validation"]["loss"] for record in run.history]
+    assert run.step == run.history[int(np.argmin(values))]["step"]
+    _, held = data.split_validation(MINE, 0.1, seed=3)
+    best = run.history[int(np.argmin(values))]["validation"]
+    assert run.evaluate(held, num_samples=2)["rate"] == pytest.approx(best["rate"], rel=1e-5)  # it draws nothing
+    assert min(values) < values[0] - 0.2
+    assert run.stopped is None
+
+
+def test_it_is_what_the_parts_do_by_hand():
+    model, optimizer = vae(), optax.adam(1e-2)
+    by_call = quietly(model, MINE, epochs=2, seed=7, optimizer=optimizer, batch_size=30, validation=0)
+    step = jaxvae.make_train_step(partial(jaxvae.vae_loss, model), optimizer, prepare=MINE.prepare)
+    state = jaxvae.init_train_state(
+        lambda *, key: (model.init(key, jnp.zeros((1, *SHAPE))), ()), optimizer, key=jax.random.key(7)
+    )
+    feed = data.Resident(MINE, data.Order(N, 30, epochs=2, seed=7))
+    state, _ = jaxvae.fit(state, jaxvae.make_train_epoch(step), feed)
+    chex.assert_trees_all_equal(by_call.params, state.params)
+    assert (by_call.step, len(by_call.history)) == (8, 1)  # nothing to evaluate on but the end
+
+
+def test_the_best_state_is_not_the_last():
+    """A learning rate that ruins the second half: what comes back is from before."""
+    schedule = optax.piecewise_constant_schedule(0.02, {12: 300.0})
+    trained = quietly(vae(), MINE, epochs=6, optimizer=optax.adam(schedule), batch_size=32)
+    values = [record["validation"]["loss"] for record in trained.history]
+    assert trained.step == trained.history[int(np.argmin(values))]["step"] < trained.history[-1]["step"]
+    assert values[-1] > min(values) + 1
+
+
+def test_how_likely_a_set_is(run):
+    measured = run.evaluate(MINE, num_samples=64)
+    assert set(measured) >= {"loss", "negative_elbo", "rate", "distortion", "nll", "nll_standard_error"}
+    assert measured["nll"] < measured["negative_elbo"]
+    assert 0 < measured["nll_standard_error"] < 0.2
+    assert measured == run.evaluate(MINE, num_samples=64)
+    assert measured["nll"] != run.evaluate(MINE, num_samples=64, seed=1)["nll"]
+
+
+def test_codes_reconstructions_samples_and_what_lies_between(run):
+    x = jnp.asarray(IMAGES / 255, jnp.float32)
+    posterior = run.model.apply(run.variables, x, method="encode")
+    np.testing.assert_allclose(run.encode(IMAGES), posterior.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(run.encode(MINE), run.encode(IMAGES))
+    np.testing.assert_allclose(
+        run.reconstruct(IMAGES[:3]),
+        run.model.apply(run.variables, posterior.mean[:3], method="decode").mean,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert run.sample(5).shape == (5, *SHAPE)
+    assert (run.sample(5) != run.sample(5, seed=1)).any()
+    between = run.interpolate(IMAGES[:2], IMAGES[60:62], num=5)
+    assert between.shape == (2, 5, *SHAPE)
+    np.testing.assert_allclose(between[:, 0], run.reconstruct(IMAGES[:2]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(between[:, -1], run.reconstruct(IMAGES[60:62]), rtol=1e-4, atol=1e-5)
+    middle = run.encode(IMAGES[[0, 60]]).mean(axis=0)
+    decoded = run.model.apply(run.variables, middle[None], method="decode").mean[0]
+    np.testing.assert_allclose(between[0, 2], decoded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [vae, pytest.param(conditional, marks=pytest.mark.slow), quantised])
+def test_a_run_is_saved_and_loaded_to_the_bit(make, tmp_path):
+    trained = quietly(make(), MINE, epochs=2, batch_size=60)
+    if make is vae:  # narrow parameters too, which NumPy's files do not know
+        trained = type(trained)(**vars(trained) | {"params": jax.tree.map(jnp.bfloat16, trained.params)})
+    place = trained.save(tmp_path / "run")
+    again = jaxvae.load(place)
+    chex.assert_trees_all_equal((again.params, again.model_state), (trained.params, trained.model_state))
+    chex.assert_trees_all_equal_dtypes(again.params, trained.params)
+    assert (again.history, again.step, again.stopped) == (trained.history, trained.step, trained.stopped)
+    whole = MINE if make is not conditional else trained.dataset
+    np.testing.assert_array_equal(again.encode(whole), trained.encode(whole))
+    np.testing.assert_array_equal(again.reconstruct(whole), trained.reconstruct(whole))
+    assert again.evaluate(whole, num_samples=2) == trained.evaluate(whole, num_samples=2)
+    with pytest.raises(FileExistsError, match="holds something already: choose another directory"):
+        trained.save(place)
+
+
+def test_a_conditional_model_is_given_the_labels():
+    trained = quietly(conditional(), MINE, epochs=2, optimizer=optax.adam(0.02))
+    assert trained.sample(2, condition=[0, 1]).shape == (2, *SHAPE)
+    with pytest.raises(TypeError, match=r"draws given a condition: pass condition \[3, ...\]"):
+        trained.sample(3)
+    with pytest.raises(TypeError, match="needs the conditions too: pass a data set that has them"):
+        trained.encode(IMAGES)
+
+
+def test_a_quantised_model_has_indices_and_the_errors_unit_is_the_variance():
+    trained = quietly(quantised(), MINE, epochs=4, optimizer=optax.adam(0.01))
+    indices = trained.encode(IMAGES)
+    assert (indices.shape, indices.dtype) == ((N, 2, 2), np.int32)
+    error = np.square(trained.reconstruct(IMAGES) - IMAGES / 255).mean() / (IMAGES / 255).var()
+    assert trained.evaluate(MINE)["distortion"] == pytest.approx(error, rel=0.05)  # of the training examples' variance
+    with pytest.raises(TypeError, match="are indices: there is nothing between them"):
+        trained.interpolate(IMAGES[:1], IMAGES[1:2])
+    with pytest.raises(TypeError, match="VQVAE has no prior to draw from"):
+        trained.sample(3)
+
+
+def test_other_objectives_and_one_that_needs_the_whole_batch():
+    importance = quietly(vae(), MINE, epochs=1, loss=partial(jaxvae.iwae_loss, num_samples=3))
+    assert "iwae_bound" not in importance.history[0]["validation"]
+    assert importance.history[0]["validation"]["loss"] < importance.history[0]["validation"]["negative_elbo"]
+    total = quietly(vae(), MINE, epochs=1, loss=partial(jaxvae.tc_vae_loss, num_examples=N))
+    assert "total_correlation" in total.history[0]["train"]
+    assert total.history[0]["validation"]["loss"] == total.history[0]["validation"]["negative_elbo"]
+
+
+def test_data_of_other_kinds():
+    trained = quietly(
+        vae(likelihood=jaxvae.SharedScale()), data.from_arrays("x", REAL.x.reshape(N, *SHAPE), domain="real")
+    )
+    assert trained.reconstruct(REAL.x.reshape(N, *SHAPE)).min() < -0.5
+    auto = quietly(jaxvae.Autoencoder(jaxvae.MLPDecoder((D,)), body()[1]), MINE, epochs=1)
+    assert auto.encode(MINE).shape == (N, D)
+    assert set(auto.evaluate(MINE)) == {"loss", "distortion"}
+    with pytest.raises(TypeError, match="Autoencoder has no prior to draw from"):
+        auto.sample(1)
+
+
+def test_training_ends_when_nothing_gets_better_or_someone_says_so(capsys):
+    bad = quietly(vae(), MINE, epochs=50, optimizer=optax.sgd(0.0), patience=2)
+    assert (bad.stopped, len(bad.history)) == ("early stopping", 3)
+    seen = []
+
+    def enough(progress):
+        seen.append(progress.step)
+        return progress.step >= 1
+
+    ended = jaxvae.train(vae(), MINE, epochs=50, report=enough)
+    assert (ended.stopped, len(seen)) == ("report", 1)
+    assert "train" in capsys.readouterr().out  # lines, where the output is no terminal
+    validated = quietly(vae(), MINE, epochs=1, validation=MINE.take(slice(10)))
+    assert len(validated.history) == 1
+
+
+def test_what_cannot_be_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="'real' holds real numbers, and a Bernoulli likelihood is for x in"):
+        quietly(vae(), data.from_arrays("real", REAL.x.reshape(N, *SHAPE), domain="real"))
+    counts = data.from_arrays("counts", IMAGES.astype(int), domain="counts")
+    with pytest.raises(ValueError, match="'counts' holds counts, and a Bernoulli"):
+        quietly(vae(), counts)
+    with pytest.raises(ValueError, match="has neither a condition nor labels, and the model is conditional"):
+        quietly(conditional(), data.from_arrays("mine", IMAGES, levels=256))
+    semi = jaxvae.SemiSupervisedVAE(conditional(), jaxvae.MLPDecoder((2,)))
+    with pytest.raises(TypeError, match="no objective that suits every SemiSupervisedVAE: pass loss="):
+        quietly(semi, MINE)
+    with pytest.raises(ValueError, match="is larger than the split"):
+        quietly(vae(), MINE, batch_size=1000)
+    with pytest.raises(ValueError, match=r"expected x \('N', 4, 4, 1\), got \(120, 16\)"):
+        run.encode(IMAGES.reshape(N, 16))
+    with pytest.raises(ValueError, match="start and end must be as many, got 1 and 2"):
+        run.interpolate(IMAGES[:1], IMAGES[:2])
+    with pytest.raises(FileNotFoundError, match=r"no run in .*: .*run\.pickle does not exist"):
+        jaxvae.load(tmp_path)
+    unsaved = type(run)(**vars(run) | {"objective": lambda: None})
+    with pytest.raises(TypeError, match="the model or its objective does not pickle, so it cannot be saved"):
+        unsaved.save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_not_finite_says_so():
+    with pytest.raises(NonFiniteError, match="not finite at step"):
+        quietly(vae(), MINE, epochs=2, optimizer=optax.sgd(1e30))
