@@ -19,7 +19,7 @@ from jaxvae._variables import variables_of
 from jaxvae.evaluation.likelihood import log_likelihood
 from jaxvae.evaluation.map import map_batches
 from jaxvae.keys import seed_key
-from jaxvae.models import CVAE, VQVAE, Autoencoder
+from jaxvae.models import CVAE, VQVAE, Autoencoder, PixelCNN
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
@@ -64,7 +64,7 @@ class Run:
           Means over the examples, in nats unless a name says otherwise; of a model with a prior also "nll", -log p(x)
           by importance sampling with `num_samples` draws, and "nll_standard_error", the Monte Carlo error of it.
         """
-        key, feed = seed_key(seed), evaluation_feed(dataset)
+        key, feed = seed_key(seed), evaluation_feed(with_condition(self.model, dataset))
         evaluate = make_evaluate(make_eval_step(self.objective, prepare=dataset.prepare))
         state: Any = _Evaluated(self.params, self.model_state, jnp.int32(self.step))
         measured = {name: float(value) for name, value in evaluate(state, *feed, key=key).items()}
@@ -93,6 +93,8 @@ class Run:
         at_least(1, num=num)
         if not hasattr(self.model, "sample"):
             raise TypeError(f"{type(self.model).__name__} has no prior to draw from")
+        if isinstance(self.model, PixelCNN):
+            raise TypeError("a PixelCNN draws by itself: run.model.sample(run.params, num, key=)")
         if isinstance(self.model, CVAE):
             if condition is None:
                 raise TypeError(f"a conditional model draws given a condition: pass condition [{num}, ...]")
@@ -161,7 +163,7 @@ class Run:
         return out
 
     def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
-        given = x if isinstance(x, data.Dataset) else self._as_dataset(x)
+        given = with_condition(self.model, x) if isinstance(x, data.Dataset) else self._as_dataset(x)
         feed = evaluation_feed(given)
         return map_batches(
             partial(function, self.model), self.params, self.model_state, *feed, key=seed_key(0), prepare=given.prepare
@@ -210,6 +212,15 @@ class _Evaluated(NamedTuple):
     params: PyTree
     model_state: PyTree
     step: Array
+
+
+def with_condition(model: Any, dataset: data.Dataset) -> data.Dataset:
+    """The set as a model takes it: a conditional one has its labels as the condition, where there is none."""
+    if not isinstance(model, CVAE) or "condition" in dataset.arrays:
+        return dataset
+    if dataset.label is None:
+        raise ValueError(f"{dataset.name!r} has neither a condition nor labels, and the model is conditional")
+    return dataclasses.replace(dataset, arrays={**dataset.arrays, "condition": dataset.label})
 
 
 def evaluation_feed(dataset: data.Dataset) -> tuple[Batch, Array]:

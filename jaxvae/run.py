@@ -9,7 +9,6 @@ The parts that `train` puts together, `make_train_step`, `make_train_epoch` and 
 loop.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxvae import data
-from jaxvae._run import Run, evaluation_feed, load
+from jaxvae._run import Run, evaluation_feed, load, with_condition
 from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli
 from jaxvae.keys import seed_key
@@ -81,10 +80,10 @@ def train(
       ValueError: the data do not fit the model or its likelihood, or a number is out of range.
       NonFiniteError: the loss, its gradient or the update was not finite.
     """
-    dataset = _with_condition(model, dataset)
+    dataset = with_condition(model, dataset)
     _check_likelihood(model, dataset)
     training, held = _split(dataset, validation, seed)
-    held = held if held is None else _with_condition(model, held)
+    held = held if held is None else with_condition(model, held)
     size = min(len(training), LARGEST_BATCH) if batch_size is None else batch_size
     order = data.Order(len(training), size, epochs, seed)
     first = _prepared(training, SEEDING_EXAMPLES)
@@ -179,14 +178,6 @@ def _initial(model: Any, first: Batch, *, key: PRNGKey) -> tuple[PyTree, PyTree]
     if isinstance(model, VQVAE):
         return model.init_with_quantizer(first["x"], key=key)
     return model.init(key, *(first[name][:1] for name in ("x", "condition") if name in first)), ()
-
-
-def _with_condition(model: Any, dataset: data.Dataset) -> data.Dataset:
-    if not isinstance(model, CVAE) or "condition" in dataset.arrays:
-        return dataset
-    if dataset.label is None:
-        raise ValueError(f"{dataset.name!r} has neither a condition nor labels, and the model is conditional")
-    return dataclasses.replace(dataset, arrays={**dataset.arrays, "condition": dataset.label})
 
 
 def _check_likelihood(model: Any, dataset: data.Dataset) -> None:

@@ -43,7 +43,10 @@ class Progress(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """Attributes: the last state, and why the run ended early ("SIGINT", "SIGTERM", "early stopping") or None."""
+    """Attributes: the last state, and why the run ended early, or None.
+
+    The reasons are "SIGINT", "SIGTERM", "early stopping", and "report" where that asked for it.
+    """
 
     state: TrainState
     stopped: str | None
