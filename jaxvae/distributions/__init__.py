@@ -1,0 +1,21 @@
+"""Distributions as records: what a network says, with `log_prob`, `sample`, `mode` and `mean`.
+
+Axis 0 is the batch, every other axis belongs to the example, and `log_prob` returns `[B]` nats. `sample` takes one
+key of shape `()` for the whole batch, or `[B]` keys, one per example. What describes any number of examples alike, as
+`StandardNormal` and `Mixture` do, has `sample(num, key=)` instead.
+"""
+
+from jaxvae.distributions.gaussian import DiagGaussian, Mixture, StandardNormal
+from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
+from jaxvae.distributions.rates import rate
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiagGaussian",
+    "DiscretizedLogistic",
+    "Mixture",
+    "StandardNormal",
+    "UnitInterval",
+    "rate",
+]

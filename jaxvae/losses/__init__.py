@@ -1,0 +1,44 @@
+"""Divergences, likelihoods and bounds: arrays in, nats out.
+
+Every `_kl` and `_nll` sums over the example and keeps the batch: `[B, ...] -> [B]`, natural logarithm. Take `.mean()`
+yourself. The squared errors of VQ-VAE alone are means over the example, and no nats. Arguments in a narrower floating
+type are widened to float32 first. This folder needs nothing but JAX.
+"""
+
+from jaxvae.losses._arrays import LOG_2PI
+from jaxvae.losses.divergences import (
+    bits_per_dim,
+    categorical_kl,
+    categorical_kl_terms,
+    codebook_loss,
+    commitment,
+    gaussian_kl,
+    gaussian_kl_between,
+    gaussian_kl_terms,
+    iwae_bound,
+)
+from jaxvae.losses.likelihoods import (
+    bernoulli_nll,
+    categorical_nll,
+    discretized_logistic_log_mass,
+    discretized_logistic_nll,
+    gaussian_nll,
+)
+
+__all__ = [
+    "LOG_2PI",
+    "bernoulli_nll",
+    "bits_per_dim",
+    "categorical_kl",
+    "categorical_kl_terms",
+    "categorical_nll",
+    "codebook_loss",
+    "commitment",
+    "discretized_logistic_log_mass",
+    "discretized_logistic_nll",
+    "gaussian_kl",
+    "gaussian_kl_between",
+    "gaussian_kl_terms",
+    "gaussian_nll",
+    "iwae_bound",
+]
