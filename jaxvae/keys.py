@@ -58,18 +58,23 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {seed}")
 
 
-def noise(sampler: Callable[..., Array], key: PRNGKey, shape: tuple[int, ...]) -> Array:
+def noise(sampler: Callable[..., Array], key: PRNGKey, shape: tuple[int, ...], *parameters: Array) -> Array:
     """Float32 noise of `shape` [B, ...] from `sampler(key, shape, dtype)`, with one key or with one for each example.
+
+    Parameters of the noise, such as a rate, broadcast to `shape` and come after the type, flat as the noise.
 
     Raises:
       TypeError: the key is not typed.
       ValueError: its shape is neither () nor [B].
     """
     check_key(key)
+    parameters = tuple(jnp.broadcast_to(each, shape) for each in parameters)
     if key.shape == ():
-        return sampler(key, (math.prod(shape),), jnp.float32).reshape(shape)
+        flat = (each.reshape(-1) for each in parameters)
+        return sampler(key, (math.prod(shape),), jnp.float32, *flat).reshape(shape)
     if key.shape != shape[:1]:
         raise ValueError(f"key must have shape () or {shape[:1]} (one per example), got {key.shape}")
     # Flat, because XLA on CPU takes several times as long for [28, 28, 1] as for [784]: the same bits.
     size = math.prod(shape[1:])
-    return jax.vmap(lambda each: sampler(each, (size,), jnp.float32))(key).reshape(shape)
+    flat = (each.reshape(shape[0], size) for each in parameters)
+    return jax.vmap(lambda each, *own: sampler(each, (size,), jnp.float32, *own))(key, *flat).reshape(shape)

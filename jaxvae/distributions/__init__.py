@@ -5,17 +5,32 @@ key of shape `()` for the whole batch, or `[B]` keys, one per example. What desc
 `StandardNormal` and `Mixture` do, has `sample(num, key=)` instead.
 """
 
+from jaxvae.distributions.counts import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
 from jaxvae.distributions.gaussian import DiagGaussian, Mixture, StandardNormal
 from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
 from jaxvae.distributions.rates import rate
+from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
 
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "ContinuousBernoulli",
     "DiagGaussian",
     "DiscretizedLogistic",
+    "Laplace",
+    "LogNormal",
     "Mixture",
+    "NegativeBinomial",
+    "Poisson",
     "StandardNormal",
+    "StudentT",
     "UnitInterval",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
     "rate",
 ]

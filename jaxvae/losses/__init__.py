@@ -6,6 +6,15 @@ type are widened to float32 first. This folder needs nothing but JAX.
 """
 
 from jaxvae.losses._arrays import LOG_2PI
+from jaxvae.losses.counts import (
+    negative_binomial_nll,
+    negative_binomial_terms,
+    poisson_nll,
+    poisson_terms,
+    zero_inflated_negative_binomial_nll,
+    zero_inflated_poisson_nll,
+    zero_inflated_terms,
+)
 from jaxvae.losses.divergences import (
     bits_per_dim,
     categorical_kl,
@@ -24,6 +33,13 @@ from jaxvae.losses.likelihoods import (
     discretized_logistic_nll,
     gaussian_nll,
 )
+from jaxvae.losses.reals import (
+    continuous_bernoulli_mean,
+    continuous_bernoulli_nll,
+    laplace_nll,
+    log_normal_nll,
+    student_t_nll,
+)
 
 __all__ = [
     "LOG_2PI",
@@ -34,6 +50,8 @@ __all__ = [
     "categorical_nll",
     "codebook_loss",
     "commitment",
+    "continuous_bernoulli_mean",
+    "continuous_bernoulli_nll",
     "discretized_logistic_log_mass",
     "discretized_logistic_nll",
     "gaussian_kl",
@@ -41,4 +59,14 @@ __all__ = [
     "gaussian_kl_terms",
     "gaussian_nll",
     "iwae_bound",
+    "laplace_nll",
+    "log_normal_nll",
+    "negative_binomial_nll",
+    "negative_binomial_terms",
+    "poisson_nll",
+    "poisson_terms",
+    "student_t_nll",
+    "zero_inflated_negative_binomial_nll",
+    "zero_inflated_poisson_nll",
+    "zero_inflated_terms",
 ]

@@ -49,3 +49,11 @@ def aligned(**arrays: Array) -> list[Array]:
 def sum_example(terms: Array) -> Array:
     """[B, n] -> [B]."""
     return terms.sum(axis=1)
+
+
+def polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    """The polynomial's value at x, elementwise; the constant comes first."""
+    total = jnp.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        total = total * x + coefficient
+    return total
