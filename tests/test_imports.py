@@ -33,7 +33,7 @@ STREETS = {
     "jaxvae._host": {"jax", "numpy"},
     "jaxvae._variables": {"jaxvae.types"},
     "jaxvae._whole_batch": {"jax"},
-    "jaxvae.distributions": {"jax", "jaxvae.distributions", *SHARED},
+    "jaxvae.distributions": {"jax", "numpy", "jaxvae.distributions", *SHARED},
     "jaxvae.convolution": {"jax", "flax", "numpy", "jaxvae.types", "jaxvae._checks"},
     "jaxvae.networks": {"jax", "flax", "numpy", *NETWORKS},
     "jaxvae.priors": {"jax", "flax", *NETWORKS},

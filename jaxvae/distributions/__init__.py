@@ -15,6 +15,7 @@ from jaxvae.distributions.gaussian import DiagGaussian, Mixture, StandardNormal
 from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
 from jaxvae.distributions.rates import rate
 from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
+from jaxvae.distributions.tables import Heterogeneous, Masked
 
 __all__ = [
     "Bernoulli",
@@ -22,8 +23,10 @@ __all__ = [
     "ContinuousBernoulli",
     "DiagGaussian",
     "DiscretizedLogistic",
+    "Heterogeneous",
     "Laplace",
     "LogNormal",
+    "Masked",
     "Mixture",
     "NegativeBinomial",
     "Poisson",
