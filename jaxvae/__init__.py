@@ -23,7 +23,16 @@ from jaxvae import (
     training,
     types,
 )
-from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian, DiscretizedLogistic, StandardNormal, UnitInterval
+from jaxvae.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    DiscretizedLogistic,
+    NegativeBinomial,
+    Poisson,
+    StandardNormal,
+    UnitInterval,
+)
 from jaxvae.evaluation.likelihood import log_likelihood
 from jaxvae.models import CVAE, VAE, VQVAE, Autoencoder, HierarchicalVAE, PixelCNN, SemiSupervisedVAE
 from jaxvae.networks import (
@@ -88,9 +97,11 @@ __all__ = [
     "LabelEmbedding",
     "MLPDecoder",
     "MLPEncoder",
+    "NegativeBinomial",
     "NonFiniteError",
     "PixelCNN",
     "PixelScale",
+    "Poisson",
     "ResidualDecoder",
     "ResidualEncoder",
     "SemiSupervisedVAE",

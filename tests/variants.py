@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxvae
-from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian
+from jaxvae.distributions import Bernoulli, Categorical, ContinuousBernoulli, DiagGaussian, NegativeBinomial
 
 SHAPE = (8, 8, 1)
 STANDARD_NORMAL = jaxvae.StandardNormal()
@@ -112,6 +112,8 @@ VARIANTS = {
     "one learned variance, four draws": vae(*mlp(), jaxvae.SharedScale(), num_samples=4),
     "a variance per pixel": vae(*mlp(channels=(2,)), jaxvae.PixelScale()),
     "discretised logistic": vae(*mlp(channels=(2,)), jaxvae.PixelScale(jaxvae.networks.logistic_image)),
+    "continuous bernoulli": vae(*mlp(), ContinuousBernoulli),
+    "negative binomial": vae(*mlp(channels=(2,)), jaxvae.PixelScale(NegativeBinomial)),
     "convolutional": vae(*conv(), Bernoulli),
     "bfloat16": vae(*conv(dtype=jnp.bfloat16), Bernoulli),
     "beta": vae(*mlp(), Bernoulli, beta=4.0),
