@@ -1,8 +1,10 @@
 """Strict for every test: 4 CPU devices, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
+import ctypes
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import chex
@@ -54,6 +56,8 @@ def _forget_the_programs_of_a_module():
     yield
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc would keep what was freed, module after module
 
 
 @pytest.fixture(autouse=True)
