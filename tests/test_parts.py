@@ -382,3 +382,13 @@ def test_dropout_that_never_ends_is_refused_in_evaluation(key):
     step = jaxvae.make_eval_step(partial(jaxvae.vae_loss, model))
     with pytest.raises(ValueError, match="a network draws in evaluation too: give its __call__ an argument train"):
         step(params, (), batch() | {"weight": jnp.ones(B)}, key=key, step=jnp.int32(0))
+
+
+def test_a_sampled_rate_is_a_mean_over_the_samples(key):
+    """As many samples as there are: a sum would charge for each of them."""
+    model = jaxvae.VAE(*parts(), prior=jaxvae.GaussianMixture(3, latent_dim=D))
+    params = jax.jit(model.init)(key, batch()["x"])
+    terms, _ = jaxvae.objectives.terms_of(model, params, (), batch(), key=key, num_samples=3)
+    assert terms.rates["z"].shape == (3, B, 1)
+    metrics = jaxvae.vae_loss(model, params, (), batch(), key=key, step=0, num_samples=3)[1][1]
+    np.testing.assert_allclose(metrics["rate"], -terms.log_ratio.mean(), rtol=1e-5)
