@@ -20,6 +20,7 @@ from jaxvae.evaluation.likelihood import log_likelihood
 from jaxvae.evaluation.map import map_batches
 from jaxvae.keys import seed_key
 from jaxvae.models import CVAE, VQVAE, Autoencoder, PixelCNN
+from jaxvae.objectives._apply import model_inputs
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
@@ -228,15 +229,11 @@ def evaluation_feed(dataset: data.Dataset) -> tuple[Batch, Array]:
     return data.evaluation_feed(dataset, max(1, min(len(dataset), EVALUATION_BATCH)))
 
 
-def _condition(batch: Batch) -> list[Array]:
-    return [batch["condition"]] if "condition" in batch else []
-
-
 def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
     del key
     if isinstance(model, VQVAE):
         return model.encode_indices(params, model_state, batch["x"])
-    code = model.apply(variables_of(params, model_state), batch["x"], *_condition(batch), method="encode")
+    code = model.apply(variables_of(params, model_state), *model_inputs(batch), method="encode")
     return code if isinstance(code, jax.Array) else code.mean
 
 
@@ -244,7 +241,7 @@ def _reconstructed(model: Any, params: PyTree, model_state: PyTree, batch: Batch
     del key
     if isinstance(model, VQVAE):
         return model.decode_indices(params, model_state, model.encode_indices(params, model_state, batch["x"])).mean
-    return model.apply(variables_of(params, model_state), batch["x"], *_condition(batch)).mean
+    return model.apply(variables_of(params, model_state), *model_inputs(batch)).mean
 
 
 def _plain(leaf: Array) -> np.ndarray:

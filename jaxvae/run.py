@@ -197,6 +197,11 @@ def _split(
         return dataset, validation
     if validation == 0:
         return dataset, None
+    if isinstance(validation, float) and 0 < validation < 1 and not 0 < round(validation * len(dataset)) < len(dataset):
+        raise ValueError(
+            f"{validation} of {len(dataset)} examples leaves none to train on or none to validate with: pass "
+            "validation=0, or a number of examples"
+        )
     return data.split_validation(dataset, validation, seed=seed)
 
 

@@ -184,6 +184,10 @@ def test_a_record_may_be_its_own_prior_and_its_log_prob_must_be_by_example(key):
 
 
 class Few(ScalarPrior):
+    @property
+    def mean(self):
+        raise NotImplementedError
+
     def log_prob(self, z):
         return -0.5 * jnp.square(z).sum(axis=1)
 
@@ -194,6 +198,7 @@ class Few(ScalarPrior):
 def test_a_prior_must_draw_as_many_as_asked_and_a_pair_is_of_each_example(key):
     model = jaxvae.VAE(*parts(), prior=Few())
     params = jax.jit(model.init)(key, batch()["x"])
+    assert np.isfinite(jaxvae.vae_loss(model, params, (), batch(), key=key, step=0)[0])  # a prior needs no mean
     with pytest.raises(ValueError, match="the prior's sample returned 1 latents where 4 are asked for"):
         model.apply(params, 4, key=key, method="sample")
     with pytest.raises(ValueError, match=r"says \(mean, log_var\) of each example given its condition, \[B, D\]"):

@@ -178,7 +178,7 @@ def test_training_ends_when_nothing_gets_better_or_someone_says_so(capsys):
 
     def enough(progress):
         seen.append(progress.step)
-        return progress.step >= 1
+        return np.bool_(progress.step >= 1)  # as comparisons of NumPy's numbers are
 
     ended = jaxvae.train(vae(), MINE, epochs=50, report=enough)
     assert (ended.stopped, len(seen)) == ("report", 1)
@@ -198,6 +198,8 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     semi = jaxvae.SemiSupervisedVAE(conditional(), jaxvae.MLPDecoder((2,)))
     with pytest.raises(TypeError, match="no objective that suits every SemiSupervisedVAE: pass loss="):
         quietly(semi, MINE)
+    with pytest.raises(ValueError, match=r"0\.1 of 3 examples leaves none .*: pass validation=0, or a number"):
+        quietly(vae(), MINE.take(slice(3)))
     with pytest.raises(ValueError, match="is larger than the split"):
         quietly(vae(), MINE, batch_size=1000)
     with pytest.raises(ValueError, match=r"expected x \('N', 4, 4, 1\), got \(120, 16\)"):

@@ -10,7 +10,8 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("folders of pictures need Pillow: pip install 'jaxvae[experiments]'") from error
 
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError)  # what Pillow raises for a broken file
+# What Pillow raises for a broken file, or for one so large that it could be an attack.
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations that a camera notes
 

@@ -18,6 +18,12 @@ from jaxvae.models._parts import adopt_parts, check_nats, record_of
 from jaxvae.networks._run import run
 from jaxvae.types import Array, Distribution, Likelihood, Prior, PRNGKey, Terms
 
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
+
 
 class VAE(nn.Module):
     """An encoder, a decoder, and what their outputs stand for.
@@ -166,8 +172,8 @@ def latent_dim_of(model: Any) -> int | None:
 
 def sample_prior(prior: Prior, num: int, *, key: PRNGKey) -> Array:
     """Draw `num` latents from a prior's record, which describes all examples alike or each of `num` by itself."""
-    first = next(iter(inspect.signature(prior.sample).parameters.values()))
-    if first.kind is not inspect.Parameter.KEYWORD_ONLY and first.name != "key":  # whatever it calls the number
+    first = next(iter(inspect.signature(prior.sample).parameters.values()), None)
+    if first is not None and first.kind in POSITIONAL and first.name != "key":  # whatever it calls the number
         latent: Array = prior.sample(num, key=key)
     else:
         latent = prior.sample(key=key)
@@ -202,10 +208,13 @@ def log_prob_of_each(record: Any, latent: Array, name: str) -> Array:
 
 
 def _size_of(record: Any) -> tuple[int, ...] | None:
-    """The shape of a record's mean; None where it has none or, as N(0, I), takes latents of any size."""
+    """The shape of a record's mean; None where it says none or, as N(0, I), takes latents of any size."""
     if isinstance(record, StandardNormal) and record.shape is None:
         return None
-    return mean_shape(record) if hasattr(record, "mean") else None
+    try:
+        return None if callable(getattr(record, "mean", None)) else mean_shape(record)
+    except (AttributeError, NotImplementedError):  # a prior need not have one
+        return None
 
 
 def decoded_log_prob(decode: Callable[[Array], Likelihood], x: Array, latent: Array) -> Array:

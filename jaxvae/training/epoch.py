@@ -198,7 +198,8 @@ class _Evaluate(PicklesByParts):
     def __call__(self, state: TrainState, source: Batch, indices: Array, *, key: PRNGKey) -> Metrics:
         """Return the means over all examples."""
         check_indices(source, indices)
-        if not isinstance(indices, jax.core.Tracer) and not (np.asarray(indices) >= 0).any():
+        known = not isinstance(indices, jax.core.Tracer) and getattr(indices, "is_fully_addressable", True)
+        if known and not (np.asarray(indices) >= 0).any():
             raise ValueError("indices are all -1, padding: there are no examples to average over")
         return self._program(state, source, indices, key=key)
 

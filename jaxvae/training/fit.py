@@ -136,7 +136,7 @@ def fit(
             if report is not None:  # before the save: a kill between the two repeats these steps and this report
                 with _kept(state, checkpointer, value):
                     asked = report(_progress(step, feed, history, evaluation, clock.examples_per_second))
-                stopped = stopped or ("report" if asked is True else None)
+                stopped = stopped or ("report" if _asked_by_any(asked) else None)
             if checkpointer is not None and (at_event or stopped):
                 checkpointer.save(state, value=value)
             if at_event:
@@ -165,6 +165,12 @@ def _signal_to_any(signals: list[int]) -> str | None:
     """The name of a signal that arrived at any process; read once, so that a later one ends the next program."""
     number = multihost_utils.process_allgather(np.int32(signals[0] if signals else 0)).max()
     return signal.Signals(number).name if number else None
+
+
+def _asked_by_any(asked: object) -> bool:
+    """Whether any process's report has returned True: all of them end at the same step."""
+    own = isinstance(asked, bool | np.bool_) and bool(asked)
+    return bool(multihost_utils.process_allgather(np.int32(own)).max())
 
 
 def _evaluate(

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,8 +40,8 @@ def make_train_step(
     neither the optimiser nor a codebook ever sees the NaN, however late the host looks. Where it is the update that is
     not finite, of the parameters, the optimiser's state or the model's, `first_bad` names the step all the same and no
     later one is taken. `make_train_epoch`, and with it `fit`, then returns the state before that step; the step by
-    itself returns what the update made of it, since keeping the old state in every step makes a small one a quarter
-    slower. `state.step` is then past `first_bad`.
+    itself returns what the update made of it, since keeping the old state would cost a copy of it in every step.
+    `state.step` is then past `first_bad`.
 
     The optimiser also gets the loss (`value`), the gradient (`grad`) and the loss as a function of the parameters
     (`value_fn`), for those that want them: `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`.
@@ -231,7 +231,7 @@ def _checked(loss_fn: LossFn) -> Callable[..., Any]:
 def _as_promised(returned: Any) -> Any:
     """What a `LossFn` has returned; `TypeError` where it has another structure."""
     match returned:
-        case (_, (_, dict())):
+        case (_, (_, Mapping())):
             return returned
     raise TypeError(
         "an objective must return (loss, (model_state, metrics)), with metrics a dictionary of scalars, got "
