@@ -127,9 +127,7 @@ def posteriors(model: Any, state: jaxvae.TrainState, dataset: data.Dataset) -> t
 
 def prepared(dataset: data.Dataset, count: int) -> Batch:
     """The first examples of a set, as its `prepare` makes them."""
-    batch = {name: jnp.asarray(values[:count]) for name, values in dataset.arrays.items()}
-    index = jnp.arange(len(batch["x"]), dtype=jnp.int32)
-    return dataset.prepare(batch | {"index": index}, key=seed_key(EVALUATION_SEED))
+    return dataset.prepared(count, key=seed_key(EVALUATION_SEED))
 
 
 def label_pictures(directory: Path, samples: np.ndarray, images: np.ndarray, analogies: np.ndarray) -> list[Path]:

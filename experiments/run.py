@@ -32,7 +32,6 @@ from jaxvae.training.fit import FitResult, Progress
 from jaxvae.training.mesh import everywhere, local, replicated, split
 from jaxvae.types import Array, Batch, Feed, LossFn, Metrics, PRNGKey, PyTree
 
-STREAM_ABOVE_BYTES = 2**30  # larger training sets stay on the host
 InitFn = Callable[..., tuple[PyTree, PyTree]]
 
 
@@ -245,7 +244,7 @@ def make_feed(
     dataset: data.Dataset, order: data.Order, mesh: Mesh | None = None, *, whole: bool = False
 ) -> data.Resident | data.Streamed:
     """The whole set on every device, unless it is large: then each device's share of the batches, or whole batches."""
-    if dataset.x.nbytes > STREAM_ABOVE_BYTES:
+    if dataset.x.nbytes > data.STREAM_ABOVE_BYTES:
         sharding = replicated if whole else split
         return data.Streamed(dataset, order, device=None if mesh is None else sharding(mesh))
     return data.Resident(dataset, order, device=None if mesh is None else replicated(mesh))

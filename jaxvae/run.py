@@ -39,7 +39,6 @@ LARGEST_BATCH = 128
 SEEDING_EXAMPLES = 256  # whose vectors a quantiser starts from
 VARIANCE_EXAMPLES = 4096  # whose variance is the unit of a VQ-VAE's squared error
 LEARNING_RATE = 1e-3
-STREAM_ABOVE_BYTES = 2**30  # larger sets stay on the host
 
 
 def train(
@@ -86,13 +85,13 @@ def train(
     held = held if held is None else with_condition(model, held)
     size = min(len(training), LARGEST_BATCH) if batch_size is None else batch_size
     order = data.Order(len(training), size, epochs, seed)
-    first = _prepared(training, SEEDING_EXAMPLES)
+    first = training.prepared(SEEDING_EXAMPLES, key=seed_key(0))
     objective = _default_objective(model, training) if loss is None else partial(loss, model)
     optimizer = optax.adam(LEARNING_RATE) if optimizer is None else optimizer
 
     state = init_train_state(partial(_initial, model, first), optimizer, key=seed_key(seed))
     train_epoch = make_train_epoch(make_train_step(objective, optimizer, prepare=training.prepare))
-    large = training.x.nbytes > STREAM_ABOVE_BYTES
+    large = training.x.nbytes > data.STREAM_ABOVE_BYTES
     feed: Any = data.Streamed(training, order) if large else data.Resident(training, order)
     watch = _Watch(_evaluated(model, objective, state, training), held, seed, report)
     with _shown(progress) as show:
@@ -152,7 +151,7 @@ def _default_objective(model: Any, dataset: data.Dataset) -> LossFn:
     if isinstance(model, VQVAE):
         if model.likelihood is not unit_gaussian:
             return partial(vq_vae_loss, model)
-        x = np.asarray(_prepared(dataset, VARIANCE_EXAMPLES)["x"], np.float64)
+        x = np.asarray(dataset.prepared(VARIANCE_EXAMPLES, key=seed_key(0))["x"], np.float64)
         return partial(vq_vae_loss, model, variance=float(x.var()))
     if isinstance(model, Autoencoder):
         return partial(autoencoder_loss, model)
@@ -165,7 +164,7 @@ def _default_objective(model: Any, dataset: data.Dataset) -> LossFn:
 
 def _evaluated(model: Any, objective: LossFn, state: TrainState, dataset: data.Dataset) -> LossFn:
     """The objective itself where it is a mean over examples, else the model's own."""
-    batch = _prepared(dataset, 1) | {"weight": jnp.ones(1)}
+    batch = dataset.prepared(1, key=seed_key(0)) | {"weight": jnp.ones(1)}
     step = make_eval_step(objective)
     try:
         jax.eval_shape(partial(step, key=state.key, step=state.step), state.params, state.model_state, batch)
@@ -203,12 +202,6 @@ def _split(
             "validation=0, or a number of examples"
         )
     return data.split_validation(dataset, validation, seed=seed)
-
-
-def _prepared(dataset: data.Dataset, count: int) -> Batch:
-    """The first examples of a set, as its `prepare` makes them."""
-    batch = {name: jnp.asarray(values[:count]) for name, values in dataset.arrays.items() if name != "factors"}
-    return dataset.prepare(batch | {"index": jnp.arange(len(batch["x"]), dtype=jnp.int32)}, key=seed_key(0))
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def test_a_sweep_over_devices_is_the_sweep_on_one(tmp_path, monkeypatch):
     one = sweep("one", "--how", "map")
     monkeypatch.setattr(rate_distortion.Run, "fit", compile_and_fit)
     np.testing.assert_allclose(sweep("resident", "--how", "map", "--devices", 4), one, rtol=1e-5)
-    monkeypatch.setattr("experiments.run.STREAM_ABOVE_BYTES", 0)
+    monkeypatch.setattr("jaxvae.data.STREAM_ABOVE_BYTES", 0)
     np.testing.assert_allclose(sweep("streamed", "--how", "vmap", "--devices", 4), one, rtol=1e-5)
     for program in programs:
         assert "all-reduce" in program  # of the gradients: each device has its share of the batch

@@ -149,7 +149,7 @@ def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path, undrawn):
 
 
 def test_a_run_on_streamed_images_equals_one_on_resident_images(digits, tmp_path, monkeypatch, undrawn):
-    monkeypatch.setattr("experiments.run.STREAM_ABOVE_BYTES", 0)
+    monkeypatch.setattr("jaxvae.data.STREAM_ABOVE_BYTES", 0)
     assert run("digits", "--epochs", 4, *SMALL, "--out", tmp_path / "run").code == 0
     assert same(arrays(tmp_path / "run"), arrays(digits[0]))
 

@@ -8,7 +8,15 @@ An `Order` says which examples a step takes, `Resident` and `Streamed` hand them
 from jaxvae.data import quadrants, sprites
 from jaxvae.data.dataset import Dataset, from_arrays, make_prepare, split_validation
 from jaxvae.data.domain import Domain, check_domain, check_labels
-from jaxvae.data.feeds import READERS, RESIDENT_STEPS, STREAMED_BYTES, Resident, Streamed, evaluation_feed
+from jaxvae.data.feeds import (
+    READERS,
+    RESIDENT_STEPS,
+    STREAM_ABOVE_BYTES,
+    STREAMED_BYTES,
+    Resident,
+    Streamed,
+    evaluation_feed,
+)
 from jaxvae.data.files import folder, from_file
 from jaxvae.data.order import Order
 from jaxvae.data.sets import load
@@ -17,6 +25,7 @@ __all__ = [
     "READERS",
     "RESIDENT_STEPS",
     "STREAMED_BYTES",
+    "STREAM_ABOVE_BYTES",
     "Dataset",
     "Domain",
     "Order",

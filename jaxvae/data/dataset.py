@@ -107,6 +107,11 @@ class Dataset:
                 raise ValueError(f"indices must be a slice or [M], got {indices.shape}")
         return dataclasses.replace(self, arrays={name: values[indices] for name, values in self.arrays.items()})
 
+    def prepared(self, count: int, *, key: PRNGKey) -> Batch:
+        """The first `count` examples as a model sees them, on the device."""
+        batch = {name: jnp.asarray(values[:count]) for name, values in per_example(self).items()}
+        return self.prepare(batch, key=key)
+
     def with_prepare(self, prepare: Prepare) -> "Dataset":
         """The same examples, prepared by another function."""
         return dataclasses.replace(self, prepare=prepare)

@@ -18,6 +18,7 @@ from jaxvae.types import Array, Batch
 READERS = 8  # threads that read a memory map
 RESIDENT_STEPS = 1000
 STREAMED_BYTES = 64 * 2**20
+STREAM_ABOVE_BYTES = 2**30  # larger sets stay on the host, where nothing else is said
 
 
 class Resident:
