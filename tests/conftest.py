@@ -44,6 +44,13 @@ def x64():
         yield jnp.float64
 
 
+def pytest_collection_finish():
+    """What is there by now stays: no collection of garbage looks at it again, and tracing sets off many."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _processes_compile_as_for_users():
     jax.devices()  # XLA has read its flags by now

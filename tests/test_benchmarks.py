@@ -217,6 +217,7 @@ def test_the_last_program_of_the_ablation_has_the_products_of_the_step():
     assert limits.matmul_flops(lambda state: step(state, {})[0], state) == expected
 
 
+@pytest.mark.slow
 def test_a_profiled_run_leaves_a_trace_and_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "save_pictures", lambda *_: [])  # half of so small a run
     small = ("digits", "--smoke", "--network", "mlp", "--hidden", 16, "--latent-dim", 2, "--validation", 0)
@@ -235,6 +236,7 @@ def test_a_profiled_run_leaves_a_trace_and_the_same_numbers(tmp_path, monkeypatc
     assert os.listdir(tmp_path / "plain").count("profile") == 0  # no step was left
 
 
+@pytest.mark.slow
 def test_fit_is_measured_with_and_without_an_evaluation(monkeypatch, tmp_path):
     file = tmp_path / "fit.json"
     monkeypatch.setattr(fit, "random_images", lambda count, make=fit.random_images: make(count // 100))

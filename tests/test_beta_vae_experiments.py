@@ -60,8 +60,8 @@ def test_a_normalised_beta_is_turned_into_beta():
     "arguments",
     [
         ("--objective", "capacity", "--gamma", 100, "--capacity", 9, "--schedule-steps", 10),
-        ("--objective", "total-correlation", "--beta", 6),
-        ("--schedule", "linear", "--beta-start", 16, "--schedule-steps", 4, "--free-bits", 0.1),
+        pytest.param(("--objective", "total-correlation", "--beta", 6), marks=pytest.mark.slow),
+        pytest.param(("--schedule", "linear", "--beta-start", 16, "--schedule-steps", 4, "--free-bits", 0.1), marks=pytest.mark.slow),
     ],
 )
 def test_other_objectives_train(arguments, tmp_path, undrawn):
@@ -119,6 +119,7 @@ def test_vmap_trains_the_same_members(sweep, tmp_path, undrawn):
     assert_same_members(sweep[1]["members"], result["members"])
 
 
+@pytest.mark.slow
 def test_processes_train_the_same_members(sweep, tmp_path, monkeypatch, undrawn):
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)

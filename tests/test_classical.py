@@ -471,6 +471,7 @@ def test_the_gaussian_of_mnist_is_singular(mnist, gaussian):
         gaussian.log_prob(mnist.test)
 
 
+@pytest.mark.slow
 @NEEDS_MNIST
 def test_bernoulli_baselines_of_mnist(mnist):
     assert f"{classical.independent_bernoulli_nll(mnist.train, mnist.test).mean():.2f}" == "205.97"

@@ -373,7 +373,7 @@ def test_codes_and_factors_are_checked(score):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("dci", np.int8),  # seconds each
+        pytest.param("dci", np.int8, marks=pytest.mark.slow),  # seconds each
         *((name, dtype) for name in SMALL if name != "dci" for dtype in (np.int8, np.uint8, np.int16, np.uint16)),
     ],
 )

@@ -212,6 +212,7 @@ def assert_stopped(name, said, out):
     assert str(stopped_at) in os.listdir(out / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path):
     process = start(*ENDLESS, "--out", tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -248,6 +249,7 @@ def test_mnist_smoke(tmp_path, undrawn):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["negative_elbo"] < 600
 
 
+@pytest.mark.slow
 def test_other_networks_and_options_work(tmp_path, undrawn):
     done = run(
         "digits", "--smoke", "--network", "conv", "--hidden", 4, 4, "--dtype", "bfloat16", "--validation", 64,
@@ -311,6 +313,7 @@ def test_a_linear_vae_comes_near_its_closed_form_and_never_exceeds_it(tmp_path, 
     assert "decay_epochs: 150 -> 300" in longer.said
 
 
+@pytest.mark.slow
 def test_the_illustration_draws_both_models(tmp_path):
     result, said = result_of(tmp_path, "illustration", "--data", "digits", "--smoke")
     np.testing.assert_allclose(

@@ -83,7 +83,7 @@ def test_pixels_have_a_prior_too(tmp_path):
     "options",
     [
         ("--groups", 2, "--seeding", "random", "--entropy-weight", 0.1),
-        ("--codes", "gradient", "--schedule", "cosine"),
+        pytest.param(("--codes", "gradient", "--schedule", "cosine"), marks=pytest.mark.slow),
     ],
 )
 def test_other_codebooks_train(options, tmp_path, monkeypatch):
