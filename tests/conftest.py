@@ -24,12 +24,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of the suite's time: no optimisations and, where XLA still has it, its older code generator, which
 # needs a third of the time of the newer one. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as for users, and so do the
 # processes that tests start.
-OLDER_GENERATOR = ""
+# Every core has a worker, so none splits what it compiles among threads.
+QUICK_COMPILATION = ""
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     jax.config.update("jax_disable_most_optimizations", True)
     if jax.__version_info__ < (0, 11):  # later ones do not know the flag and would not start
-        OLDER_GENERATOR = " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + OLDER_GENERATOR
+        QUICK_COMPILATION = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + QUICK_COMPILATION
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True, scope="session")
 def _processes_compile_as_for_users():
     jax.devices()  # XLA has read its flags by now
-    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_GENERATOR, "")
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(QUICK_COMPILATION, "")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -60,10 +60,11 @@ def test_a_normalised_beta_is_turned_into_beta():
     "arguments",
     [
         ("--objective", "capacity", "--gamma", 100, "--capacity", 9, "--schedule-steps", 10),
-        pytest.param(("--objective", "total-correlation", "--beta", 6), marks=pytest.mark.slow),
-        pytest.param(("--schedule", "linear", "--beta-start", 16, "--schedule-steps", 4, "--free-bits", 0.1), marks=pytest.mark.slow),
+        ("--objective", "total-correlation", "--beta", 6),
+        ("--schedule", "linear", "--beta-start", 16, "--schedule-steps", 4, "--free-bits", 0.1),
     ],
 )
+@pytest.mark.slow
 def test_other_objectives_train(arguments, tmp_path, undrawn):
     result, _ = result_of(beta_vae.main, tmp_path / "run", *DIGITS, *arguments)
     assert np.isfinite(result["test"]["negative_elbo"])

@@ -342,7 +342,7 @@ def test_a_log_prob_that_is_not_one_number_for_each_example_is_refused(loss, key
     ):
         model = jaxvae.VAE(encoder, decoder, **parts)
         with pytest.raises(ValueError, match=rf"{name}'s log_prob must be \((6|12),\), one number of nats .* got \("):
-            loss(model, model.init(key, ZEROS), (), batch(B), key=key, step=0)
+            jax.eval_shape(partial(loss, model, step=0), jax.jit(model.init)(key, ZEROS), (), batch(B), key=key)
 
 
 def fixed(*outputs):
@@ -526,7 +526,7 @@ def test_a_whole_batch_objective_is_refused_example_by_example_and_on_shares(los
     state, _ = start(model, optax.sgd(0.1), key)
     objective = wrap(partial(loss, model))
     examples = batch(8)
-    objective(state.params, state.model_state, examples, key=key, step=jnp.int32(0))
+    jax.eval_shape(objective, state.params, state.model_state, examples, key=key, step=jnp.int32(0))
     step = jaxvae.make_eval_step(objective)
     with pytest.raises(ValueError, match="cannot be evaluated example by example; evaluate by vae_loss"):
         step(state.params, state.model_state, {**examples, "weight": jnp.ones(8)}, key=key, step=jnp.int32(0))
@@ -617,11 +617,11 @@ def test_a_decoders_statistics_move_under_every_objective_or_it_is_refused(key):
         partial(jaxvae.iwae_loss, num_samples=2),
         partial(jaxvae.tc_vae_loss, num_examples=9),
     ):
-        _, (moved, _) = loss(model, state.params, state.model_state, batch(B), key=key, step=0)
+        _, (moved, _) = jax.jit(partial(loss, model, step=0))(state.params, state.model_state, batch(B), key=key)
         assert not np.array_equal(moved["batch_stats"]["decoder"]["BatchNorm_0"]["mean"], before)
     twice = partial(jaxvae.iwae_loss, num_samples=2, doubly_reparameterized=True)
     with pytest.raises(ValueError, match="must not keep batch statistics: use doubly_reparameterized=False"):
-        twice(model, state.params, state.model_state, batch(B), key=key, step=0)
+        jax.eval_shape(partial(twice, model, step=0), state.params, state.model_state, batch(B), key=key)
 
 
 def test_a_semi_supervised_models_cvae_must_not_keep_statistics(key):
@@ -636,4 +636,4 @@ def test_a_semi_supervised_models_cvae_must_not_keep_statistics(key):
     examples = batch(B) | {"label": jnp.arange(B) % 3}
     loss = partial(jaxvae.semi_supervised_loss, model, classification_weight=1.0)
     with pytest.raises(ValueError, match="its networks must not keep batch statistics; the classifier may"):
-        loss(state.params, state.model_state, examples, key=key, step=0)
+        jax.eval_shape(partial(loss, step=0), state.params, state.model_state, examples, key=key)

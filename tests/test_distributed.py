@@ -197,6 +197,7 @@ def test_a_process_reads_what_its_own_devices_take_and_no_more(two_processes):
             np.testing.assert_allclose(saved[f"arr_{i}"], leaf, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_four_devices_resume_one_and_one_resumes_four(one_device, tmp_path):
     shutil.copytree(one_device, tmp_path / "from one", ignore=shutil.ignore_patterns("88"))
     assert "resumed at step 44" in run(

@@ -118,12 +118,9 @@ def on_one_device(name):
     ("name", "compiler"),
     [
         *(("beta schedule", compiler) for compiler in COMPILERS),  # every case by every compiler: eight devices, below
-        ("autoencoder", "pmap"),
         ("capacity", "jit"),
         ("conditional", "pmap"),
         ("convolutional", "jit"),
-        ("doubly reparameterised", "shard_map"),
-        ("pixel-cnn", "pmap"),
         ("semi-supervised", "shard_map"),
         ("total correlation", "jit"),
     ],

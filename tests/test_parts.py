@@ -97,7 +97,7 @@ def test_arrays_that_are_read_from_elsewhere_are_refused(encoder):
 def test_a_global_scalar_is_an_option_and_a_name_is_no_network(key):
     model = jaxvae.VAE(reads_a_scalar, parts()[1])
     params = jax.jit(model.init)(key, batch()["x"])
-    assert np.isfinite(jaxvae.vae_loss(model, params, (), batch(), key=key, step=0)[0])
+    assert np.isfinite(jax.jit(partial(jaxvae.vae_loss, model, step=0))(params, (), batch(), key=key)[0])
     with pytest.raises(TypeError, match=r"VAE\.likelihood must be a network or a function, got the name 'bernoulli'"):
         jaxvae.VAE(*parts(), likelihood="bernoulli")
     for field in ("likelihood", "posterior", "prior"):
@@ -237,8 +237,8 @@ class Told(nnx.Module):
 def test_an_nnx_module_is_told_whether_it_is_in_training(key):
     model = jaxvae.VAE(Told(rngs=nnx.Rngs(0)), parts()[1])
     params = jax.jit(model.init)(key, batch()["x"])
-    training = jaxvae.vae_loss(model, params, (), batch(), key=key, step=0)[1][1]
-    step = jaxvae.make_eval_step(partial(jaxvae.vae_loss, model))
+    training = jax.jit(partial(jaxvae.vae_loss, model, step=0))(params, (), batch(), key=key)[1][1]
+    step = jax.jit(jaxvae.make_eval_step(partial(jaxvae.vae_loss, model)))
     sums, _ = step(params, (), batch() | {"weight": jnp.ones(B)}, key=key, step=jnp.int32(0))
     assert float(training["rate"]) > 1000 > float(sums["rate"] / B)
 
@@ -393,7 +393,8 @@ def test_a_sampled_rate_is_a_mean_over_the_samples(key):
     """As many samples as there are: a sum would charge for each of them."""
     model = jaxvae.VAE(*parts(), prior=jaxvae.GaussianMixture(3, latent_dim=D))
     params = jax.jit(model.init)(key, batch()["x"])
-    terms, _ = jaxvae.objectives.terms_of(model, params, (), batch(), key=key, num_samples=3)
+    terms, _ = jax.jit(partial(jaxvae.objectives.terms_of, model, num_samples=3))(params, (), batch(), key=key)
     assert terms.rates["z"].shape == (3, B, 1)
-    metrics = jaxvae.vae_loss(model, params, (), batch(), key=key, step=0, num_samples=3)[1][1]
+    loss = jax.jit(partial(jaxvae.vae_loss, model, step=0, num_samples=3))
+    metrics = loss(params, (), batch(), key=key)[1][1]
     np.testing.assert_allclose(metrics["rate"], -terms.log_ratio.mean(), rtol=1e-5)

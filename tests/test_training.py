@@ -54,9 +54,9 @@ class TestStep:
     def test_a_plain_sgd_step_is_minus_the_gradient(self):
         optimizer = optax.sgd(0.1)
         state = jaxvae.init_train_state(VARIANT.init, optimizer, key=jax.random.key(0))
-        new, metrics = jaxvae.make_train_step(VARIANT.loss_fn, optimizer)(state, batch(B))
+        new, metrics = jax.jit(jaxvae.make_train_step(VARIANT.loss_fn, optimizer))(state, batch(B))
         _, loss_key = step_keys(state.key, 0)
-        grads = jax.grad(VARIANT.loss_fn, has_aux=True)(
+        grads = jax.jit(jax.grad(VARIANT.loss_fn, has_aux=True))(
             state.params, state.model_state, batch(B), key=loss_key, step=state.step
         )[0]
         chex.assert_trees_all_close(

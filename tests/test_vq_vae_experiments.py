@@ -83,9 +83,10 @@ def test_pixels_have_a_prior_too(tmp_path):
     "options",
     [
         ("--groups", 2, "--seeding", "random", "--entropy-weight", 0.1),
-        pytest.param(("--codes", "gradient", "--schedule", "cosine"), marks=pytest.mark.slow),
+        ("--codes", "gradient", "--schedule", "cosine"),
     ],
 )
+@pytest.mark.slow
 def test_other_codebooks_train(options, tmp_path, monkeypatch):
     if "--groups" not in options:  # pictures are as those of the first run
         monkeypatch.setattr(vq_vae, "save_pictures", lambda *_: [])
