@@ -16,11 +16,12 @@ from numpy.typing import ArrayLike
 from jaxvae import data
 from jaxvae._checks import at_least
 from jaxvae._variables import variables_of
+from jaxvae.evaluation.imputation import Imputed, impute
 from jaxvae.evaluation.likelihood import log_likelihood
 from jaxvae.evaluation.map import map_batches
 from jaxvae.keys import seed_key
 from jaxvae.models import CVAE, VQVAE, Autoencoder, PixelCNN
-from jaxvae.objectives._apply import model_inputs
+from jaxvae.objectives._apply import model_inputs, observed_of
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
@@ -129,6 +130,33 @@ class Run:
         decoded = self.model.apply(self.variables, between.reshape(-1, *first.shape[1:]), method="decode").mean
         return np.asarray(decoded).reshape(len(first), num, *decoded.shape[1:])
 
+    def impute(
+        self, x: ArrayLike | data.Dataset, *, num_samples: int = 1000, num_draws: int = 10, seed: int = 0
+    ) -> Imputed:
+        """Fill in the missing entries of x [N, ...], which are NaN, by `jaxvae.evaluation.impute`.
+
+        Args:
+          x: as the data set stores it, or a set with "observed".
+          num_samples: importance samples for each example.
+          num_draws: whole examples to draw for each.
+          seed: decides the draws.
+
+        Raises:
+          TypeError: the model has no form for missing entries.
+          ValueError: nothing says which entries are missing.
+        """
+        given = with_condition(self.model, x) if isinstance(x, data.Dataset) else self._as_dataset(x)
+        if "observed" not in given.arrays:
+            raise ValueError(f"{given.name!r} does not say which entries are observed: make it with observed=")
+        return impute(
+            self.model,
+            *(self.params, self.model_state, *evaluation_feed(given)),
+            key=seed_key(seed),
+            num_samples=num_samples,
+            num_draws=num_draws,
+            prepare=given.prepare,
+        )
+
     def save(self, directory: str | Path) -> Path:
         """Write the run to a directory, which `jaxvae.load` reads; returns its absolute path.
 
@@ -174,7 +202,12 @@ class Run:
         """Arrays in the domain of the training data, checked."""
         if "condition" in self.dataset.arrays:
             raise TypeError("a conditional model needs the conditions too: pass a data set that has them")
-        own = data.from_arrays("x", x, domain=self.dataset.domain)
+        values = np.asarray(x)
+        observed = None
+        if "observed" in self.dataset.arrays:  # a NaN is a missing entry here, as it was in training
+            floating = jnp.issubdtype(values.dtype, jnp.floating)
+            observed = ~np.isnan(values) if floating else np.ones(values.shape, bool)
+        own = data.from_arrays("x", values, domain=self.dataset.domain, observed=observed)
         if own.x.shape[1:] != self.dataset.x.shape[1:]:
             raise ValueError(f"expected x {('N', *self.dataset.x.shape[1:])}, got {own.x.shape}")
         return own.with_prepare(self.dataset.prepare)
@@ -233,7 +266,8 @@ def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, k
     del key
     if isinstance(model, VQVAE):
         return model.encode_indices(params, model_state, batch["x"])
-    code = model.apply(variables_of(params, model_state), *model_inputs(batch), method="encode")
+    observed = observed_of(batch, model, "encode")
+    code = model.apply(variables_of(params, model_state), *model_inputs(batch), method="encode", **observed)
     return code if isinstance(code, jax.Array) else code.mean
 
 
@@ -241,7 +275,8 @@ def _reconstructed(model: Any, params: PyTree, model_state: PyTree, batch: Batch
     del key
     if isinstance(model, VQVAE):
         return model.decode_indices(params, model_state, model.encode_indices(params, model_state, batch["x"])).mean
-    return model.apply(variables_of(params, model_state), *model_inputs(batch)).mean
+    observed = observed_of(batch, model, "__call__")
+    return model.apply(variables_of(params, model_state), *model_inputs(batch), **observed).mean
 
 
 def _plain(leaf: Array) -> np.ndarray:

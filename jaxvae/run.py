@@ -176,7 +176,8 @@ def _evaluated(model: Any, objective: LossFn, state: TrainState, dataset: data.D
 def _initial(model: Any, first: Batch, *, key: PRNGKey) -> tuple[PyTree, PyTree]:
     if isinstance(model, VQVAE):
         return model.init_with_quantizer(first["x"], key=key)
-    return model.init(key, *(first[name][:1] for name in ("x", "condition") if name in first)), ()
+    inputs = (first[name][:1] for name in ("x", "condition") if name in first)
+    return model.init(key, *inputs, **({"observed": first["observed"][:1]} if "observed" in first else {})), ()
 
 
 def _check_likelihood(model: Any, dataset: data.Dataset) -> None:

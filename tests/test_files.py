@@ -165,7 +165,7 @@ def test_files_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="must have an array 'x', it has 'images'"):
         data.from_file(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", x=np.zeros((3, 2)), y=np.zeros(3))
-    with pytest.raises(ValueError, match="may have 'x', 'label' and 'condition', got 'y' too"):
+    with pytest.raises(ValueError, match="may have 'x', 'label', 'condition' and 'observed', got 'y' too"):
         data.from_file(tmp_path / "b.npz")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):

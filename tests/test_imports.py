@@ -50,7 +50,10 @@ STREETS = {
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._host", "jaxvae.data"},
     "jaxvae.data._prepared": {"numpy"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
-    "jaxvae.evaluation": {"jax", "numpy", "jaxvae.objectives", "jaxvae.evaluation", *SHARED},
+    "jaxvae.evaluation": {
+        *("jax", "numpy", "jaxvae.distributions", "jaxvae.objectives", "jaxvae.evaluation"),
+        *SHARED,
+    },
     "jaxvae._sealed": {"jax", "numpy", "orbax", "jaxvae.types"},
     "jaxvae.checkpoint": {"jax", "numpy", "jaxvae.types", "jaxvae._checks", "jaxvae._sealed"},
     "jaxvae.figures": {

@@ -1,6 +1,7 @@
 """A set of examples on the host, and the function that makes them into what a model sees."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -125,6 +126,7 @@ def from_arrays(
     domain: Kind | Domain | None = None,
     levels: int | None = None,
     condition: ArrayLike | None = None,
+    observed: ArrayLike | None = None,
 ) -> Dataset:
     """Your own arrays as a `Dataset`, checked. Lists and arrays of JAX or other libraries are taken too.
 
@@ -140,27 +142,53 @@ def from_arrays(
         where the largest value is 255, and so there are 256 levels. Otherwise it must be said: nothing in the values
         tells dark images of 256 levels from images of fewer.
       condition: `[N, ...]` what a conditional model is given beside x, or None.
+      observed: boolean, of x's shape: which entries of x there are. What stands in place of the others is not looked at
+        and is kept as zero. Unless given, a NaN in floating x is taken for a missing entry, with a warning that says
+        how many there are.
 
     Floating x is kept as float32, integers as the smallest of uint8, uint16 and int32 that holds them. Models see
     levels and categories divided by levels - 1, in [0, 1], and everything else as it is.
 
     Raises:
       TypeError: x of another kind of number than its domain, labels that are not integers, or masked arrays.
-      ValueError: nothing in x, a value outside the domain, or `levels` where it is missing or has no meaning.
+      ValueError: nothing in x, or nothing of it observed, a value outside the domain, or `levels` where it is missing
+        or has no meaning.
     """
-    array = stored_array(x, "x")
+    array, mask = _complete(stored_array(x, "x"), observed)
     if array.ndim < 2 or not array.size:
         raise ValueError(f"expected x [N, ...], at least one number in each example, got {array.shape}")
     if array.dtype == bool:
         raise TypeError("x must be integers or floating, got bool: pass x.astype(np.uint8) and levels=2")
     domain = _domain_of(array, domain, levels)
     check_domain(array, domain)
-    arrays = {"x": _kept(array)}
+    arrays = {"x": _kept(array)} | ({} if mask is None else {"observed": mask})
     if label is not None:
         arrays["label"] = stored_integers(label, "label")
     if condition is not None:
         arrays["condition"] = stored_array(condition, "condition")
     return Dataset(name, arrays, make_prepare(domain.levels, counts=domain.kind == "counts"), domain)
+
+
+def _complete(x: np.ndarray, observed: ArrayLike | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array with zeros for what is missing, and where it is not; None where nothing is."""
+    if observed is None:
+        if not jnp.issubdtype(x.dtype, jnp.floating) or not (missing := np.isnan(x)).any():
+            return x, None
+        warnings.warn(
+            f"{missing.sum()} of the {x.size} entries of x are NaN and count as missing; pass observed=~np.isnan(x) if "
+            "they are, or mend x",
+            stacklevel=3,
+        )
+        mask = ~missing
+    else:
+        mask = np.asarray(observed)
+        if mask.dtype != bool:
+            raise TypeError(f"observed must be bool, true where an entry of x is there, got {mask.dtype}")
+        if mask.shape != x.shape:
+            raise ValueError(f"observed must be {x.shape}, as x is, got {mask.shape}")
+    if mask.size and not mask.any():
+        raise ValueError("nothing of x is observed")
+    return np.where(mask, x, np.zeros((), x.dtype)), mask
 
 
 def _domain_of(x: np.ndarray, domain: Kind | Domain | None, levels: int | None) -> Domain:

@@ -93,7 +93,7 @@ def folder(
 
 
 def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: int | None = None) -> Dataset:
-    """The arrays of a `.npy` file (x) or of a `.npz` file (x, and if it has them label and condition), checked.
+    """The arrays of a `.npy` file (x) or of a `.npz` file (x; label, condition and observed if it has them), checked.
 
     Args:
       path: of the file; `~` is the home directory.
@@ -114,8 +114,10 @@ def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: 
         arrays = {name: loaded[name] for name in loaded.files}
     if "x" not in arrays:
         raise ValueError(f"{path} must have an array 'x', it has {', '.join(map(repr, arrays)) or 'none'}")
-    if unknown := sorted(arrays.keys() - {"x", "label", "condition"}):
-        raise ValueError(f"{path} may have 'x', 'label' and 'condition', got {', '.join(map(repr, unknown))} too")
+    if unknown := sorted(arrays.keys() - {"x", "label", "condition", "observed"}):
+        raise ValueError(
+            f"{path} may have 'x', 'label', 'condition' and 'observed', got {', '.join(map(repr, unknown))} too"
+        )
     return from_arrays(path.stem, **arrays, domain=domain, levels=levels)
 
 

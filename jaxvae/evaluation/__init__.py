@@ -14,15 +14,18 @@ from jaxvae.evaluation.diagnostics import (
     kl_per_dimension,
     sharpness_ratio,
 )
+from jaxvae.evaluation.imputation import Imputed, impute
 from jaxvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from jaxvae.evaluation.map import map_batches
 
 __all__ = [
     "AggregatePosterior",
+    "Imputed",
     "LogLikelihood",
     "active_latents",
     "active_units",
     "aggregate_posterior",
+    "impute",
     "kl_per_dimension",
     "log_likelihood",
     "map_batches",

@@ -42,18 +42,20 @@ class CVAE(VAE):
         """
         return self.decode(sample_prior(self.latent_prior(condition), len(condition), key=key), condition)
 
-    def transfer(self, x: Array, condition: Array, other: Array) -> Likelihood:
+    def transfer(self, x: Array, condition: Array, other: Array, *, observed: Array | None = None) -> Likelihood:
         """Encode x with its conditions and decode with others, at the posterior's mean.
 
         Where the prior does not know the condition, the latent is what the condition does not tell: the style.
         """
-        return self.decode(self.encode(x, condition).mean, other)
+        return self.decode(self.encode(x, condition, observed=observed).mean, other)
 
-    def prior_log_weights(self, x: Array, condition: Array, *, key: PRNGKey, num_samples: int) -> Array:
+    def prior_log_weights(
+        self, x: Array, condition: Array, *, key: PRNGKey, num_samples: int, observed: Array | None = None
+    ) -> Array:
         """Log p(x|z, c) at z ~ p(z|c), [S, B] nats: the log weights with the prior as the proposal."""
         prior = self.latent_prior(condition)
         draw = jax.vmap(lambda each: sample_prior(prior, len(condition), key=each))
-        return self.log_likelihood(x, condition, draw(sample_keys(key, num_samples)))
+        return self.log_likelihood(x, condition, draw(sample_keys(key, num_samples)), observed=observed)
 
     def embedded(self, condition: tuple[Array, ...], count: int) -> tuple[Array, ...]:
         """The condition as the networks see it."""

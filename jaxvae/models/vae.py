@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import at_least, check_shape, check_x
-from jaxvae.distributions import Bernoulli, DiagGaussian, StandardNormal, rate
+from jaxvae.distributions import Bernoulli, DiagGaussian, Masked, StandardNormal, rate
 from jaxvae.keys import check_key, sample_keys
 from jaxvae.models._parts import adopt_parts, check_nats, record_of
 from jaxvae.networks._run import run
@@ -43,6 +43,11 @@ class VAE(nn.Module):
     `train` is told whether it is in training (`deterministic`: whether it is not). Where encoder and decoder take a
     condition [B, ...] after their first argument, so does every method here but `sample`, which is `CVAE`'s.
 
+    Where entries of x are missing, every method that takes x takes `observed` too, boolean of x's shape: the encoder is
+    given x, zero where it is not observed, and the mask beside it, one array twice as wide along the last axis, and the
+    likelihood sums the observed entries alone (`Masked`). A model is made for one or the other: `init` with `observed`
+    where batches have it.
+
     Call a method through Flax: `model.apply(params, x, method="encode")`. The module draws nothing by itself.
 
     Raises (when it is made):
@@ -61,22 +66,23 @@ class VAE(nn.Module):
         adopt_parts(self)
         super().__post_init__()
 
-    def __call__(self, x: Array, *condition: Array) -> Likelihood:
+    def __call__(self, x: Array, *condition: Array, observed: Array | None = None) -> Likelihood:
         """Reconstruct through the posterior's mean; also what `init` runs."""
         if self.is_initializing():
             self.latent_prior(*condition)  # makes its parameters
-        return self.decode(self.encode(x, *condition).mean, *condition)
+        return self.decode(self.encode(x, *condition, observed=observed).mean, *condition)
 
-    def encode(self, x: Array, *condition: Array) -> Distribution:
+    def encode(self, x: Array, *condition: Array, observed: Array | None = None) -> Distribution:
         """q(z|x): x [B, ...] -> a record over latents [B, D].
 
         Raises:
-          TypeError: x is not floating, or the encoder's output is no tuple.
-          ValueError: x is empty, or the encoder's output does not fit the posterior.
+          TypeError: x is not floating, `observed` is not boolean, or the encoder's output is no tuple.
+          ValueError: x is empty, `observed` has another shape, or the encoder's output does not fit the posterior.
         """
         check_x(x)
         train = self.has_rng("dropout")
-        output = run(self.encoder, x, *self.embedded(condition, len(x)), train=train)
+        seen = x if observed is None else with_mask(x, observed)
+        output = run(self.encoder, seen, *self.embedded(condition, len(x)), train=train)
         return record_of(self.posterior, output, len(x), train=train)
 
     def decode(self, latent: Array, *condition: Array) -> Likelihood:
@@ -108,7 +114,9 @@ class VAE(nn.Module):
         at_least(1, num=num)
         return self.decode(sample_prior(self.latent_prior(), num, key=key))
 
-    def propose(self, x: Array, *condition: Array, key: PRNGKey, num_samples: int) -> tuple[Array, Array]:
+    def propose(
+        self, x: Array, *condition: Array, key: PRNGKey, num_samples: int, observed: Array | None = None
+    ) -> tuple[Array, Array]:
         """Draw z ~ q(z|x), `num_samples` times for each example.
 
         Args:
@@ -116,36 +124,40 @@ class VAE(nn.Module):
           condition: [B, ...], where the model takes one.
           key: of shape () or [B] (one per example); the first S draws are the same for every larger S.
           num_samples: S.
+          observed: [B, ...], which entries of x there are; all unless given.
 
         Returns:
           The latents [S, B, D] and their log q(z|x), [S, B] nats.
         """
-        return sample_latents(self.encode(x, *condition), key=key, num_samples=num_samples)
+        posterior = self.encode(x, *condition, observed=observed)
+        return sample_latents(posterior, key=key, num_samples=num_samples)
 
-    def log_posterior(self, x: Array, *condition_and_latent: Array) -> Array:
+    def log_posterior(self, x: Array, *condition_and_latent: Array, observed: Array | None = None) -> Array:
         """Log q(z|x) of latents [S, B, D], the last argument, [S, B] nats."""
         *condition, latent = condition_and_latent
-        return log_prob_of_each(self.encode(x, *condition), latent, "the posterior")
+        return log_prob_of_each(self.encode(x, *condition, observed=observed), latent, "the posterior")
 
-    def log_joint(self, x: Array, *condition_and_latent: Array) -> tuple[Array, Array]:
+    def log_joint(self, x: Array, *condition_and_latent: Array, observed: Array | None = None) -> tuple[Array, Array]:
         """Log p(x|z) and log p(z) of latents [S, B, D], the last argument, each [S, B] nats."""
         *condition, latent = condition_and_latent
         log_prior = log_prob_of_each(self.latent_prior(*condition), latent, "the prior")
-        return self.log_likelihood(x, *condition, latent), log_prior
+        return self.log_likelihood(x, *condition, latent, observed=observed), log_prior
 
-    def log_likelihood(self, x: Array, *condition_and_latent: Array) -> Array:
+    def log_likelihood(self, x: Array, *condition_and_latent: Array, observed: Array | None = None) -> Array:
         """Log p(x|z) of latents [S, B, D], the last argument, [S, B] nats; they are decoded as one batch of S·B."""
         *condition, latent = condition_and_latent
         repeated = [jnp.broadcast_to(c, (len(latent), *c.shape)).reshape(-1, *c.shape[1:]) for c in condition]
-        return decoded_log_prob(lambda z: self.decode(z, *repeated), x, latent)
+        return decoded_log_prob(lambda z: self.decode(z, *repeated), x, latent, observed)
 
-    def terms(self, x: Array, *condition: Array, key: PRNGKey, num_samples: int) -> Terms:
+    def terms(
+        self, x: Array, *condition: Array, key: PRNGKey, num_samples: int, observed: Array | None = None
+    ) -> Terms:
         """What objectives and estimates read, at `propose`'s draws: see `jaxvae.types.Terms`."""
-        posterior, prior = self.encode(x, *condition), self.latent_prior(*condition)
+        posterior, prior = self.encode(x, *condition, observed=observed), self.latent_prior(*condition)
         latent, log_posterior = sample_latents(posterior, key=key, num_samples=num_samples)
         log_ratio = log_prob_of_each(prior, latent, "the prior") - log_posterior
         rates = {"z": rate(posterior, prior, latent, log_posterior)}
-        return Terms(self.log_likelihood(x, *condition, latent), log_ratio, rates)
+        return Terms(self.log_likelihood(x, *condition, latent, observed=observed), log_ratio, rates)
 
     def embedded(self, condition: tuple[Array, ...], count: int) -> tuple[Array, ...]:
         """The conditions of `count` examples as the networks see them: here as they are."""
@@ -217,12 +229,34 @@ def _size_of(record: Any) -> tuple[int, ...] | None:
         return None
 
 
-def decoded_log_prob(decode: Callable[[Array], Likelihood], x: Array, latent: Array) -> Array:
+def with_mask(x: Array, observed: Array) -> Array:
+    """What an encoder sees of x [B, ..., C] with missing entries, [B, ..., 2C]: zeros in their place, then the mask.
+
+    Raises:
+      TypeError: `observed` is not boolean.
+      ValueError: it has another shape than x.
+    """
+    if observed.dtype != bool:
+        raise TypeError(f"observed must be bool, true where a value counts, got {observed.dtype}")
+    if observed.shape != x.shape:
+        raise ValueError(f"observed must be {x.shape}, as x is, got {observed.shape}")
+    return jnp.concatenate([jnp.where(observed, x, 0), observed.astype(x.dtype)], axis=-1)
+
+
+def decoded_log_prob(
+    decode: Callable[[Array], Likelihood], x: Array, latent: Array, observed: Array | None = None
+) -> Array:
     """Log p(x|z) of x [B, ...] at latents [S, B, D], [S, B] nats; the decoder sees one batch of S·B."""
     num_samples = len(latent)
     reconstruction = decode(latent.reshape(-1, *latent.shape[2:]))
     check_shape(mean_shape(reconstruction), x.shape)
-    repeated = jnp.broadcast_to(x, (num_samples, *x.shape)).reshape(-1, *x.shape[1:])
+
+    def repeat(values: Array) -> Array:
+        return jnp.broadcast_to(values, (num_samples, *values.shape)).reshape(-1, *values.shape[1:])
+
+    if observed is not None:
+        reconstruction = Masked(reconstruction, repeat(observed))
+    repeated = repeat(x)
     nats = check_nats("the likelihood", reconstruction.log_prob(repeated), len(repeated))
     return nats.reshape(num_samples, -1)
 

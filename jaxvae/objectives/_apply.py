@@ -1,5 +1,6 @@
 """How an objective runs a model: parameters and collections joined, keys handed out, shapes explained."""
 
+import inspect
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -90,7 +91,8 @@ def terms_of(
       model: a `LatentModel`.
       params: what `model.init` returned.
       model_state: collections that the networks keep.
-      batch: "x" [B, ...] and "index" [B]; "condition" [B, ...] where the model takes one.
+      batch: "x" [B, ...] and "index" [B]; "condition" [B, ...] where the model takes one; "observed" [B, ...], boolean,
+        where entries of x are missing.
       key: the loss's key; example i draws from `fold_in(key, index[i])`.
       num_samples: S, draws of the latents for each example.
       train: whether the networks are in training.
@@ -99,7 +101,7 @@ def terms_of(
       `jaxvae.types.Terms`, nats, and the model state to return.
 
     Raises:
-      TypeError: x is not floating, or the key is not typed.
+      TypeError: x is not floating, the key is not typed, or the model has no form for missing entries.
       ValueError: x does not have the model's shape, or the terms have others than `Terms` says.
     """
     keys = batch_keys(key, batch)
@@ -112,6 +114,7 @@ def terms_of(
         networks_key=networks_key(key, batch) if train else None,
         key=keys,
         num_samples=num_samples,
+        **observed_of(batch, model, "terms"),
     )
     for name, nats in (("log_likelihood", terms.log_likelihood), ("log_ratio", terms.log_ratio)):
         if nats.ndim != 2 or nats.shape[1] != len(batch["x"]):
@@ -145,6 +148,31 @@ def networks_key(key: PRNGKey, batch: Batch) -> PRNGKey:
 def model_inputs(batch: Batch) -> tuple[Array, ...]:
     """What a model sees of a batch: x, and the condition where there is one."""
     return (batch["x"], batch["condition"]) if "condition" in batch else (batch["x"],)
+
+
+def observed_of(batch: Batch, model: Any, method: str) -> dict[str, Any]:
+    """What tells a method of a model which entries of x there are; nothing where the batch does not say.
+
+    Raises:
+      TypeError: the method does not take it, so that it would read what stands in place of missing entries.
+    """
+    if "observed" not in batch:
+        return {}
+    if "observed" not in inspect.signature(getattr(type(model), method)).parameters:
+        raise TypeError(
+            f"the batch has missing entries (batch['observed']), and {type(model).__name__}.{method} has no argument "
+            "observed to be told of them: use a VAE or a CVAE, or fill them in and leave observed out"
+        )
+    return {"observed": batch["observed"]}
+
+
+def refuse_missing(batch: Batch, objective: str) -> None:
+    """Raise `ValueError` where entries of x are missing, of which an objective takes no notice."""
+    if "observed" in batch:
+        raise ValueError(
+            f"the batch has missing entries (batch['observed']), which {objective} would read as values: train a VAE "
+            "by vae_loss or iwae_loss, or fill them in and leave observed out"
+        )
 
 
 def _pairs(updated: PyTree, variables: Mapping[str, Any]) -> list[tuple[Any, Any]]:

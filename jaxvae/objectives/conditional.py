@@ -1,6 +1,6 @@
 """The conditional VAE's objective: `vae_loss` that insists on a condition."""
 
-from jaxvae.objectives._apply import apply, batch_keys
+from jaxvae.objectives._apply import apply, batch_keys, observed_of
 from jaxvae.objectives.elbo import vae_loss
 from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree, Schedule
 
@@ -62,6 +62,7 @@ def cvae_prior_log_weights(
         method="prior_log_weights",
         key=batch_keys(key, batch),
         num_samples=num_samples,
+        **observed_of(batch, model, "prior_log_weights"),
     )
     return log_weights
 

@@ -3,7 +3,7 @@
 from jaxvae._whole_batch import in_evaluation
 from jaxvae.models._parts import check_nats
 from jaxvae.networks._run import mode_of
-from jaxvae.objectives._apply import apply, networks_key
+from jaxvae.objectives._apply import apply, networks_key, observed_of, refuse_missing
 from jaxvae.types import Array, Batch, CodePrior, LatentModel, Metrics, PRNGKey, PyTree
 
 
@@ -45,6 +45,7 @@ def pixel_cnn_loss(
     del step
     if field not in batch:
         raise ValueError(f"the batch has no {field!r}, only {', '.join(sorted(batch))}: pass field=")
+    refuse_missing(batch, "pixel_cnn_loss")
     values = batch[field]
     label = () if getattr(model, "num_classes", None) is None else (batch.get("label"),)
     log_prob, model_state = apply(
@@ -98,6 +99,7 @@ def autoencoder_loss(
         networks_key=networks_key(key, batch),
         key=key,
         num_samples=1,
+        **observed_of(batch, model, "terms"),
     )
     if terms.rates:
         raise ValueError("autoencoder_loss leaves out the rate of a model with a prior: train it by vae_loss")

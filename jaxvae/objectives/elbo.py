@@ -34,7 +34,8 @@ def vae_loss(
       model: a `LatentModel`, such as `VAE`, `CVAE` or `HierarchicalVAE`.
       params: what `model.init` returned.
       model_state: collections that the networks keep; `()` where there are none.
-      batch: "x" [B, ...] floating, "index" [B] integer, and "condition" [B, ...] where the model takes one.
+      batch: "x" [B, ...] floating, "index" [B] integer, "condition" [B, ...] where the model takes one, and where
+        entries of x are missing "observed" [B, ...], boolean: the bound is then one on log p of those that there are.
       key: the loss's key; example i draws from `fold_in(key, index[i])`.
       step: what a schedule is evaluated at.
       beta: a number, or an optax schedule of the step. Zero or more; a traced value is not checked.

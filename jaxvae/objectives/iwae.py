@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, terms_of
+from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, observed_of, terms_of
 from jaxvae.objectives.elbo import elbo_metrics, ratio_terms
 from jaxvae.types import Array, Batch, LatentModel, Metrics, PRNGKey, PyTree
 
@@ -26,7 +26,9 @@ def iwae_loss(
 
     .. math:: -\frac1B \sum_i \log \frac1S \sum_s \frac{p(x_i, z_{si})}{q(z_{si} | x_i)}, \quad z_{si} \sim q(z | x_i)
 
-    At S = 1 it is the sampled negative ELBO. The S·B draws go through the decoder as one batch.
+    At S = 1 it is the sampled negative ELBO. The S·B draws go through the decoder as one batch. Where entries of x are
+    missing (batch["observed"]) this is the bound of MIWAE on log p of those that there are, which holds where what is
+    missing does not depend on what it would have been.
 
     Args:
       model: a `LatentModel` with a prior; for the doubly reparameterised gradient one with `propose`, `log_joint` and
@@ -50,7 +52,8 @@ def iwae_loss(
       ValueError: x does not have the model's shape, there are no samples, or the model has no prior.
 
     References:
-      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016; Tucker, Lawson, Gu and Maddison, Doubly
+      Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016; Mattei and Frellsen, MIWAE: Deep
+      Generative Modelling and Imputation of Incomplete Data Sets, 2019; Tucker, Lawson, Gu and Maddison, Doubly
       Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019.
     """
     del step
@@ -78,6 +81,7 @@ def _doubly_reparameterized(
 
     def run(params: PyTree, *arguments: Any, **options: Any) -> tuple[Any, PyTree]:
         networks = networks_key(key, batch)
+        options |= observed_of(batch, model, options["method"])
         output, state = apply(model, params, model_state, *inputs, *arguments, networks_key=networks, **options)
         if state is not model_state:
             raise ValueError(

@@ -12,7 +12,7 @@ from jaxvae.distributions import DiagGaussian, StandardNormal
 from jaxvae.models.linear import LinearEncoder
 from jaxvae.models.vae import VAE
 from jaxvae.networks import MLPDecoder, SharedScale
-from jaxvae.objectives._apply import apply
+from jaxvae.objectives._apply import apply, refuse_missing
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 
@@ -46,6 +46,7 @@ def linear_vae_loss(
       ValueError: x does not have the model's shape.
     """
     del key, step
+    refuse_missing(batch, "linear_vae_loss")
     x = batch["x"]
     linear = isinstance(model.encoder, LinearEncoder) and getattr(model.decoder, "hidden", None) == ()
     gaussian = model.posterior is DiagGaussian and isinstance(model.likelihood, SharedScale)

@@ -13,7 +13,7 @@ from jaxvae.keys import check_key
 from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import mean_shape
 from jaxvae.models.vq_vae import VQVAE, quantizer_variables
-from jaxvae.objectives._apply import apply, networks_key
+from jaxvae.objectives._apply import apply, networks_key, refuse_missing
 from jaxvae.types import Array, Batch, Likelihood, Metrics, PRNGKey, PyTree, Quantized
 
 
@@ -65,6 +65,7 @@ def vq_vae_loss(
         raise ValueError(f"variance must be positive, got {variance}")
     weight_at("commitment_weight", commitment_weight, 0)
     check_key(key)
+    refuse_missing(batch, "vq_vae_loss")
     x, evaluating = batch["x"], in_evaluation()
     check_x(x)
     if not evaluating:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxvae import losses
 from jaxvae._checks import integers, weight_at
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
-from jaxvae.objectives._apply import apply, batch_keys, networks_key
+from jaxvae.objectives._apply import apply, batch_keys, networks_key, refuse_missing
 from jaxvae.objectives.elbo import total_rate
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
@@ -63,6 +63,8 @@ def semi_supervised_loss(
     labelled: Any = batch.get("labelled", batch)
     if "label" not in labelled:
         raise ValueError(f"batch['labelled'] needs x, label and index, got {', '.join(sorted(labelled))}")
+    for each in (batch, labelled):
+        refuse_missing(each, "semi_supervised_loss")
     alpha = weight_at("classification_weight", classification_weight, step)
     weight = weight_at("labelled_weight", labelled_weight, step)
     log_num_classes = math.log(model.num_classes)

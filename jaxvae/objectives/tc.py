@@ -18,7 +18,7 @@ from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.distributions import DiagGaussian, StandardNormal, rate
 from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import sample_latents
-from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key
+from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, observed_of
 from jaxvae.types import Array, Batch, LatentModel, Metrics, Prior, PRNGKey, PyTree, Schedule
 
 Estimator = Literal["stratified", "weighted"]
@@ -150,12 +150,16 @@ def tc_vae_loss(
       ValueError: x does not have the model's shape, a weight is negative or not a number, or as `rate_terms`.
     """
     inputs, run = model_inputs(batch), partial(apply, model, params, model_state, networks_key=networks_key(key, batch))
-    posterior, new_state = run(*inputs, method="encode")
+    observed = observed_of(batch, model, "encode")
+    posterior, new_state = run(*inputs, method="encode", **observed)
     needs_whole_batch("tc_vae_loss", instead="evaluate by vae_loss")
     latent, log_posterior = sample_latents(posterior, key=batch_keys(key, batch), num_samples=1)
     prior = model.apply(variables_of(params, model_state), *inputs[1:], method="latent_prior")
     log_likelihood, new_state = apply(
-        model, params, new_state, *inputs, latent, method="log_likelihood", networks_key=networks_key(key, batch)
+        *(model, params, new_state, *inputs, latent),
+        method="log_likelihood",
+        networks_key=networks_key(key, batch),
+        **observed,
     )
     terms = rate_terms(posterior, latent[0], num_examples=num_examples, estimator=estimator, prior=prior)
     distortion, kl = -log_likelihood.mean(), rate(posterior, prior, latent, log_posterior).sum(axis=-1).mean()
