@@ -17,11 +17,13 @@ from jaxvae.evaluation.diagnostics import (
 from jaxvae.evaluation.imputation import Imputed, impute
 from jaxvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from jaxvae.evaluation.map import map_batches
+from jaxvae.evaluation.probing import Probe, principal_components, probe
 
 __all__ = [
     "AggregatePosterior",
     "Imputed",
     "LogLikelihood",
+    "Probe",
     "active_latents",
     "active_units",
     "aggregate_posterior",
@@ -29,6 +31,8 @@ __all__ = [
     "kl_per_dimension",
     "log_likelihood",
     "map_batches",
+    "principal_components",
+    "probe",
     "sharpness_ratio",
 ]
 

@@ -15,6 +15,7 @@ from jaxvae.figures._charts import (
     kl_bars,
     learning_curves,
     metrics_by_beta,
+    probe_accuracy,
     rate_distortion,
 )
 from jaxvae.figures._codebooks import code_usage, codebook_health, index_maps
@@ -45,6 +46,7 @@ __all__ = [
     "manifold",
     "metrics_by_beta",
     "prior_grid",
+    "probe_accuracy",
     "rate_distortion",
     "reconstructions",
     "side_by_side",

@@ -192,6 +192,48 @@ def metrics_by_beta(
     return save(figure, path)
 
 
+def probe_accuracy(path: str | Path, probes: Sequence[Any], *, title: str | None = None) -> Path:
+    """What `jaxvae.evaluation.probe` returned: accuracy by the number of labels, a panel for each classifier.
+
+    A line goes through the means of each kind of features, a bar from the least to the largest accuracy of the draws.
+    """
+    if not probes:
+        raise ValueError("probes must hold one or more, as jaxvae.evaluation.probe returns them")
+    classifiers, names = (
+        list(dict.fromkeys(getattr(p, field) for p in probes)) for field in ("classifier", "features")
+    )
+    figure = new_figure(3.8 * len(classifiers), 3.4, layout="constrained")
+    panels = figure.subplots(1, len(classifiers), squeeze=False, sharey=True)[0]
+    for axes, classifier in zip(panels, classifiers, strict=True):
+        for i, name in enumerate(names):
+            found = sorted(
+                (
+                    (p.num_labels, np.asarray(p.accuracy))
+                    for p in probes
+                    if (p.classifier, p.features) == (classifier, name)
+                ),
+                key=lambda pair: pair[0],
+            )
+            counts, means = [count for count, _ in found], [values.mean() for _, values in found]
+            reach = [[m - values.min() for m, (_, values) in zip(means, found, strict=True)]]
+            reach += [[values.max() - m for m, (_, values) in zip(means, found, strict=True)]]
+            color = COLORS[i % len(COLORS)]
+            axes.errorbar(counts, means, reach, color=color, marker="o", markersize=4, linewidth=1.5, label=name)
+        axes.set_xscale("log")
+        kinds = sorted({p.num_labels for p in probes})
+        axes.set_xticks(kinds, [str(count) for count in kinds])
+        axes.minorticks_off()
+        axes.set(xlabel="labelled examples")
+        axes.set_title(classifier, fontsize=10, color=INK)
+        axes.grid(color="#e4e4e4", linewidth=0.7)
+        tidy(axes)
+    panels[0].set_ylabel("test accuracy")
+    panels[-1].legend(frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return save(figure, path)
+
+
 def factor_information(
     path: str | Path,
     information: ArrayLike,
