@@ -20,6 +20,7 @@ from jaxvae.data.feeds import (
 from jaxvae.data.files import folder, from_file
 from jaxvae.data.order import Order
 from jaxvae.data.sets import load
+from jaxvae.data.sources import from_source
 
 __all__ = [
     "READERS",
@@ -37,6 +38,7 @@ __all__ = [
     "folder",
     "from_arrays",
     "from_file",
+    "from_source",
     "load",
     "make_prepare",
     "quadrants",

@@ -41,7 +41,11 @@ def read(path: Path, *, size: tuple[int, int], fit: str, grey: bool) -> np.ndarr
     `fit` is as `jaxvae.data.folder` takes it.
     """
     with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)
+        return fitted(ImageOps.exif_transpose(opened), size=size, fit=fit, grey=grey)
+
+
+def fitted(picture: Image.Image, *, size: tuple[int, int], fit: str, grey: bool) -> np.ndarray:
+    """A picture that is open, as `read` makes it."""
     if picture.mode.startswith("I"):  # sixteen bits, which a conversion would cut off at 255
         picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:

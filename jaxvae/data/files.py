@@ -57,7 +57,7 @@ def folder(
         raise ValueError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}, got {fit!r}")
     if colour is not None and colour not in get_args(Colour):
         raise ValueError(f"colour must be 'grey' or 'rgb', got {colour!r}")
-    wanted, root = _size(size), Path(directory).expanduser().resolve()
+    wanted, root = picture_size(size), Path(directory).expanduser().resolve()
     broken: dict[Path, Exception] = {}
 
     def attempt(function: Callable[[Path], Any], path: Path) -> Any:
@@ -121,7 +121,8 @@ def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: 
     return from_arrays(path.stem, **arrays, domain=domain, levels=levels)
 
 
-def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+def picture_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """(height, width) of what `folder` takes for it; None where nothing is said."""
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
