@@ -38,7 +38,11 @@ class DamagedCheckpointError(ValueError):
 
 
 def seal(
-    state: PyTree, *, meta: Mapping[str, Any], best: tuple[int | None, float | None]
+    state: PyTree,
+    *,
+    meta: Mapping[str, Any],
+    best: tuple[int | None, float | None],
+    notes: Mapping[str, Any] | None = None,
 ) -> tuple[ocp.args.Composite, dict[str, Any]]:
     """What to give orbax to save: the arrays of a state, copied to the host, and their record; and the record."""
     leaves, paths = flatten(state), _paths(state)
@@ -48,6 +52,7 @@ def seal(
         "step": int(state.step),
         "meta": meta,
         "best": {"step": best[0], "value": best[1]},
+        "notes": dict(notes or {}),
         "environment": environment(),
         "arrays": {
             name: {

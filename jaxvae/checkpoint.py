@@ -61,6 +61,7 @@ class Checkpointer:
     Attributes:
       latest_step: the newest sound checkpoint, or None. A save counts once `wait` or the next save returns.
       best_step, best_value: the checkpoint with the smallest finite value, and that value in nats, or None.
+      notes: what was saved beside the state of the latest step.
       saved_meta: what `meta` was when the newest checkpoint found in the directory was saved, or None.
 
     Raises:
@@ -83,6 +84,7 @@ class Checkpointer:
         self.latest_step: int | None = None
         self.best_step: int | None = None
         self.best_value: float | None = None
+        self.notes: dict[str, Any] = {}
         self.saved_meta: dict[str, Any] | None = None
         if _steps(self.directory):
             step, record = _newest_sound(self.directory, read_record)
@@ -95,8 +97,10 @@ class Checkpointer:
         self._empty_trash()
         self._manager = orbax_manager(self.directory, self._policy)
 
-    def save(self, state: PyTree, *, value: float | None = None) -> None:
+    def save(self, state: PyTree, *, value: float | None = None, notes: Mapping[str, Any] | None = None) -> None:
         """Save a state under its own `step`; the smallest finite `value` so far marks the best one.
+
+        `notes`, as JSON, are kept beside it: what a run must remember that is in no state.
 
         Copies the arrays to the host and writes them in the background, so the state may be donated at once.
         What fails in the background raises from the next `save`, `wait` or `close`.
@@ -115,7 +119,7 @@ class Checkpointer:
         best_step, best_value = self.best_step, self.best_value
         if value is not None and math.isfinite(value) and (best_value is None or value < best_value):
             best_step, best_value = step, float(value)
-        args, record = seal(state, meta=self._meta, best=(best_step, best_value))
+        args, record = seal(state, meta=self._meta, best=(best_step, best_value), notes=notes)
         self._policy.best = best_step
         with self._writing():
             if self._writes:
@@ -220,7 +224,7 @@ class Checkpointer:
 
     def _adopt(self, step: int, record: Mapping[str, Any]) -> None:
         """Make `step` the latest, and the best that it recorded the best, if that is still there."""
-        self.latest_step = step
+        self.latest_step, self.notes = step, record.get("notes", {})  # which older checkpoints lack
         best = record["best"]
         found = best["step"] in _steps(self.directory)
         self.best_step, self.best_value = (best["step"], best["value"]) if found else (None, None)

@@ -188,7 +188,10 @@ class Feed(Protocol):
 class Checkpointer(Protocol):
     """Where `fit` puts states that must survive it."""
 
-    latest_step: int | None  # the newest checkpoint that is known to be sound
+    @property
+    def latest_step(self) -> int | None:
+        """The newest checkpoint that is known to be sound."""
+        ...
 
     def save(self, state: PyTree, *, value: float | None = None) -> None:
         """Save a state; the smallest finite `value` so far marks the best one."""

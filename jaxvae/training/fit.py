@@ -4,8 +4,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ class Progress(NamedTuple):
       evaluation: what `evaluate` returned, where this step was evaluated.
       examples_per_second: of training alone, since the first program, whose time is mostly compilation.
       seconds_left: estimated from that rate.
+      by_step: what `train` are the means of, name -> [n], one for each step since the last evaluation.
     """
 
     step: int
@@ -40,6 +42,19 @@ class Progress(NamedTuple):
     evaluation: dict[str, float] | None
     examples_per_second: float
     seconds_left: float
+    by_step: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+class Earlier(NamedTuple):
+    """What a resumed run needs to know of the steps before its state, beside the state.
+
+    Attributes:
+      by_step: `Progress.by_step` at the state's step, or nothing where it was evaluated.
+      values: what the evaluations so far have found for `monitor`, oldest first.
+    """
+
+    by_step: Mapping[str, np.ndarray] = MappingProxyType({})
+    values: Sequence[float] = ()
 
 
 class FitResult(NamedTuple):
@@ -71,6 +86,7 @@ def fit(
     report: Callable[[Progress], object] | None = None,
     monitor: str | None = None,
     patience: int | None = None,
+    earlier: Earlier | None = None,
 ) -> FitResult:
     """Train from `state.step` to `feed.total_steps`.
 
@@ -95,7 +111,8 @@ def fit(
       monitor: the evaluated metric whose smallest value marks the best checkpoint. None where the evaluation looks at
         test data, which must select nothing.
       patience: stop after this many evaluations without a new best `monitor`; None never does. A tie is not a new best,
-        nor is NaN. Counted from where this call began.
+        nor is NaN. Counted from where this call began, unless `earlier` has the values before it.
+      earlier: of a run that is resumed, so that its reports and its end are those of one that was never interrupted.
 
     Raises:
       NonFiniteError: the loss, its gradient or the update was not finite; the frozen state is saved apart from the
@@ -107,10 +124,12 @@ def fit(
     evaluate_every = evaluate_every or feed.steps_per_epoch
     total = feed.total_steps
     step = int(state.step)
-    stopped = None
+    earlier = Earlier() if earlier is None else earlier
     progress_made = _ProgressMade(patience)
+    ended = [progress_made.ended_by(value) for value in earlier.values]
+    stopped = "early stopping" if any(ended) else None
     clock = _Clock(feed)
-    history: list[dict[str, np.ndarray]] = []
+    history: list[Mapping[str, np.ndarray]] = [earlier.by_step] if earlier.by_step else []
 
     with _stop_signal() as signals:
         count = clock.next_count(step, evaluate_every)
@@ -185,11 +204,12 @@ def _evaluate(
 
 
 def _progress(
-    step: int, feed: Feed, history: list[dict[str, np.ndarray]], evaluation: dict[str, float] | None, rate: float
+    step: int, feed: Feed, history: list[Mapping[str, np.ndarray]], evaluation: dict[str, float] | None, rate: float
 ) -> Progress:
-    train = {name: float(np.concatenate([m[name] for m in history]).mean()) for name in history[0]}
+    by_step = {name: np.concatenate([m[name] for m in history]) for name in history[0]}
+    train = {name: float(values.mean()) for name, values in by_step.items()}
     left = (feed.total_steps - step) * feed.batch_size / rate
-    return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left)
+    return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left, by_step)
 
 
 class _ProgressMade:
