@@ -24,7 +24,7 @@ from rich.table import Table
 import jaxvae
 from experiments.command import RunConfig, complain, console, file_errors, user_errors
 from jaxvae import data
-from jaxvae.checkpoint import Checkpointer, check_settings
+from jaxvae._directory import RunDirectory, write_whole
 from jaxvae.keys import seed_key
 from jaxvae.progress import ProgressBar
 from jaxvae.training.epoch import TrainEpoch
@@ -69,51 +69,40 @@ class Run:
         self._experiment = experiment
         self.directory = _directory(experiment, config)
         self.settings = json.loads(json.dumps({**dataclasses.asdict(config), **derived}, default=str))
-        config_file = self.directory / "config.json"
-        if config_file.exists():
-            if not config.resume:
-                raise FileExistsError(
-                    f"{self.directory} holds a run already; continue it with --resume or choose another --out"
-                )
-            saved = json.loads(config_file.read_text())
-            check_settings(saved, self.settings, may_change=MAY_CHANGE_ON_RESUME)
-        elif config.resume:
+        self._files = RunDirectory(
+            self.directory,
+            self.settings,
+            resume=config.resume,
+            may_change=MAY_CHANGE_ON_RESUME,
+            way_out="continue it with --resume or choose another --out",
+        )
+        self.checkpointer = self._files.checkpointer
+        if config.resume and not self._files.resumed:
             console.print(f"nothing to resume in {self.directory}: starting afresh")
-        multihost_utils.sync_global_devices("all have seen what the directory holds")
-        self.checkpointer = Checkpointer(self.directory / "checkpoints", meta={"config": self.settings})
-        _write(config_file, json.dumps(self.settings, indent=2) + "\n")
-        self._metrics_file = self.directory / "metrics.jsonl"
         console.print(f"run directory: {self.directory}", highlight=False)
 
     def restore(self, state: jaxvae.TrainState) -> jaxvae.TrainState:
         """The newest sound checkpoint, or `state` itself where there is none; forgets later lines of metrics.jsonl."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            state = self._files.restore(state)
+        for warning in caught:
+            complain("warning", warning.message)
         if self.checkpointer.latest_step is not None:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                state = self.checkpointer.restore(state)
-            for warning in caught:
-                complain("warning", warning.message)
             console.print(f"resumed at step {int(state.step)}")
-        kept = [record for record in self.records() if record["step"] <= int(state.step)]
-        _write(self._metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
         return state
 
     def best(self, state: jaxvae.TrainState) -> jaxvae.TrainState:
         """The checkpoint with the smallest monitored value; `state` itself where none was finite."""
-        step = self.checkpointer.best_step
-        if step is None:
+        best = self._files.best(state)
+        if best is None:
             return state
-        console.print(f"best step: {step} ({self.checkpointer.best_value:.3f})", highlight=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `restore` has said what has changed since
-            return self.checkpointer.restore(state, step=step)
+        console.print(f"best step: {int(best.step)} ({self.checkpointer.best_value:.3f})", highlight=False)
+        return best
 
     def records(self) -> list[dict[str, Any]]:
         """The evaluations so far. A line that a kill cut short is dropped."""
-        if not self._metrics_file.exists():
-            return []
-        lines = self._metrics_file.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return self._files.records()
 
     def train(
         self,
@@ -179,7 +168,7 @@ class Run:
     def _report(self, bar: ProgressBar, split: str, progress: Progress) -> None:
         """Move the bar; where there was an evaluation, add its line to metrics.jsonl."""
         bar(progress)
-        if progress.evaluation is None or jax.process_index() > 0:
+        if progress.evaluation is None:
             return
         record = {
             "step": progress.step,
@@ -188,8 +177,7 @@ class Run:
             split: progress.evaluation,
             "examples_per_second": progress.examples_per_second,
         }
-        with self._metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._files.append(record)
 
     def _leave(self, result: FitResult) -> None:
         """Say how to continue a run that a signal stopped, and exit."""
@@ -212,7 +200,7 @@ class Run:
         records = self.records()
         speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}
         result = {**speed, **result, "seconds": time.perf_counter() - self._began}
-        _write(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        write_whole(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         pictures = save_pictures()
         multihost_utils.sync_global_devices("the run is finished")
         table = Table("test", "", title=self.settings["preset"])
@@ -297,12 +285,3 @@ def _directory(experiment: str, config: RunConfig) -> Path:
         raise NotADirectoryError(f"--out {directory} is a file; choose a directory")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, so that a kill never leaves half a file; by the first process."""
-    if jax.process_index() > 0:
-        return
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text)
-    scratch.replace(path)

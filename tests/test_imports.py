@@ -65,9 +65,13 @@ STREETS = {
         *("jax", "numpy", "jaxvae.data", "jaxvae.evaluation", "jaxvae.models", "jaxvae._run"),
         *("jaxvae.objectives", "jaxvae.training", *SHARED),
     },
+    "jaxvae._directory": {"jax", "jaxvae.checkpoint", "jaxvae.training"},
+    "jaxvae._watch": {
+        *("jax", "numpy", "jaxvae.data", "jaxvae.training", "jaxvae._directory", "jaxvae._run", *SHARED),
+    },
     "jaxvae.run": {
         *("jax", "numpy", "optax", "jaxvae.data", "jaxvae.distributions", "jaxvae.models", "jaxvae._run"),
-        *("jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),
+        *("jaxvae._directory", "jaxvae._watch", "jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),
     },
     "jaxvae": {"jaxvae"},
 }

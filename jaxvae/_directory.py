@@ -1,0 +1,103 @@
+"""A run's directory, from its first step to its last: settings, metrics and checkpoints, new or resumed."""
+
+import json
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxvae.checkpoint import Checkpointer, check_settings
+from jaxvae.training.state import TrainState
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+
+
+class RunDirectory:
+    """`config.json`, `metrics.jsonl` (one object per evaluation) and `checkpoints/`.
+
+    In a distributed run every process makes one of the same directory; the first writes.
+
+    Args:
+      path: absolute; made if it does not exist.
+      settings: as JSON; kept in config.json and with every checkpoint.
+      resume: whether the directory may hold a run.
+      may_change: the settings that a resumed run may have other values of.
+      way_out: what the caller can do where there is a run and `resume` is false.
+
+    Attributes:
+      path: as given.
+      resumed: whether there was a run.
+      checkpointer: saves to checkpoints/.
+
+    Raises:
+      FileExistsError: the directory holds a run and `resume` is false.
+      NotADirectoryError: it is a file.
+      ValueError: it holds a run with other settings, each of which is listed, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        may_change: Collection[str] = (),
+        way_out: str,
+    ) -> None:
+        self.path = path
+        config_file = path / CONFIG
+        self.resumed = config_file.exists()
+        if self.resumed:
+            if not resume:
+                raise FileExistsError(f"{path} holds a run already; {way_out}")
+            check_settings(json.loads(config_file.read_text()), settings, may_change=may_change)
+        multihost_utils.sync_global_devices("all have seen what the directory holds")
+        self.checkpointer = Checkpointer(path / CHECKPOINTS, meta={"config": settings})
+        write_whole(config_file, json.dumps(settings, indent=2) + "\n")
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest sound checkpoint, or `state` itself where there is none; forgets later lines of metrics.jsonl."""
+        if self.checkpointer.latest_step is not None:
+            state = self.checkpointer.restore(state)
+        kept = [record for record in self.records() if record["step"] <= int(state.step)]
+        write_whole(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        return state
+
+    def best(self, state: TrainState) -> TrainState | None:
+        """The checkpoint with the smallest monitored value, like `state`; None where there is none."""
+        step = self.checkpointer.best_step
+        if step is None:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `restore` has said what has changed since
+            return self.checkpointer.restore(state, step=step)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far. One that a kill cut short is dropped."""
+        if not (self.path / METRICS).exists():
+            return []
+        lines = (self.path / METRICS).read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl; by the first process."""
+        if jax.process_index() == 0:
+            with (self.path / METRICS).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.checkpointer.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All of it or nothing, so that a kill never leaves half a file; by the first process."""
+    if jax.process_index() == 0:
+        scratch = path.with_name(f".{path.name}")
+        scratch.write_text(text)
+        scratch.replace(path)
