@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -170,25 +171,7 @@ class Run:
         out = Path(directory).expanduser().resolve()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out} holds something already: choose another directory")
-        arrays = {"params": self.params, "model_state": self.model_state}
-        leaves, structure = jax.tree.flatten(jax.device_get(arrays))
-        record = {
-            "model": self.model,
-            "objective": self.objective,
-            "dataset": self.dataset,
-            "structure": jax.tree.unflatten(structure, range(len(leaves))),
-            "dtypes": [str(np.asarray(leaf).dtype) for leaf in leaves],
-            "step": self.step,
-            "stopped": self.stopped,
-        }
-        try:
-            pickled = pickle.dumps(record)
-        except Exception as error:
-            raise TypeError(f"the model or its objective does not pickle, so it cannot be saved: {error}") from error
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / "arrays.npz", *map(_plain, leaves))
-        (out / "history.json").write_text(json.dumps(self.history, indent=1) + "\n")
-        (out / "run.pickle").write_bytes(pickled)  # last: a directory with it is whole
+        write(self, out)
         return out
 
     def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
@@ -238,6 +221,43 @@ def load(directory: str | Path) -> Run:
         record["step"],
         record["stopped"],
     )
+
+
+def write(run: Run, out: Path) -> None:
+    """Write a run to a directory, over one that is there only once all of this one is on disk."""
+    arrays = {"params": run.params, "model_state": run.model_state}
+    leaves, structure = jax.tree.flatten(jax.device_get(arrays))
+    record = {
+        "model": run.model,
+        "objective": run.objective,
+        "dataset": run.dataset,
+        "structure": jax.tree.unflatten(structure, range(len(leaves))),
+        "dtypes": [str(np.asarray(leaf).dtype) for leaf in leaves],
+        "step": run.step,
+        "stopped": run.stopped,
+    }
+    pickled = _pickled(record)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
+        new = Path(scratch)
+        np.savez(new / "arrays.npz", *map(_plain, leaves))
+        (new / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
+        (new / "run.pickle").write_bytes(pickled)
+        (out / "run.pickle").unlink(missing_ok=True)
+        for name in ("arrays.npz", "history.json", "run.pickle"):  # last: a directory with it is whole
+            (new / name).replace(out / name)
+
+
+def check_pickles(model: Any, objective: LossFn, dataset: data.Dataset) -> None:
+    """Raise `TypeError` where a run of these could not be saved."""
+    _pickled({"model": model, "objective": objective, "dataset": dataset})
+
+
+def _pickled(record: dict[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(record)
+    except Exception as error:
+        raise TypeError(f"the model or its objective does not pickle, so it cannot be saved: {error}") from error
 
 
 class _Evaluated(NamedTuple):

@@ -9,10 +9,13 @@ The parts that `train` puts together, `make_train_step`, `make_train_epoch` and 
 loop.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +23,22 @@ import numpy as np
 import optax
 
 from jaxvae import data
-from jaxvae._run import Run, evaluation_feed, load, with_condition
+from jaxvae._run import Run, check_pickles, load, with_condition, write
+from jaxvae._watch import MONITORED, Watch
 from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli
 from jaxvae.keys import seed_key
 from jaxvae.models import CVAE, VQVAE, Autoencoder, SemiSupervisedVAE
 from jaxvae.models.vq_vae import unit_gaussian
 from jaxvae.objectives import autoencoder_loss, cvae_loss, vae_loss, vq_vae_loss
-from jaxvae.training.epoch import make_evaluate, make_train_epoch
+from jaxvae.training.epoch import make_train_epoch
 from jaxvae.training.fit import Progress, fit
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import make_eval_step, make_train_step
-from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
+from jaxvae.types import Batch, LossFn, PRNGKey, PyTree
+
+if TYPE_CHECKING:  # it needs orbax, and most runs have no directory
+    from jaxvae._directory import RunDirectory
 
 __all__ = ["Run", "load", "train"]
 
@@ -52,6 +59,8 @@ def train(
     batch_size: int | None = None,
     validation: float | int | data.Dataset = 0.1,
     patience: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     report: Callable[[Progress], bool | None] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -71,14 +80,26 @@ def train(
       validation: the examples that training is measured on after every epoch: a share of the data set, a number of
         examples, or a set of its own. 0: none, and the last state is returned.
       patience: stop after so many epochs that brought no better value.
+      out: a directory for the run, new or empty. After every epoch, and where the run is stopped, its state is saved in
+        `checkpoints/`, and the evaluation is a line of `metrics.jsonl`; in the end the run is saved as `Run.save` does,
+        for `jaxvae.load(out)`. This needs orbax-checkpoint (`pip install 'jaxvae[experiments]'`).
+      resume: continue the run in `out` from its newest checkpoint, where there is one, as if it had never been
+        interrupted: parameters, history and the best state are the same to the bit on the same machine. The epochs may
+        be more than they were, and `patience`, `report` and `progress` others; so may numbers within the optimiser,
+        such as its learning rate, which no checkpoint knows.
       report: called with a `jaxvae.training.fit.Progress` about twice a second; true ends the run.
       progress: whether to show a bar, or lines where the output is no terminal and no notebook.
 
     Raises:
       TypeError: there is no objective for such a model, or something plugged in is refused.
-      ValueError: the data do not fit the model or its likelihood, or a number is out of range.
+      ValueError: the data do not fit the model or its likelihood, a number is out of range, or the run in `out` had
+        other settings, each of which is named.
+      FileExistsError: `out` holds a run and `resume` is false, or holds something else.
+      NotADirectoryError: `out` is a file.
+      OSError: a checkpoint cannot be written; the one before it is left.
       NonFiniteError: the loss, its gradient or the update was not finite.
     """
+    place = _place(out, resume)
     dataset = with_condition(model, dataset)
     _check_likelihood(model, dataset)
     training, held = _split(dataset, validation, seed)
@@ -93,57 +114,83 @@ def train(
     train_epoch = make_train_epoch(make_train_step(objective, optimizer, prepare=training.prepare))
     large = training.x.nbytes > data.STREAM_ABOVE_BYTES
     feed: Any = data.Streamed(training, order) if large else data.Resident(training, order)
-    watch = _Watch(_evaluated(model, objective, state, training), held, seed, report)
-    with _shown(progress) as show:
+    evaluated = _evaluated(model, objective, state, training)
+    kept = training.take(slice(SEEDING_EXAMPLES))
+    settings = {"seed": seed, "epochs": epochs, "batch_size": size, **_description(training)}
+    settings |= {"model": _described(model), "loss": _described(loss), "validation": _described(validation)}
+    if place is not None:
+        check_pickles(model, evaluated, kept)  # now, and not after hours
+    with _opened(place, settings, resume) as files, _shown(progress) as show:
+        watch = Watch(evaluated, held, seed, report, files)
+        state, earlier = watch.resume(state)
+        if watch.step > order.total_steps:
+            raise ValueError(f"the run in {place} is at step {watch.step}, epochs={epochs} end at {order.total_steps}")
         reached = fit(
             state,
             train_epoch,
             feed,
             evaluate=None if held is None else watch.evaluate,
+            checkpointer=None if files is None else watch,
             report=partial(watch.report, show),
-            monitor=None if held is None else "loss",
+            monitor=None if held is None else MONITORED,
             patience=patience,
+            earlier=earlier,
         )
     params, model_state, step = watch.best or (reached.state.params, reached.state.model_state, reached.state.step)
-    kept = training.take(slice(SEEDING_EXAMPLES))
-    return Run(model, params, model_state, watch.objective, kept, watch.history, int(step), reached.stopped)
+    run = Run(model, params, model_state, evaluated, kept, watch.history, int(step), reached.stopped)
+    if place is not None:
+        write(run, place)
+    return run
 
 
-class _Watch:
-    """What happens beside training: evaluations, their history, the best state so far."""
+def _place(out: str | Path | None, resume: bool) -> Path | None:
+    """The directory of the run, absolute, or None; raises where a run can neither begin nor go on there."""
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs the directory of the run that goes on: pass out=")
+        return None
+    place = Path(out).expanduser().resolve()
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"out {place} is a file: choose a directory")
+    # A kill may have left the beginnings of a run: hidden files, and the folder of its checkpoints.
+    others = [entry.name for entry in place.glob("[!.]*") if entry.name != "checkpoints"]
+    if others and "config.json" not in others:
+        raise FileExistsError(f"{place} holds something already, such as {others[0]}: choose another directory")
+    return place
 
-    def __init__(
-        self,
-        objective: LossFn,
-        held: data.Dataset | None,
-        seed: int,
-        report: Callable[[Progress], bool | None] | None,
-    ) -> None:
-        self.objective, self._report = objective, report
-        self.history: list[dict[str, Any]] = []
-        self.best: tuple[PyTree, PyTree, Array] | None = None
-        self._smallest = np.inf
-        if held is not None:
-            self._feed = evaluation_feed(held)
-            self._key = jax.random.fold_in(seed_key(seed), 0)  # not that of the steps, nor of the parameters
-            self._evaluate = make_evaluate(make_eval_step(objective, prepare=held.prepare))
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """The objective's metrics on the validation set; keeps the state where it is the best so far."""
-        measured = {name: float(value) for name, value in self._evaluate(state, *self._feed, key=self._key).items()}
-        if measured["loss"] < self._smallest:
-            self._smallest = measured["loss"]
-            self.best = jax.tree.map(jnp.copy, (state.params, state.model_state, state.step))
-        return measured
+@contextmanager
+def _opened(place: Path | None, settings: dict[str, Any], resume: bool) -> Iterator["RunDirectory | None"]:
+    """The run's directory, whose checkpoints are all written when this ends; None where there is none."""
+    if place is None:
+        yield None
+        return
+    from jaxvae._directory import RunDirectory
 
-    def report(self, show: Callable[[Progress], None], progress: Progress) -> bool | None:
-        """Add to the history, show the progress, and ask the caller's function whether to stop."""
-        if progress.evaluation is not None or progress.step == progress.total_steps:
-            record = {"step": progress.step, "epoch": progress.epoch, "train": progress.train}
-            known = {} if progress.evaluation is None else {"validation": progress.evaluation}
-            self.history.append(record | known)
-        show(progress)
-        return None if self._report is None else self._report(progress)
+    way_out = "continue it with resume=True or choose another out="
+    with RunDirectory(place, settings, resume=resume, may_change={"epochs"}, way_out=way_out) as files:
+        yield files
+
+
+def _description(dataset: data.Dataset) -> dict[str, Any]:
+    """What tells a data set from others, without reading all of it."""
+    first = hashlib.sha256()
+    for values in dataset.take(slice(SEEDING_EXAMPLES)).arrays.values():
+        first.update(np.ascontiguousarray(values).tobytes())
+    return {
+        "num_examples": len(dataset),
+        "arrays": {name: f"{values.dtype}{list(values.shape[1:])}" for name, values in dataset.arrays.items()},
+        "domain": _described(dataset.domain),
+        "prepare": _described(dataset.prepare),
+        "sha256 of the first examples": first.hexdigest(),
+    }
+
+
+def _described(part: Any) -> str:
+    """A part in words that are the same in every process: without its address in memory."""
+    if isinstance(part, data.Dataset):
+        return str(_description(part))
+    return " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part)).split())
 
 
 def _default_objective(model: Any, dataset: data.Dataset) -> LossFn:

@@ -1,0 +1,129 @@
+"""What happens beside a training: evaluations, their history, the best state, and what a resumed run goes on from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvae import data
+from jaxvae._run import evaluation_feed
+from jaxvae.keys import seed_key
+from jaxvae.training.epoch import make_evaluate
+from jaxvae.training.fit import Earlier, Progress
+from jaxvae.training.state import TrainState
+from jaxvae.training.step import make_eval_step
+from jaxvae.types import Array, LossFn, PyTree
+
+if TYPE_CHECKING:  # it needs orbax, and most runs have no directory
+    from jaxvae._directory import RunDirectory
+
+MONITORED = "loss"
+
+
+class Watch:
+    """Looks at a run while it trains.
+
+    Attributes:
+      objective: the mean over examples that it is evaluated by.
+      history: one dictionary for each evaluation.
+      best: the parameters, model state and step of the best one, or None.
+      step: the last one that was reported.
+    """
+
+    def __init__(
+        self,
+        objective: LossFn,
+        held: data.Dataset | None,
+        seed: int,
+        report: Callable[[Progress], bool | None] | None,
+        files: "RunDirectory | None",
+    ) -> None:
+        self.objective, self._report, self._files = objective, report, files
+        self.history: list[dict[str, Any]] = []
+        self.best: tuple[PyTree, PyTree, Array] | None = None
+        self.step = 0
+        self._by_step: dict[str, Any] = {}
+        self._smallest = np.inf
+        if held is not None:
+            self._feed = evaluation_feed(held)
+            self._key = jax.random.fold_in(seed_key(seed), 0)  # not that of the steps, nor of the parameters
+            self._evaluate = make_evaluate(make_eval_step(objective, prepare=held.prepare))
+
+    def resume(self, state: TrainState) -> tuple[TrainState, Earlier]:
+        """Where the run in the directory ended, and what is known of the steps before; `state` where there is none."""
+        if self._files is None:
+            return state, Earlier()
+        fresh, state = state, self._files.restore(state)
+        self.step, self.history = int(state.step), self._files.records()
+        best, smallest = self._files.best(fresh), self._files.checkpointer.best_value
+        if best is not None and smallest is not None:
+            self._keep(best, smallest)
+        self._by_step = self._files.checkpointer.notes.get("by_step", {}) if self.step else {}
+        by_step = {name: np.asarray(one["values"], one["dtype"]) for name, one in self._by_step.items()}
+        values = [record["validation"][MONITORED] for record in self.history if "validation" in record]
+        return state, Earlier(by_step, values)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """The objective's metrics on the validation set; keeps the state where it is the best so far."""
+        measured = {name: float(value) for name, value in self._evaluate(state, *self._feed, key=self._key).items()}
+        if measured[MONITORED] < self._smallest:
+            self._keep(state, measured[MONITORED])
+        return measured
+
+    def _keep(self, state: TrainState, value: float) -> None:
+        self._smallest = value
+        self.best = jax.tree.map(jnp.copy, (state.params, state.model_state, state.step))
+
+    def report(self, show: Callable[[Progress], None], progress: Progress) -> bool | None:
+        """Add to the history, show the progress, and ask the caller's function whether to stop."""
+        ended = progress.step == progress.total_steps
+        if progress.evaluation is not None or ended:
+            record = {"step": progress.step, "epoch": progress.epoch, "train": progress.train}
+            known = {} if progress.evaluation is None else {"validation": progress.evaluation}
+            self.history.append(record | known)
+            if self._files is not None:
+                self._files.append(self.history[-1])
+        self.step = progress.step
+        within_epoch = progress.epoch % 1 != 0
+        self._by_step = {}
+        if self._files is not None and within_epoch:
+            self._by_step = {
+                name: {"dtype": values.dtype.name, "values": values.tolist()}
+                for name, values in progress.by_step.items()
+            }
+        show(progress)
+        return None if self._report is None else self._report(progress)
+
+    # What `fit` saves by: the checkpoints of the directory, each with what the steps since the last evaluation gave.
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest checkpoint that is known to be sound."""
+        return self._checkpoints.latest_step
+
+    def save(self, state: TrainState, *, value: float | None = None) -> None:
+        """Save a state that was reported.
+
+        Raises:
+          RuntimeError: it was not: something failed between a step and its evaluation, which a run resumed from here
+            would lack. The checkpoint before it leads there again.
+        """
+        if int(state.step) != self.step:
+            raise RuntimeError("it was not evaluated yet; resume from the checkpoint before it")
+        self._checkpoints.save(state, value=value, notes={"by_step": self._by_step})
+
+    def save_failed(self, state: TrainState) -> Path:
+        """Save a state that stopped at a non-finite step apart from the others."""
+        return self._checkpoints.save_failed(state)
+
+    def wait(self) -> None:
+        """Return when everything saved so far is on disk."""
+        self._checkpoints.wait()
+
+    @property
+    def _checkpoints(self) -> Any:
+        assert self._files is not None
+        return self._files.checkpointer
