@@ -13,6 +13,7 @@ from jaxvae._run import evaluation_feed
 from jaxvae.keys import seed_key
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.fit import Earlier, Progress
+from jaxvae.training.optimizers import evaluation_params
 from jaxvae.training.state import TrainState
 from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, LossFn, PyTree
@@ -29,7 +30,7 @@ class Watch:
     Attributes:
       objective: the mean over examples that it is evaluated by.
       history: one dictionary for each evaluation.
-      best: the parameters, model state and step of the best one, or None.
+      best: the parameters to keep, model state and step of the best one, or None.
       step: the last one that was reported.
     """
 
@@ -68,14 +69,16 @@ class Watch:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """The objective's metrics on the validation set; keeps the state where it is the best so far."""
-        measured = {name: float(value) for name, value in self._evaluate(state, *self._feed, key=self._key).items()}
+        looked_at = state.replace(params=evaluation_params(state))
+        means = self._evaluate(looked_at, *self._feed, key=self._key)
+        measured = {name: float(value) for name, value in means.items()}
         if measured[MONITORED] < self._smallest:
             self._keep(state, measured[MONITORED])
         return measured
 
     def _keep(self, state: TrainState, value: float) -> None:
         self._smallest = value
-        self.best = jax.tree.map(jnp.copy, (state.params, state.model_state, state.step))
+        self.best = jax.tree.map(jnp.copy, (evaluation_params(state), state.model_state, state.step))
 
     def report(self, show: Callable[[Progress], None], progress: Progress) -> bool | None:
         """Add to the history, show the progress, and ask the caller's function whether to stop."""

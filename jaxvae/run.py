@@ -33,6 +33,7 @@ from jaxvae.models.vq_vae import unit_gaussian
 from jaxvae.objectives import autoencoder_loss, cvae_loss, vae_loss, vq_vae_loss
 from jaxvae.training.epoch import make_train_epoch
 from jaxvae.training.fit import Progress, fit
+from jaxvae.training.optimizers import evaluation_params, with_ema
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import make_eval_step, make_train_step
 from jaxvae.types import Batch, LossFn, PRNGKey, PyTree
@@ -56,6 +57,7 @@ def train(
     seed: int = 0,
     loss: Callable[..., Any] | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    ema: float | None = None,
     batch_size: int | None = None,
     validation: float | int | data.Dataset = 0.1,
     patience: int | None = None,
@@ -75,7 +77,11 @@ def train(
       loss: `loss(model, params, model_state, batch, *, key, step)`, such as `jaxvae.iwae_loss` or
         `functools.partial(jaxvae.beta_vae_loss, beta=4.0)`. Unless given, that of the model: `vae_loss`, `cvae_loss`,
         `autoencoder_loss` or `vq_vae_loss`.
-      optimizer: of optax; Adam with a learning rate of 1e-3 unless given.
+      optimizer: of optax; Adam with a learning rate of 1e-3 unless given. Of `optax.contrib.schedule_free` its
+        averages are evaluated and returned, `schedule_free_eval_params`.
+      ema: the decay, such as 0.999, of an exponential moving average of the parameters over the steps, which is then
+        evaluated and returned in their place (`jaxvae.training.with_ema`); it changes nothing of how they are trained.
+        What networks and quantisers keep, such as batch statistics and codes, is not averaged.
       batch_size: 128 unless given, or all examples where they are fewer.
       validation: the examples that training is measured on after every epoch: a share of the data set, a number of
         examples, or a set of its own. 0: none, and the last state is returned.
@@ -109,6 +115,7 @@ def train(
     first = training.prepared(SEEDING_EXAMPLES, key=seed_key(0))
     objective = _default_objective(model, training) if loss is None else partial(loss, model)
     optimizer = optax.adam(LEARNING_RATE) if optimizer is None else optimizer
+    optimizer = optimizer if ema is None else with_ema(optimizer, ema)
 
     state = init_train_state(partial(_initial, model, first), optimizer, key=seed_key(seed))
     train_epoch = make_train_epoch(make_train_step(objective, optimizer, prepare=training.prepare))
@@ -116,7 +123,7 @@ def train(
     feed: Any = data.Streamed(training, order) if large else data.Resident(training, order)
     evaluated = _evaluated(model, objective, state, training)
     kept = training.take(slice(SEEDING_EXAMPLES))
-    settings = {"seed": seed, "epochs": epochs, "batch_size": size, **_description(training)}
+    settings = {"seed": seed, "epochs": epochs, "batch_size": size, "ema": ema, **_description(training)}
     settings |= {"model": _described(model), "loss": _described(loss), "validation": _described(validation)}
     if place is not None:
         check_pickles(model, evaluated, kept)  # now, and not after hours
@@ -136,7 +143,8 @@ def train(
             patience=patience,
             earlier=earlier,
         )
-    params, model_state, step = watch.best or (reached.state.params, reached.state.model_state, reached.state.step)
+    last = reached.state
+    params, model_state, step = watch.best or (evaluation_params(last), last.model_state, last.step)
     run = Run(model, params, model_state, evaluated, kept, watch.history, int(step), reached.stopped)
     if place is not None:
         write(run, place)

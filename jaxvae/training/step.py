@@ -1,6 +1,5 @@
 """One training step and one evaluation step: pure functions, not yet compiled."""
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import optax
 from jaxvae._whole_batch import each_example, on_share
 from jaxvae.keys import check_key
 from jaxvae.training._pickle import PicklesByParts
+from jaxvae.training.optimizers import accepted
 from jaxvae.training.state import TrainState
 from jaxvae.types import Array, Batch, LossFn, Metrics, Prepare, PRNGKey, PyTree
 
@@ -166,10 +166,7 @@ class _TrainStep(PicklesByParts):
                 )
             return loss_fn(params, state.model_state)[0]
 
-        extra = {"value": loss, "grad": grads, "value_fn": value_fn}
-        wanted = inspect.signature(self.optimizer.update).parameters
-        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in wanted.values()):
-            extra = {name: value for name, value in extra.items() if name in wanted}
+        extra = accepted(self.optimizer.update, {"value": loss, "grad": grads, "value_fn": value_fn})
         try:
             return self.optimizer.update(grads, state.opt_state, state.params, **extra)
         except TypeError as error:
