@@ -28,6 +28,7 @@ from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
 EVALUATION_BATCH = 256
+WEIGHTS = "weights.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,7 +163,10 @@ class Run:
         """Write the run to a directory, which `jaxvae.load` reads; returns its absolute path.
 
         `arrays.npz` holds parameters and state, `run.pickle` the model and how its data is prepared, `history.json` the
-        evaluations.
+        evaluations. Where the package safetensors is installed, `weights.safetensors` holds the arrays for other
+        programs, which read it without running code from it: parameters by their path in `run.params`, such as
+        "params/encoder/Dense_0/kernel", and the rest by "model_state/" and the path in `run.model_state`, such as
+        "model_state/batch_stats/encoder/BatchNorm_0/mean"; types are kept, bfloat16 too. `load` does not read it.
 
         Raises:
           FileExistsError: the directory holds something already.
@@ -243,9 +247,27 @@ def write(run: Run, out: Path) -> None:
         np.savez(new / "arrays.npz", *map(_plain, leaves))
         (new / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
         (new / "run.pickle").write_bytes(pickled)
+        _write_safetensors(run, new / WEIGHTS)
         (out / "run.pickle").unlink(missing_ok=True)
-        for name in ("arrays.npz", "history.json", "run.pickle"):  # last: a directory with it is whole
-            (new / name).replace(out / name)
+        (out / WEIGHTS).unlink(missing_ok=True)
+        for file in sorted(new.iterdir(), key=lambda file: file.name == "run.pickle"):  # last: what has it is whole
+            file.replace(out / file.name)
+
+
+def _write_safetensors(run: Run, file: Path) -> None:
+    """The arrays by their names, where the package is installed."""
+    try:
+        from safetensors.numpy import save_file
+    except ModuleNotFoundError:
+        return
+    arrays: dict[str, np.ndarray] = {}
+    for prefix, tree in (("", run.params), ("model_state/", run.model_state)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+            if name in arrays:
+                raise ValueError(f"two arrays have the name {name} in {WEIGHTS}: use names without '/'")
+            arrays[name] = np.asarray(leaf, order="C")
+    save_file(arrays, file)
 
 
 def check_pickles(model: Any, objective: LossFn, dataset: data.Dataset) -> None:

@@ -1,5 +1,6 @@
 """One call to train, and what a run can be asked, saved and loaded."""
 
+import sys
 from functools import partial
 
 import chex
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 import jaxvae
 from jaxvae import data
@@ -126,6 +128,30 @@ def test_a_run_is_saved_and_loaded_to_the_bit(make, tmp_path):
     assert again.evaluate(MINE, num_samples=2) == trained.evaluate(MINE, num_samples=2)
     with pytest.raises(FileExistsError, match="holds something already: choose another directory"):
         trained.save(place)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_programs_read_the_weights(tmp_path, dtype):
+    safetensors = pytest.importorskip("safetensors.flax")
+    trained = quietly(quantised(), MINE, epochs=1, batch_size=60)
+    trained = type(trained)(**vars(trained) | {"params": jax.tree.map(lambda leaf: leaf.astype(dtype), trained.params)})
+    saved = safetensors.load_file(trained.save(tmp_path / "run") / "weights.safetensors")
+    expected = {}
+    for prefix, tree in (("", trained.params), ("model_state/", trained.model_state)):
+        expected |= {prefix + "/".join(path): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
+    assert {"params/encoder/Conv_0/kernel", "model_state/quantizer/moment"} <= set(saved)
+    chex.assert_trees_all_equal(saved, expected)
+    chex.assert_trees_all_equal_dtypes(saved, expected)
+    if dtype == "float32":
+        by_numpy = pytest.importorskip("safetensors.numpy").load_file(tmp_path / "run" / "weights.safetensors")
+        chex.assert_trees_all_equal(by_numpy, jax.device_get(expected))
+
+
+def test_without_safetensors_a_run_is_saved_all_the_same(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    place = run.save(tmp_path / "run")
+    assert {path.name for path in place.iterdir()} == {"arrays.npz", "history.json", "run.pickle"}
+    chex.assert_trees_all_equal(jaxvae.load(place).params, run.params)
 
 
 def test_a_conditional_model_is_given_the_labels():
