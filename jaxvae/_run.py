@@ -172,7 +172,7 @@ class Run:
           FileExistsError: the directory holds something already.
           TypeError: the model does not pickle, such as one with a lambda in it: make that a function of a module.
         """
-        out = Path(directory).expanduser().resolve()
+        out = absolute(directory, "directory")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out} holds something already: choose another directory")
         write(self, out)
@@ -208,7 +208,7 @@ def load(directory: str | Path) -> Run:
     Raises:
       FileNotFoundError: there is no run in the directory.
     """
-    place = Path(directory).expanduser().resolve()
+    place = absolute(directory, "directory")
     if not (place / "run.pickle").is_file():
         raise FileNotFoundError(f"no run in {place}: {place / 'run.pickle'} does not exist")
     record = pickle.loads((place / "run.pickle").read_bytes())
@@ -225,6 +225,17 @@ def load(directory: str | Path) -> Run:
         record["step"],
         record["stopped"],
     )
+
+
+def absolute(path: str | Path, argument: str) -> Path:
+    """The absolute path; `ValueError` names the argument where there is none."""
+    try:
+        if path != "":
+            return Path(path).expanduser().resolve()
+        reason = "it is empty"
+    except RuntimeError as error:  # nobody's home
+        reason = str(error)
+    raise ValueError(f"{argument} must be the path of a directory, got {str(path)!r}: {reason}")
 
 
 def write(run: Run, out: Path) -> None:

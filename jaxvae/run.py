@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from jaxvae import data
-from jaxvae._run import Run, check_pickles, load, with_condition, write
+from jaxvae._run import Run, absolute, check_pickles, load, with_condition, write
 from jaxvae._watch import MONITORED, Watch
 from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli
@@ -157,7 +157,7 @@ def _place(out: str | Path | None, resume: bool) -> Path | None:
         if resume:
             raise ValueError("resume=True needs the directory of the run that goes on: pass out=")
         return None
-    place = Path(out).expanduser().resolve()
+    place = absolute(out, "out")
     if place.exists() and not place.is_dir():
         raise NotADirectoryError(f"out {place} is a file: choose a directory")
     # A kill may have left the beginnings of a run: hidden files, and the folder of its checkpoints.

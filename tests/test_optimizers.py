@@ -63,7 +63,7 @@ def close(tree, expected, rtol=2e-5):
 
 
 class TestMovingAverage:
-    @pytest.mark.parametrize("decay", [0.5, 0.9999])
+    @pytest.mark.parametrize("decay", [pytest.param(0.5, marks=pytest.mark.slow), 0.9999])
     def test_it_is_the_weighted_mean_of_all_steps(self, decay):
         states = trajectory(optax.adam(0.02))
         close(train(optax.adam(0.02), ema=decay).params, averaged(states, decay))
@@ -154,6 +154,7 @@ class TestScheduleFree:
         assert validated.evaluate(MINE, num_samples=2)["rate"] == pytest.approx(at_its_best, rel=1e-5)
         close(validated.params, run.params)
 
+    @pytest.mark.slow
     def test_within_other_optimizers(self):
         free = contrib.schedule_free(optax.sgd(0.1), 0.1)
         clipped = optax.chain(optax.clip_by_global_norm(1.0), free)
@@ -187,6 +188,7 @@ class TestMultiSteps:
             rate = again.evaluate(MINE, num_samples=2)["rate"]
             assert record["validation"]["rate"] == pytest.approx(rate, rel=1e-5)
 
+    @pytest.mark.slow
     def test_it_averages_gradients_and_every_step_counts_in_the_average(self):
         every = optax.MultiSteps(optax.adam(0.02), 3).gradient_transformation()
         states = trajectory(every)

@@ -151,6 +151,7 @@ def test_without_validation_and_with_a_codebook(tmp_path):
     assert run.step == 14
 
 
+@pytest.mark.slow
 def test_more_epochs_and_not_fewer(tmp_path):
     options = {"optimizer": optax.adam(0.02)}
     train(out=tmp_path, epochs=1, **options)
@@ -159,6 +160,7 @@ def test_more_epochs_and_not_fewer(tmp_path):
         train(out=tmp_path, epochs=1, resume=True, **options)
 
 
+@pytest.mark.slow
 def test_what_is_not_evaluated_is_not_saved(tmp_path, monkeypatch):
     """A feed that fails between an epoch's last step and its evaluation: the epoch before it is what is left."""
     take = data.Resident.__call__
@@ -229,6 +231,9 @@ def test_directories_that_cannot_be(whole, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file is a file: choose a directory"):
         train(out=tmp_path / "file")
+    for nowhere in ("", "~nobody-at-all/run"):
+        with pytest.raises(ValueError, match="out must be the path of a directory, got "):
+            train(out=nowhere)
     with pytest.raises(FileExistsError, match="holds something already, such as file: choose another directory"):
         train(out=tmp_path, resume=True)
     with pytest.raises(TypeError, match="does not pickle, so it cannot be saved"):
