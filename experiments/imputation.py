@@ -48,7 +48,7 @@ class Config(RunConfig):
     """Size of the latent."""
     num_samples: int = 20
     """Importance samples of the bound."""
-    imputation_samples: int = 2000
+    imputation_samples: int = 20_000
     """Importance samples for what is filled in."""
     learning_rate: float = 1e-3
     """Of AdamW; it falls to 0 over all epochs, which cannot then change."""
