@@ -40,7 +40,6 @@ from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, check_pictures, load_split
 from jaxvae import data, figures
 from jaxvae.evaluation import disentanglement
-from jaxvae.networks import check_halvings
 from jaxvae.objectives import beta_from_normalized, cyclical_schedule, normalized_beta
 from jaxvae.types import Array, LossFn, PyTree, Schedule
 
@@ -189,7 +188,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         splits = load(config)
         train, test = splits.train, splits.test
-        check_halvings(train.shape, config.channels)
         config = with_beta(config, int(np.prod(train.shape)))
         order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
         run = Run("beta_vae", config, image_shape=train.shape)

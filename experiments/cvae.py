@@ -42,7 +42,6 @@ from experiments.splits import Splits, load_splits, with_condition
 from jaxvae import data
 from jaxvae.distributions import Bernoulli, Categorical, StandardNormal
 from jaxvae.keys import seed_key
-from jaxvae.networks import check_halvings
 from jaxvae.types import Array, LossFn, Prepare, PRNGKey, PyTree
 
 CLASSIFIER_STEPS = 1_500
@@ -176,8 +175,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         splits = load_splits(config, validation=config.validation, labelled=True)
         train = splits.train
-        if config.network == "conv":
-            check_halvings(train.shape, config.hidden)
         data.Order(len(train), config.batch_size, config.epochs, config.seed)  # refuses what cannot be
         derived = {"image_shape": train.shape, "levels": train.levels, "decay_epochs": config.epochs}
         run = Run("cvae", config, **derived, num_classes=splits.num_classes)

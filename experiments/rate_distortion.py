@@ -34,7 +34,6 @@ from experiments.sweep_processes import cores, run_all
 from jaxvae import data, figures
 from jaxvae.evaluation import active_units, disentanglement
 from jaxvae.keys import check_seed, seed_key
-from jaxvae.networks import check_halvings
 from jaxvae.training.epoch import TrainEpoch
 from jaxvae.training.mesh import everywhere, replicated, split
 from jaxvae.training.step import TrainStep
@@ -144,8 +143,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError("--how processes is for CPUs: several processes cannot share an accelerator's memory")
         splits = beta_vae.load(config)
         order = data.Order(len(splits.train), config.batch_size, config.epochs, config.seed)
-        if config.network == "conv":
-            check_halvings(splits.train.shape, config.hidden)
         run = Run("rate_distortion", config)
 
     in_processes = how == "processes"

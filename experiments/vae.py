@@ -34,7 +34,7 @@ from jaxvae.evaluation import classical
 from jaxvae.keys import seed_key
 from jaxvae.losses import bits_per_dim
 from jaxvae.models import linear_vae
-from jaxvae.networks import check_halvings, logistic_image
+from jaxvae.networks import logistic_image
 from jaxvae.objectives import linear_vae_loss
 from jaxvae.types import Array, LossFn, PRNGKey, PyTree, Schedule
 
@@ -302,8 +302,6 @@ def load(config: Config) -> tuple[Splits, data.Order]:
     order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
     if config.likelihood == "discretized-logistic":
         check_256_levels(train)
-    if config.network == "conv":
-        check_halvings(train.shape, config.hidden)
     return splits, order
 
 

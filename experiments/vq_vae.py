@@ -29,7 +29,7 @@ from jaxvae import codebook, data, figures
 from jaxvae.distributions import Categorical
 from jaxvae.losses import bits_per_dim
 from jaxvae.models.vq_vae import unit_gaussian
-from jaxvae.networks import check_halvings, logistic_image
+from jaxvae.networks import logistic_image
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
 SEEDING_IMAGES = 256  # whose vectors the codebook starts from
@@ -152,14 +152,15 @@ def make_model(config: Any) -> jaxvae.VQVAE:
         "window": config.window,
         "dtype": jnp.dtype(config.dtype),
     }
-    channels = config.image_shape[-1]
+    *spatial, channels = config.image_shape
     likelihood, output = {
         "squared-error": (unit_gaussian, channels),
         "categorical": (Categorical, (channels, config.levels)),
         "discretized-logistic": (jaxvae.PixelScale(logistic_image), (channels, 2)),
     }[config.likelihood]
     encoder = jaxvae.ResidualEncoder(config.code_dim, **body)
-    return jaxvae.VQVAE(encoder, jaxvae.ResidualDecoder(output, **body), make_quantizer(config), likelihood)
+    decoder = jaxvae.ResidualDecoder(output, **body, spatial=tuple(spatial))
+    return jaxvae.VQVAE(encoder, decoder, make_quantizer(config), likelihood)
 
 
 def make_quantizer(config: Any) -> jaxvae.EMACodebook | jaxvae.GradientCodebook | jaxvae.Grouped:
@@ -196,7 +197,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         train, test = splits.train, splits.test
         if config.likelihood == "discretized-logistic":
             check_256_levels(train)
-        check_halvings(train.shape, config.channels)
         order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
         decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}
         run = Run("vq_vae", config, image_shape=train.shape, levels=train.levels, **decay)

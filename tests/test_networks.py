@@ -22,7 +22,6 @@ from jaxvae.networks import (
     ResidualEncoder,
     SharedScale,
     Unconditioned,
-    check_halvings,
     logistic_image,
 )
 from jaxvae.networks._run import run
@@ -90,6 +89,54 @@ def test_residual_networks_mirror_each_other_in_any_dimension(key, spatial):
     assert features.shape == (2, *(n // 4 for n in spatial), 5)
     assert output_of(ResidualDecoder([3, 2], (4, 6), 1, 4), features).shape == (2, *spatial, 3, 2)
     assert output_of(ResidualDecoder(3, (4, 6), blocks=0), features).shape == (2, *spatial, 3)
+
+
+@pytest.mark.parametrize("spatial", [(7,), (5, 6), (3, 6, 5)])
+def test_residual_networks_take_signals_of_any_size(key, spatial):
+    """They are those of signals with mid-grey beyond the end, whose output is cut off there."""
+    padded = tuple(n + n % 2 for n in spatial)
+    x = jnp.asarray(np.random.default_rng(0).random((2, *spatial, 3)), jnp.float32)
+    beyond = jnp.pad(x, [(0, 0), *((0, n % 2) for n in spatial), (0, 0)], constant_values=0.5)
+    encoder = ResidualEncoder(5, (6,), 1, 4)
+    features, params = jax.jit(encoder.init_with_output)(key, x)
+    assert features.shape == (2, *(n // 2 for n in padded), 5)
+    np.testing.assert_allclose(jax.jit(encoder.apply)(params, beyond), features, rtol=1e-5, atol=1e-6)
+
+    whole, decoder = ResidualDecoder([3, 2], (6,), 1, 4), ResidualDecoder([3, 2], (6,), 1, 4, spatial=spatial)
+    expected, params = jax.jit(whole.init_with_output)(key, features)
+    assert expected.shape == (2, *padded, 3, 2)
+    inside = (slice(None), *map(slice, spatial))
+    np.testing.assert_array_equal(jax.jit(decoder.apply)(params, features), expected[inside])
+    sized = whole.clone(spatial=padded)  # a size that can be halved changes nothing
+    np.testing.assert_array_equal(jax.jit(sized.apply)(params, features), expected)
+
+
+@pytest.mark.parametrize("shape", [(30, 45), (12, 8), (7, 7), (1, 1)])
+def test_convolutional_networks_take_images_of_any_size(key, shape):
+    """The parameters are those of the next size that can be halved, the output is a corner of that size's."""
+    channels = (4, 8, 4)
+    padded = tuple(-(-n // 8) * 8 for n in shape)
+    decoder, whole = ConvDecoder((*shape, 3, 2), channels), ConvDecoder((*padded, 3, 2), channels)
+    params = jax.jit(whole.init)(key, Z)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(decoder.init)(key, Z), params)
+    output, expected = jax.jit(decoder.apply)(params, Z), jax.jit(whole.apply)(params, Z)
+    assert output.shape == (2, *shape, 3, 2)
+    np.testing.assert_array_equal(output, expected[:, : shape[0], : shape[1]])
+
+    encoder = ConvEncoder(3, channels)
+    (mean, log_var), params = jax.jit(encoder.init_with_output)(key, jnp.ones((2, *shape, 3)))
+    assert mean.shape == log_var.shape == (2, 3)
+    same = jax.eval_shape(encoder.init, key, jnp.ones((2, *padded, 3)))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, same)
+
+
+def test_an_odd_size_is_encoded_as_with_zeros_beyond_it(key):
+    """At the bottom and on the right, where the decoder cuts off."""
+    x = jnp.asarray(np.random.default_rng(0).random((2, 7, 5, 1)), jnp.float32)
+    encoder = ConvEncoder(3, (4,))
+    (mean, _), params = jax.jit(encoder.init_with_output)(key, x)
+    beyond, _ = jax.jit(encoder.apply)(params, jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+    np.testing.assert_allclose(beyond, mean, rtol=1e-5, atol=1e-6)
 
 
 def test_conditions_are_joined_to_what_the_body_sees():
@@ -265,8 +312,6 @@ def test_a_compiled_function_without_a_name_still_does_not_pickle():
         (lambda: MLPDecoder((8, 0)), ValueError, r"output_shape must be at least 1, got \(8, 0\)"),
         (lambda: MLPDecoder(8), TypeError, "output_shape must be a sequence of integers, got 8"),
         (lambda: ConvEncoder(3, hidden=0), ValueError, "hidden must be at least 1, got 0"),
-        (lambda: ConvDecoder((12, 8, 1), (4, 4, 4)), ValueError, "3 halvings need .* divisible by 8, got 12×8"),
-        (lambda: ConvDecoder((7, 7, 1), (4,)), ValueError, "1 halvings need .* divisible by 2, got 7×7"),
         (lambda: ConvDecoder((8,), (4,)), ValueError, r"output_shape must be \(H, W, ...\), got \(8,\)"),
         (lambda: ConvDecoder(SHAPE, ()), ValueError, "channels must hold at least one"),
         (lambda: ResidualEncoder(0), ValueError, "features must be at least 1, got 0"),
@@ -275,7 +320,8 @@ def test_a_compiled_function_without_a_name_still_does_not_pickle():
         (lambda: ResidualDecoder(0), ValueError, "output_channels must be at least 1, got 0"),
         (lambda: ResidualDecoder(3, residual=0), ValueError, "residual must be at least 1, got 0"),
         (lambda: LabelEmbedding(0), ValueError, "num_classes must be at least 1, got 0"),
-        (lambda: check_halvings((8, 6, 3), (1, 1)), ValueError, "2 halvings need .* divisible by 4, got 8×6"),
+        (lambda: ResidualDecoder(3, spatial=(8, 0)), ValueError, r"spatial must be at least 1, got \(8, 0\)"),
+        (lambda: ResidualDecoder(3, spatial=8), TypeError, "spatial must be a sequence of integers, got 8"),
     ],
 )
 def test_impossible_sizes_are_refused_where_they_are_given(make, error, message):
@@ -293,7 +339,12 @@ def test_impossible_sizes_are_refused_where_they_are_given(make, error, message)
         (ResidualEncoder(3, (4,)), (X[:0],), ValueError, "which holds nothing"),
         (ResidualDecoder(3, (4,)), (X[:0],), ValueError, "which holds nothing"),
         (Conditioned(MLPEncoder(3)), (X[:0], Z[:0]), ValueError, "which holds nothing"),
-        (ResidualEncoder(3, (4,)), (X[:, :7],), ValueError, r"1 halvings need sizes divisible by 2, got \(7, 8\)"),
+        (
+            ResidualDecoder(3, (4,), spatial=(5, 8)),
+            (X[:, :4, :4],),
+            ValueError,
+            r"features of x of the size \(5, 8\) are \(3, 4\), got \(4, 4\)",
+        ),
         (LabelEmbedding(3), (Z[:, 0],), TypeError, r"labels must be integers \(batch,\), got float32"),
         (LabelEmbedding(3), (jnp.ones((2, 1), int),), ValueError, r"labels must be integers \(batch,\), got \(2, 1\)"),
     ],

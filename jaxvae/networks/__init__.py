@@ -10,7 +10,7 @@ module, not what `nn.initializers.orthogonal()` returns.
 
 from jaxvae.networks import _pickling as _pickling  # so that activations pickle
 from jaxvae.networks.conditioning import Conditioned, LabelEmbedding, Unconditioned
-from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder, check_halvings
+from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
 from jaxvae.networks.mlp import GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import PixelScale, SharedScale, logistic_image, soft_bound
@@ -28,7 +28,6 @@ __all__ = [
     "ResidualEncoder",
     "SharedScale",
     "Unconditioned",
-    "check_halvings",
     "logistic_image",
     "soft_bound",
 ]

@@ -1,6 +1,7 @@
 """What the networks do to arrays and settings alike."""
 
 import math
+from collections.abc import Sequence
 
 from flax import linen as nn
 
@@ -31,3 +32,8 @@ def flatten(x: Array) -> Array:
     """[B, ...] -> [B, F]; `ValueError` where it holds no example."""
     check_not_empty(x)
     return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def crop(x: Array, spatial: Sequence[int]) -> Array:
+    """The first `spatial` positions of x [B, *spatial or more, C]; x itself where there are no more."""
+    return x if x.shape[1:-1] == tuple(spatial) else x[(slice(None), *map(slice, spatial))]

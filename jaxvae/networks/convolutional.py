@@ -8,13 +8,16 @@ from jax.typing import DTypeLike
 
 from jaxvae._checks import at_least
 from jaxvae.convolution import Conv, ConvTranspose, widen
-from jaxvae.networks._arrays import as_tuples, check_not_empty, flatten
+from jaxvae.networks._arrays import as_tuples, check_not_empty, crop, flatten
 from jaxvae.networks.mlp import GaussianHead
 from jaxvae.types import Array
 
 
 class ConvEncoder(nn.Module):
-    """x [B, H, W, C] -> (mean, log_var): 4×4 convolutions that halve the image, then a dense layer."""
+    """x [B, H, W, C] -> (mean, log_var): 4×4 convolutions that halve the image, then a dense layer.
+
+    H and W are any: each convolution pads with zeros, as it does at every border, and rounds half of an odd size up.
+    """
 
     latent_dim: int
     channels: Sequence[int] = (32, 64)
@@ -43,7 +46,8 @@ class ConvDecoder(nn.Module):
     """Latents [B, D] -> [B, *output_shape] float32: the mirror of `ConvEncoder`.
 
     `output_shape` is (H, W, ...); the axes after the image's two are the likelihood's channels. `channels` are the
-    encoder's, first layer first.
+    encoder's, first layer first. Where doubling cannot end at H and W, it ends beyond, and what is too much at the
+    bottom and the right is cut off: a likelihood sees H×W pixels.
     """
 
     output_shape: Sequence[int]
@@ -60,7 +64,6 @@ class ConvDecoder(nn.Module):
             raise ValueError(f"output_shape must be (H, W, ...), got {self.output_shape}")
         if not self.channels:
             raise ValueError("channels must hold at least one width")
-        check_halvings(self.output_shape, self.channels)
         super().__post_init__()
 
     @nn.compact
@@ -69,18 +72,11 @@ class ConvDecoder(nn.Module):
         check_not_empty(latent)
         height, width, *rest = self.output_shape
         scale = 2 ** len(self.channels)
-        coarse = (height // scale, width // scale, self.channels[-1])
+        coarse = (-(-height // scale), -(-width // scale), self.channels[-1])
         features = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(latent))
         features = self.activation(nn.Dense(math.prod(coarse), dtype=self.dtype)(features))
         features = features.reshape(-1, *coarse)
         for channels in reversed(self.channels[:-1]):
             features = self.activation(ConvTranspose(channels, (4, 4), strides=(2, 2), dtype=self.dtype)(features))
         output = ConvTranspose(math.prod(rest), (4, 4), strides=(2, 2), dtype=self.dtype, name="output")(features)
-        return widen(output).reshape(-1, *self.output_shape)
-
-
-def check_halvings(shape: Sequence[int], channels: Sequence[int]) -> None:
-    """Raise `ValueError` where an image (H, W, ...) cannot be halved once for each of `channels`."""
-    height, width, scale = *shape[:2], 2 ** len(channels)
-    if height % scale or width % scale:
-        raise ValueError(f"{len(channels)} halvings need a height and width divisible by {scale}, got {height}×{width}")
+        return widen(crop(output, (height, width))).reshape(-1, *self.output_shape)

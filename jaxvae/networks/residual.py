@@ -8,15 +8,16 @@ from jax.typing import DTypeLike
 
 from jaxvae._checks import at_least
 from jaxvae.convolution import Conv, ConvTranspose, widen
-from jaxvae.networks._arrays import as_tuples, check_not_empty
+from jaxvae.networks._arrays import as_tuples, check_not_empty, crop
 from jaxvae.types import Array
 
 
 class ResidualEncoder(nn.Module):
-    """x [B, *spatial, C] in [0, 1] -> features [B, *spatial / 2^n, D] in 1, 2 or 3 dimensions.
+    """x [B, *spatial, C] in [0, 1] -> features [B, *spatial / 2^n, D] in 1, 2 or 3 dimensions, rounded up.
 
     n strided convolutions, a 3×3 convolution, residual blocks (ReLU, 3×3, ReLU, 1×1), then a 1×1 convolution to D: the
-    network of van den Oord et al. (2017), for n = 2. x is centred to [-½, ½] first, as in the authors' code.
+    network of van den Oord et al. (2017), for n = 2. x is centred to [-½, ½] first, as in the authors' code. Sizes are
+    any: each convolution pads with zeros, as it does at every border, and rounds half of an odd size up.
 
     Attributes:
       features: D.
@@ -42,12 +43,9 @@ class ResidualEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Encode a batch; `ValueError` where it cannot be halved so often."""
+        """Encode a batch."""
         check_not_empty(x)
         space = x.ndim - 2
-        scale = 2 ** len(self.channels)
-        if any(size % scale for size in x.shape[1:-1]):
-            raise ValueError(f"{len(self.channels)} halvings need sizes divisible by {scale}, got {x.shape[1:-1]}")
         features = x - 0.5
         for width in self.channels:
             features = nn.relu(Conv(width, (self.window,) * space, strides=2, dtype=self.dtype)(features))
@@ -61,6 +59,9 @@ class ResidualDecoder(nn.Module):
 
     `channels` are the encoder's, first layer first; `output_channels` is C, or (C, 2) and the like for a likelihood of
     several parameters: [B, *spatial, C, 2].
+
+    `spatial` is the size of x, such as (H, W), needed where 2^n does not divide it: what is too much at the end of an
+    axis is cut off, so that a likelihood sees x's values and no others. Without it the features decide.
     """
 
     output_channels: int | Sequence[int]
@@ -69,10 +70,14 @@ class ResidualDecoder(nn.Module):
     residual: int = 32
     window: int = 4
     dtype: DTypeLike | None = None
+    spatial: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
         _check(self)
+        if self.spatial is not None:
+            as_tuples(self, "spatial")
+            at_least(1, spatial=self.spatial)
         if not isinstance(self.output_channels, int):
             as_tuples(self, "output_channels")
         at_least(1, output_channels=self.output_channels)
@@ -80,9 +85,13 @@ class ResidualDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Array) -> Array:
-        """Decode a batch."""
+        """Decode a batch; `ValueError` where the features are not those of x of the size `spatial`."""
         check_not_empty(latent)
-        space = latent.ndim - 2
+        space, scale = latent.ndim - 2, 2 ** len(self.channels)
+        spatial = tuple(scale * size for size in latent.shape[1:-1]) if self.spatial is None else self.spatial
+        halved = tuple(-(-size // scale) for size in spatial)
+        if latent.shape[1:-1] != halved:
+            raise ValueError(f"features of x of the size {spatial} are {halved}, got {latent.shape[1:-1]}")
         if self.blocks:
             features = _residual_stack(self, latent)
         else:
@@ -92,7 +101,7 @@ class ResidualDecoder(nn.Module):
             features = nn.relu(ConvTranspose(width, window, strides=2, dtype=self.dtype)(features))
         rest = (self.output_channels,) if isinstance(self.output_channels, int) else self.output_channels
         output = ConvTranspose(math.prod(rest), window, strides=2, dtype=self.dtype, name="output")(features)
-        return widen(output).reshape(*output.shape[:-1], *rest)
+        return widen(crop(output, spatial)).reshape(-1, *spatial, *rest)
 
 
 def _check(network: ResidualEncoder | ResidualDecoder) -> None:

@@ -97,7 +97,13 @@ def vq_vae_loss(
 
 
 def _distortion(reconstruction: Likelihood, x: Array, variance: float | None) -> Array:
-    check_shape(mean_shape(reconstruction), x.shape)
+    decoded = mean_shape(reconstruction)
+    if len(decoded) == x.ndim and decoded != x.shape and decoded[-1] == x.shape[-1]:
+        raise ValueError(
+            f"x is {x.shape}, and the decoder returns {decoded}: where the encoder rounds a size up, tell the decoder "
+            f"the true one, ResidualDecoder(..., spatial={x.shape[1:-1]})"
+        )
+    check_shape(decoded, x.shape)
     if variance is None:
         return -check_nats("the likelihood", reconstruction.log_prob(x), len(x)).mean()
     return (jnp.square(reconstruction.mean - x).reshape(len(x), -1).mean(axis=1) / variance).mean()
