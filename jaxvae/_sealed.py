@@ -24,7 +24,7 @@ from jaxvae.types import PyTree
 try:
     import orbax.checkpoint as ocp
 except ImportError as error:
-    raise ImportError("checkpoints need orbax-checkpoint: pip install 'jaxvae[experiments]'") from error
+    raise ImportError("checkpoints need orbax-checkpoint: pip install 'jaxvae[checkpoints]'") from error
 
 # Orbax logs some 60 lines per save, and pages of traceback for each error, which it raises too.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)

@@ -7,7 +7,7 @@ try:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("jaxvae.progress needs rich: pip install 'jaxvae[experiments]'") from error
+    raise ModuleNotFoundError("jaxvae.progress needs rich: pip install 'jaxvae[all]'") from error
 
 from jaxvae.training.fit import Progress as FitProgress
 

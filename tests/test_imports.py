@@ -2,8 +2,10 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
+EXTRAS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 EXPERIMENTS = sorted((PACKAGE.parent / "experiments").glob("*.py"))
 
 # What a file may import at module level: libraries, and the rooms above its own in jaxvae/ (in this order). The longest
@@ -169,8 +172,38 @@ def test_a_missing_extra_is_named():
         "except ImportError as error:\n"
         "    print(error)\n"
     )
-    says = "checkpoints need orbax-checkpoint: pip install 'jaxvae[experiments]'"
+    says = "checkpoints need orbax-checkpoint: pip install 'jaxvae[checkpoints]'"
     assert in_a_fresh_process(program, 1) == [says]
+
+
+def extra_of(requirement):
+    """The packages of an extra, those of extras in it too."""
+    packages = set()
+    for name in re.search(r"\[(.+)\]", requirement)[1].split(","):
+        for each in EXTRAS[name]:
+            packages |= extra_of(each) if each.startswith("jaxvae[") else {re.match(r"[\w-]+", each)[0]}
+    return packages
+
+
+def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names():
+    """Wherever an import is tried: the libraries in the `try`, the extra in the `except`."""
+    packages = {"orbax": "orbax-checkpoint", "PIL": "pillow", "sklearn": "scikit-learn"}
+    packages |= {"tensorflow_datasets": "tensorflow-datasets"}
+    found = set()
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            said = (
+                re.search(r"jaxvae\[[\w,]+\]", "".join(map(ast.unparse, node.handlers)))
+                if isinstance(node, ast.Try)
+                else None
+            )
+            for each in ast.walk(ast.Module(node.body, [])) if said else ():
+                names = [each.module] if isinstance(each, ast.ImportFrom) else []
+                names += [alias.name for alias in each.names] if isinstance(each, ast.Import) else []
+                for name in (name.split(".")[0] for name in names):
+                    assert packages.get(name, name) in extra_of(said[0]), (path, name)
+                    found.add(name)
+    assert found == {*packages, "matplotlib", "rich"}
 
 
 def test_the_version_is_that_of_the_installed_package():

@@ -8,7 +8,7 @@ import numpy as np
 try:
     from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("folders of pictures need Pillow: pip install 'jaxvae[experiments]'") from error
+    raise ModuleNotFoundError("folders of pictures need Pillow: pip install 'jaxvae[data]'") from error
 
 # What Pillow raises for a broken file, or for one so large that it could be an attack.
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -185,9 +185,7 @@ class _Source:
             import tensorflow_datasets as tfds
             from PIL import Image
         except ImportError as error:
-            raise ImportError(
-                f"{name!r} needs tensorflow-datasets and Pillow: pip install 'jaxvae[experiments]'"
-            ) from error
+            raise ImportError(f"{name!r} needs tensorflow-datasets and Pillow: pip install 'jaxvae[data]'") from error
         builder = tfds.builder_from_directory(folder, file_format="array_record")
         feature = dict(builder.info.features).get("image")
         if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:

@@ -21,7 +21,7 @@ def load_digits(split: str) -> Dataset:
     try:
         from sklearn.datasets import load_digits as read
     except ImportError as error:
-        raise ImportError("'digits' comes with scikit-learn: pip install 'jaxvae[experiments]'") from error
+        raise ImportError("'digits' comes with scikit-learn: pip install 'jaxvae[data]'") from error
     digits = read()
     shuffled = np.random.default_rng(0).permutation(len(digits.images))
     indices = shuffled[:NUM_TRAIN] if split == "train" else shuffled[NUM_TRAIN:]

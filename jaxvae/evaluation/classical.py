@@ -271,7 +271,7 @@ def fit_gaussian_mixture(
     try:
         from sklearn import mixture
     except ImportError as error:
-        raise ImportError("the mixture is fitted by scikit-learn: pip install 'jaxvae[experiments]'") from error
+        raise ImportError("the mixture is fitted by scikit-learn: pip install 'jaxvae[all]'") from error
     fitted = mixture.GaussianMixture(
         num_components,
         covariance_type=covariance_type,

@@ -158,7 +158,7 @@ def new_figure(width: float, height: float, **options: Any) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'jaxvae[experiments]'") from error
+        raise ImportError("pictures need matplotlib: pip install 'jaxvae[figures]'") from error
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", **options)
 
 
