@@ -170,6 +170,10 @@ def test_files_that_cannot_be(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
         data.from_file(tmp_path / "objects.npy")
+    for name in ("empty.npy", "cut.npz"):
+        (tmp_path / name).write_bytes(b"" if name == "empty.npy" else b"PK\x03\x04 and no more")
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as {name[-4:]}: "):
+            data.from_file(tmp_path / name)
 
 
 def test_a_folder_needs_pillow_alone_to_be_imported(tmp_path, monkeypatch):

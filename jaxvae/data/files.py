@@ -1,10 +1,12 @@
 """Data from files: folders of pictures, and arrays as NumPy saves them."""
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -107,11 +109,12 @@ def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: 
     path = Path(path).expanduser()
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"expected a .npy or .npz file, got {path}")
-    loaded = np.load(path)  # no pickles: a file that holds objects is a ValueError
-    if path.suffix == ".npy":
-        return from_arrays(path.stem, loaded, domain=domain, levels=levels)
-    with loaded:
-        arrays = {name: loaded[name] for name in loaded.files}
+    with path.open("rb") as file:
+        try:
+            loaded = np.load(file)  # no pickles: a file that holds objects is a ValueError
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        except (EOFError, ValueError, BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
     if "x" not in arrays:
         raise ValueError(f"{path} must have an array 'x', it has {', '.join(map(repr, arrays)) or 'none'}")
     if unknown := sorted(arrays.keys() - {"x", "label", "condition", "observed"}):
