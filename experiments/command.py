@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import Annotated, TypeVar
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
+from jaxvae._terminal import complain, console, counter, user_errors
 from jaxvae.keys import check_seed
 
-console = Console(soft_wrap=True)
+__all__ = ["RunConfig", "complain", "console", "counter", "file_errors", "parse", "user_errors"]
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
@@ -100,16 +99,6 @@ def _join() -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Where a mistake is the user's, say it in one line and exit with 2."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        complain("error", error)
-        sys.exit(2)
-
-
-@contextmanager
 def file_errors() -> Iterator[None]:
     """Where a result or a picture cannot be written, say so in one line and exit with 1."""
     try:
@@ -117,19 +106,3 @@ def file_errors() -> Iterator[None]:
     except OSError as error:
         complain("error", f"{error}; once that can be written, continue with --resume")
         sys.exit(1)
-
-
-def complain(kind: str, message: object) -> None:
-    """Print an error or a warning in one line, from whichever process."""
-    Console(soft_wrap=True).print(f"[bold red]{kind}:[/] {escape(str(message))}", highlight=False)
-
-
-def counter(label: str) -> Callable[[int, int], None]:
-    """A `progress` callback: a counting line on a terminal, one line at the end elsewhere."""
-
-    def show(done: int, total: int) -> None:
-        if done == total or console.is_terminal:
-            end = "\n" if done == total else "\r"
-            console.print(f"{label}: {done:,} of {total:,}", end=end, highlight=False)
-
-    return show

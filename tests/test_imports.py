@@ -76,6 +76,24 @@ STREETS = {
         *("jax", "numpy", "optax", "jaxvae.data", "jaxvae.distributions", "jaxvae.models", "jaxvae._run"),
         *("jaxvae._directory", "jaxvae._watch", "jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),
     },
+    "jaxvae._terminal": {"rich"},
+    "jaxvae._command": {
+        *(
+            "jax",
+            "flax",
+            "numpy",
+            "optax",
+            "rich",
+            "tyro",
+            "jaxvae._command",
+            "jaxvae._terminal",
+            "jaxvae.data",
+            "jaxvae.figures",
+        ),
+        *("jaxvae.distributions", "jaxvae.models", "jaxvae.networks", "jaxvae.quantizers", "jaxvae.run"),
+        *("jaxvae.training", *SHARED),
+    },
+    "jaxvae.__main__": {"jaxvae._command"},
     "jaxvae": {"jaxvae"},
 }
 # They come on first use: they are not needed to train a model, and most need an extra.
@@ -144,7 +162,7 @@ def in_a_fresh_process(program, lines, **options):
 
 
 def test_import_jaxvae_is_light_and_the_rest_comes_on_first_use():
-    heavy = ["tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "PIL", "sklearn", "scipy.stats"]
+    heavy = ["tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "PIL", "sklearn", "scipy.stats", "tyro"]
     program = (
         "import sys, jaxvae\n"
         f"print([name for name in {[*heavy, *sorted(NOT_FROM_THE_TOP)]} if name in sys.modules])\n"
@@ -203,7 +221,16 @@ def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names(
                 for name in (name.split(".")[0] for name in names):
                     assert packages.get(name, name) in extra_of(said[0]), (path, name)
                     found.add(name)
-    assert found == {*packages, "matplotlib", "rich"}
+    assert found == {*packages, "matplotlib", "rich", "tyro"}
+
+
+@pytest.mark.parametrize("missing", ["tyro", "rich.console"])
+def test_the_command_names_the_extra_in_one_line(missing):
+    """Flax needs rich too, but nobody promises that."""
+    program = f"import sys, jaxvae\nsys.modules['{missing}'] = None\nfrom jaxvae.__main__ import main\nmain(['--help'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .* pip install 'jaxvae\[all\]'\n", done.stderr)
 
 
 def test_the_version_is_that_of_the_installed_package():

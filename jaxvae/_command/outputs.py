@@ -1,0 +1,108 @@
+"""What the commands write and print."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from jaxvae import figures
+from jaxvae._command.models import shows_pictures
+from jaxvae._terminal import console
+from jaxvae.keys import seed_key
+from jaxvae.run import Run
+
+NATS = {"nll": "-log p(x)", "negative_elbo": "-ELBO", "rate": "rate", "distortion": "distortion"}
+
+
+def checked_suffix(path: Path, *allowed: str) -> Path:
+    """The path; `ValueError` where it does not end as a file that can be written here does."""
+    if path.suffix not in allowed:
+        raise ValueError(f"--out must end in {' or '.join(allowed)}, got {path}")
+    return path.expanduser()
+
+
+def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:
+    """Means of p(x|z) at draws from the prior: a picture of them all, or an array [num, ...]."""
+    samples = run.sample(num, seed=seed)
+    if path.suffix == ".png":
+        return figures.image_grid(path, samples, title=f"{num} samples")
+    return _save(path, samples)
+
+
+def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
+    """Every x over the mean of p(x|z) at its code, or an array of the latter, [N, ...]."""
+    reconstructed = run.reconstruct(dataset)
+    if path.suffix == ".png":
+        images = np.asarray(dataset.prepared(len(dataset), key=seed_key(0))["x"])
+        return figures.reconstructions(path, images, reconstructed)
+    return _save(path, reconstructed)
+
+
+def write_codes(path: Path, codes: np.ndarray) -> Path:
+    """Codes [N, ...] as an array, or as a table with a row for each x and a line of names."""
+    if path.suffix == ".npy":
+        return _save(path, codes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = codes.reshape(len(codes), -1)
+    floating = np.issubdtype(rows.dtype, np.floating)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([f"{'z' if floating else 'code'}{i}" for i in range(1, rows.shape[1] + 1)])
+        table.writerows([f"{value:.9g}" if floating else int(value) for value in row] for row in rows)
+    return path
+
+
+def write_json(path: Path, record: dict[str, Any]) -> Path:
+    """The record, indented."""
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def print_measured(measured: dict[str, dict[str, float]], run: Run, *, num_samples: int) -> None:
+    """A table of the metrics on each split; in nats for each x where the model has a likelihood."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("nats for each x" if any("nll" in each for each in measured.values()) else "")
+    for split in measured:
+        table.add_column(split, justify="right")
+    names = list(dict.fromkeys(name for each in measured.values() for name in each))
+    names = [name for name in (*NATS, *names) if name in names]  # the known ones first
+    for name in dict.fromkeys(names):
+        if name in ("nll_standard_error", "loss"):
+            continue
+        label = f"{NATS[name]} ({num_samples} samples)" if name == "nll" else NATS.get(name, name.replace("_", " "))
+        table.add_row(label, *(_cell(each, name) for each in measured.values()))
+    levels = run.dataset.levels
+    if levels is not None and all("nll" in each for each in measured.values()):
+        size = math.prod(run.dataset.shape) * math.log(2)
+        table.add_row("bits for each value", *(f"{each['nll'] / size:.3f}" for each in measured.values()))
+    console.print(table)
+
+
+def print_paths(**paths: Path) -> None:
+    """One line for each."""
+    for name, path in paths.items():
+        console.print(f"{name.replace('_', ' ')}: {path}", highlight=False, markup=False)
+
+
+def picture_or_array(run: Run) -> str:
+    """The suffix of what shows x."""
+    return ".png" if shows_pictures(run.dataset) else ".npy"
+
+
+def _cell(measured: dict[str, float], name: str) -> str:
+    if name not in measured:
+        return ""
+    error = f" ± {measured['nll_standard_error']:.2g}" if name == "nll" else ""
+    return f"{measured[name]:.{2 if abs(measured[name]) >= 1 else 4}f}{error}"
+
+
+def _save(path: Path, values: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)
+    return path

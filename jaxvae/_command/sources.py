@@ -1,0 +1,137 @@
+"""DATA on the command line: a folder of pictures, a file of arrays, or the name of a set."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from jaxvae import data
+from jaxvae._terminal import counter
+from jaxvae.data.domain import Kind
+from jaxvae.data.files import Colour, Fit
+from jaxvae.run import Run
+
+Values = Literal["auto", "unit-interval", "levels", "real", "counts", "categories"]
+DEFAULT_FIT: Fit = "crop"
+OPTIONS = "options.json"  # of a run: how it was trained, and so how pictures are brought to its size
+
+
+def training_data(
+    source: str,
+    *,
+    values: Values,
+    levels: int | None,
+    size: Sequence[int],
+    fit: Fit | None,
+    colour: Colour | None,
+    skip_unreadable: bool,
+) -> tuple[data.Dataset, data.Dataset | None]:
+    """What to train on and, where DATA is a set that has one, its test split.
+
+    Raises:
+      ValueError: as `data.folder` and `data.from_file`, or an option that DATA has no use for.
+      FileNotFoundError: there is no such folder, file or set.
+    """
+    path = Path(source).expanduser()
+    is_file, domain = path.suffix in (".npy", ".npz"), _kind(values)
+    unused = {"--size": bool(size), "--fit": fit is not None, "--colour": colour is not None}
+    unused["--skip-unreadable"] = skip_unreadable
+    if not path.is_dir():
+        _refuse(unused, "a folder of pictures", source)
+    if not is_file or path.is_dir():
+        _refuse({"--values": domain is not None, "--levels": levels is not None}, "a .npy or .npz file", source)
+    if path.is_dir():
+        wanted = None if not size else size[0] if len(size) == 1 else tuple(size)
+        if len(size) > 2:
+            raise ValueError(f"--size takes a height and a width, or one number for both, got {len(size)} numbers")
+        pictures = data.folder(
+            path,
+            size=wanted,
+            fit=fit or DEFAULT_FIT,
+            colour=colour,
+            skip_unreadable=skip_unreadable,
+            progress=counter("reading pictures"),
+        )
+        return pictures, None
+    if is_file:
+        if domain is None and levels is None and _beyond_the_unit_interval(path):
+            domain = "real"
+        return data.from_file(path, domain=domain, levels=levels), None
+    training = _named(source, "train")
+    try:
+        return training, _named(source, "test")
+    except ValueError:  # it has no such split
+        return training, None
+
+
+def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_unreadable: bool) -> data.Dataset:
+    """DATA as the run's model takes it: of the size, colour and domain that it was trained on.
+
+    Raises:
+      ValueError: DATA is of another kind or shape.
+      FileNotFoundError: there is no such folder, file or set.
+    """
+    path, stored, domain = Path(source).expanduser(), run.dataset.x.shape[1:], run.dataset.domain
+    trained_on = f"the run was trained on x {('N', *stored)} of {_named_domain(domain)}"
+    is_file = path.suffix in (".npy", ".npz")
+    if not path.is_dir():
+        _refuse({"--skip-unreadable": skip_unreadable}, "a folder of pictures", source)
+    if path.is_dir() or is_file:
+        _refuse({"--split": split is not None}, "the name of a set", source)
+    if path.is_dir():
+        if len(stored) != 3 or stored[-1] not in (1, 3) or domain.levels != data.files.LEVELS.levels:
+            raise ValueError(f"{trained_on}, and {path} is a folder of pictures")
+        given = data.folder(
+            path,
+            size=stored[:2],
+            fit=_fit_of(directory),
+            colour="grey" if stored[-1] == 1 else "rgb",
+            skip_unreadable=skip_unreadable,
+            progress=counter("reading pictures"),
+        )
+    elif is_file:
+        given = data.from_file(path, domain=domain)
+    else:
+        given = _named(source, split or "test")
+    if given.x.shape[1:] != stored or given.domain != domain:
+        raise ValueError(f"{trained_on}, and {source} has {given.x.shape} of {_named_domain(given.domain)}")
+    return given.with_prepare(run.dataset.prepare)
+
+
+def _kind(values: Values) -> Kind | None:
+    return None if values == "auto" else cast(Kind, values.replace("-", " "))
+
+
+def _named_domain(domain: data.Domain) -> str:
+    return domain.kind if domain.levels is None else f"{domain.levels} {domain.kind}"
+
+
+def _refuse(given: dict[str, bool], kind: str, source: str) -> None:
+    """Raise where an option was given that only another kind of DATA has."""
+    if wrong := [name for name, present in given.items() if present]:
+        raise ValueError(f"{', '.join(wrong)} only for {kind}, which {source} is not")
+
+
+def _beyond_the_unit_interval(path: Path) -> bool:
+    """Whether a file's x is floating and has values that are no shares of one."""
+    try:
+        x = data.from_file(path, domain="real").x
+    except (TypeError, ValueError):  # integers, or a file that is refused as anything
+        return False
+    return bool(((x < 0) | (x > 1)).any())
+
+
+def _named(name: str, split: str) -> data.Dataset:
+    """A split of a set, or an error of one line that says what else DATA may be."""
+    try:
+        return data.load(name, split, progress=counter(f"decoding {split} images"))
+    except FileNotFoundError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no folder {name}, no .npy or .npz file of that name, and {reason}") from error
+
+
+def _fit_of(directory: Path) -> Fit:
+    """How the run's pictures were brought to its size, where that is known."""
+    options = directory / OPTIONS
+    known = json.loads(options.read_text())["fit"] if options.is_file() else None
+    return known or DEFAULT_FIT

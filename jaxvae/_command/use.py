@@ -1,0 +1,125 @@
+"""`jaxvae sample`, `encode`, `reconstruct` and `evaluate`: what a run is asked."""
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxvae._command import outputs
+from jaxvae._command.sources import data_for
+from jaxvae._terminal import console
+from jaxvae.data import Dataset
+from jaxvae.run import Run, load
+
+Out = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+RunDirectory = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+
+
+def load_run(directory: Path) -> Run:
+    """The run in a directory; `ValueError` where its files are damaged or were written by something else."""
+    try:
+        return load(directory)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, AttributeError) as error:
+        raise ValueError(f"the run in {directory} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class _OfData:
+    run: RunDirectory
+    """The directory that a training wrote."""
+    data: Data
+    """A folder of pictures, brought to the size of the run's; a .npy or .npz file; or the name of a set."""
+
+    split: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Which part of a set that goes by a name. Default: test."""
+    skip_unreadable: bool = False
+    """Leave out files in a folder that are no pictures, instead of stopping at them."""
+
+    def read(self) -> tuple[Run, Dataset]:
+        """The run, and the data as its model takes them."""
+        run = load_run(self.run)
+        return run, data_for(
+            run, self.run.expanduser(), self.data, split=self.split, skip_unreadable=self.skip_unreadable
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw from a run's prior: a picture of the samples, or an array where x is no picture."""
+
+    run: RunDirectory
+    """The directory that a training wrote."""
+    num: int = 64
+    """How many."""
+    seed: int = 0
+    """Decides which."""
+    out: Out = None
+    """Where to, .png or .npy. Default: samples.png, or samples.npy, in RUN."""
+
+    def __call__(self) -> None:
+        """Draw and write."""
+        run = load_run(self.run)
+        suffix = outputs.picture_or_array(run)
+        path = outputs.checked_suffix(self.out or self.run / f"samples{suffix}", *{suffix, ".npy"})
+        outputs.print_paths(samples=outputs.write_samples(path, run, num=self.num, seed=self.seed))
+
+
+@dataclass(frozen=True)
+class Encode(_OfData):
+    """Write the codes of data, means of q(z|x) or a VQ-VAE's indices: a row for each x, pictures by their paths."""
+
+    out: Out = None
+    """Where to, .npy or .csv. Default: codes.npy in RUN."""
+
+    def __call__(self) -> None:
+        """Encode and write."""
+        path = outputs.checked_suffix(self.out or self.run / "codes.npy", ".npy", ".csv")
+        run, dataset = self.read()
+        codes = run.encode(dataset)
+        console.print(f"{len(codes)} codes of {codes.shape[1:]}", highlight=False)
+        outputs.print_paths(codes=outputs.write_codes(path, codes))
+
+
+@dataclass(frozen=True)
+class Reconstruct(_OfData):
+    """Draw data over their reconstructions, or write an array of these: the means of p(x|z) at the codes."""
+
+    num: int = 40
+    """How many, from the first on; an array has them all."""
+    out: Out = None
+    """Where to, .png or .npy. Default: reconstructions.png, or reconstructions.npy, in RUN."""
+
+    def __call__(self) -> None:
+        """Reconstruct and write."""
+        run, dataset = self.read()
+        suffix = outputs.picture_or_array(run)
+        path = outputs.checked_suffix(self.out or self.run / f"reconstructions{suffix}", *{suffix, ".npy"})
+        if self.num < 1:
+            raise ValueError(f"--num must be at least 1, got {self.num}")
+        drawn = dataset.take(slice(self.num)) if path.suffix == ".png" else dataset
+        outputs.print_paths(reconstructions=outputs.write_reconstructions(path, run, drawn))
+
+
+@dataclass(frozen=True)
+class Evaluate(_OfData):
+    """Measure how likely a run makes data: -log p(x) by importance sampling with its Monte Carlo error, and -ELBO."""
+
+    num_samples: int = 100
+    """Importance samples for each x."""
+    seed: int = 0
+    """Decides the noise."""
+    json: Out = None
+    """Write the figures to this file too."""
+
+    def __call__(self) -> None:
+        """Measure, print and write."""
+        run, dataset = self.read()
+        measured = run.evaluate(dataset, num_samples=self.num_samples, seed=self.seed)
+        outputs.print_measured({dataset.name: measured}, run, num_samples=self.num_samples)
+        if self.json is not None:
+            record = {"data": self.data, "examples": len(dataset), "num_samples": self.num_samples, **measured}
+            outputs.print_paths(figures=outputs.write_json(self.json, record))

@@ -1,0 +1,40 @@
+"""What a program says to the person who typed it: progress, and mistakes in one line."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+try:
+    from rich.console import Console
+    from rich.markup import escape
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("programs need rich: pip install 'jaxvae[all]'") from error
+
+console = Console(soft_wrap=True)
+
+
+def complain(kind: str, message: object) -> None:
+    """Print an error or a warning in one line to the standard error, from whichever process."""
+    line = f"[bold red]{kind}:[/] {escape(str(message))}"
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Where a mistake is the user's, say it in one line and exit with 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        complain("error", error)
+        sys.exit(2)
+
+
+def counter(label: str) -> Callable[[int, int], None]:
+    """A `progress` callback: a counting line on a terminal, one line at the end elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if done == total or console.is_terminal:
+            end = "\n" if done == total else "\r"
+            console.print(f"{label}: {done:,} of {total:,}", end=end, highlight=False)
+
+    return show
