@@ -68,7 +68,8 @@ class Run:
           Means over the examples, in nats unless a name says otherwise; of a model with a prior also "nll", -log p(x)
           by importance sampling with `num_samples` draws, and "nll_standard_error", the Monte Carlo error of it.
         """
-        key, feed = seed_key(seed), evaluation_feed(with_condition(self.model, dataset))
+        dataset = self._as_trained(dataset)
+        key, feed = seed_key(seed), evaluation_feed(dataset)
         evaluate = make_evaluate(make_eval_step(self.objective, prepare=dataset.prepare))
         state: Any = _Evaluated(self.params, self.model_state, jnp.int32(self.step))
         measured = {name: float(value) for name, value in evaluate(state, *feed, key=key).items()}
@@ -147,9 +148,10 @@ class Run:
           TypeError: the model has no form for missing entries.
           ValueError: nothing says which entries are missing.
         """
-        given = with_condition(self.model, x) if isinstance(x, data.Dataset) else self._as_dataset(x)
+        given = x if isinstance(x, data.Dataset) else self._as_dataset(x)
         if "observed" not in given.arrays:
             raise ValueError(f"{given.name!r} does not say which entries are observed: make it with observed=")
+        given = self._as_trained(given)
         return impute(
             self.model,
             *(self.params, self.model_state, *evaluation_feed(given)),
@@ -179,11 +181,24 @@ class Run:
         return out
 
     def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
-        given = with_condition(self.model, x) if isinstance(x, data.Dataset) else self._as_dataset(x)
+        given = self._as_trained(x if isinstance(x, data.Dataset) else self._as_dataset(x))
         feed = evaluation_feed(given)
         return map_batches(
             partial(function, self.model), self.params, self.model_state, *feed, key=seed_key(0), prepare=given.prepare
         )
+
+    def _as_trained(self, dataset: data.Dataset) -> data.Dataset:
+        """The set with what the model was trained with: its condition, and which entries are observed, or neither."""
+        dataset = with_condition(self.model, dataset)
+        arrays = dict(dataset.arrays)
+        if "observed" in self.dataset.arrays:
+            arrays.setdefault("observed", np.ones(dataset.x.shape, bool))
+        elif not arrays.pop("observed", np.True_).all():
+            raise ValueError(
+                f"{dataset.name!r} has missing entries, and the run was trained on data without: its encoder takes no "
+                "mask"
+            )
+        return dataclasses.replace(dataset, arrays=arrays)
 
     def _as_dataset(self, x: ArrayLike) -> data.Dataset:
         """Arrays in the domain of the training data, checked."""

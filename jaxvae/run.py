@@ -88,7 +88,7 @@ def train(
       patience: stop after so many epochs that brought no better value.
       out: a directory for the run, new or empty. After every epoch, and where the run is stopped, its state is saved in
         `checkpoints/`, and the evaluation is a line of `metrics.jsonl`; in the end the run is saved as `Run.save` does,
-        for `jaxvae.load(out)`. This needs orbax-checkpoint (`pip install 'jaxvae[experiments]'`).
+        for `jaxvae.load(out)`. This needs orbax-checkpoint (`pip install 'jaxvae[checkpoints]'`).
       resume: continue the run in `out` from its newest checkpoint, where there is one, as if it had never been
         interrupted: parameters, history and the best state are the same to the bit on the same machine. The epochs may
         be more than they were, and `patience`, `report` and `progress` others; so may numbers within the optimiser,

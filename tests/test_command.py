@@ -290,7 +290,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         (("train", pictures, "--epochs", "many"), "Error parsing --epochs"),
         (("train",), "Missing from jaxvae train: DATA"),
         (("tran", pictures), "Unrecognized options: tran"),
-        ((), "Expected one of {train, sample, encode, reconstruct, evaluate}"),
+        ((), "Expected one of {train, sample, encode, reconstruct, evaluate, impute}"),
         (
             ("train", tmp_path / "none"),
             f"no folder {tmp_path / 'none'}, no .npy or .npz file of that name, and the set",
@@ -314,7 +314,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         (("sample", tmp_path), f"no run in {tmp_path}"),
         (("sample", tmp_path / "damaged"), "cannot be read: "),
         (("sample", trained, "--num", 0), "num must be at least 1, got 0"),
-        (("sample", trained, "--out", "x.gif"), "--out must end in .npy or .png, got x.gif"),
+        (("sample", trained, "--out", "x.gif"), "--out must end in .png or .npy, got x.gif"),
         (("encode", trained, tmp_path / "none"), "no folder"),
         (("encode", trained, pictures, "--out", "x.txt"), "--out must end in .npy or .csv, got x.txt"),
         (("reconstruct", trained, pictures, "--num", 0), "--num must be at least 1, got 0"),
@@ -363,3 +363,33 @@ def test_the_command_as_a_person_types_it(trained, pictures, tmp_path):
     np.testing.assert_allclose(
         np.load(tmp_path / "codes.npy"), jaxvae.load(trained).encode(data.folder(pictures)), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_table_with_holes_is_trained_on_and_filled_in(command, tmp_path):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 1)) + 0.1 * rng.normal(size=(60, 4)) + 3
+    holed = np.where(rng.random(x.shape) < 0.2, np.nan, x)
+    np.save(tmp_path / "holed.npy", holed)
+    np.save(tmp_path / "whole.npy", x)
+    done = command("train", tmp_path / "holed.npy", "--out", tmp_path / "run", *SMALL)
+    assert done.code == 0, done.err
+    missing = int(np.isnan(holed).sum())
+    assert f"warning: {missing} of the 240 entries of x are NaN and count as missing" in " ".join(done.err.split())
+    for suffix in (".npz", ".npy", ".csv"):
+        out = tmp_path / f"filled{suffix}"
+        done = command("impute", tmp_path / "run", tmp_path / "holed.npy", "--num-draws", 3, "--out", out)
+        assert done.code == 0, done.err
+        assert f"{missing} entries filled in" in done.out
+    with np.load(tmp_path / "filled.npz") as filled:
+        assert filled["draws"].shape == (60, 3, 4)
+        mean = filled["mean"]
+        np.testing.assert_allclose(mean[~np.isnan(holed)], holed[~np.isnan(holed)], rtol=1e-6)
+    np.testing.assert_array_equal(np.load(tmp_path / "filled.npy"), mean)
+    with (tmp_path / "filled.csv").open() as file:
+        names, *rows = csv.reader(file)
+    assert names == ["x1", "x2", "x3", "x4"]
+    np.testing.assert_allclose(np.array(rows, float), mean, rtol=1e-6)
+    done = command("impute", tmp_path / "run", tmp_path / "whole.npy")
+    assert done.code == 2
+    assert "does not say which entries are observed" in done.err
+    assert command("encode", tmp_path / "run", tmp_path / "whole.npy", "--out", tmp_path / "codes.npy").code == 0

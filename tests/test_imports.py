@@ -88,6 +88,7 @@ STREETS = {
             "jaxvae._command",
             "jaxvae._terminal",
             "jaxvae.data",
+            "jaxvae.evaluation",
             "jaxvae.figures",
         ),
         *("jaxvae.distributions", "jaxvae.models", "jaxvae.networks", "jaxvae.quantizers", "jaxvae.run"),

@@ -288,6 +288,11 @@ def test_a_table_with_holes_is_trained_measured_and_filled_in_one_call_each(tmp_
     assert filled.draws.shape == (N, 4, D)
     assert run.encode(holed).shape == (N, 2)
     assert run.reconstruct(holed).shape == (N, D)
-    whole = dataclasses.replace(dataset, arrays={"x": dataset.x})
+    whole = dataclasses.replace(dataset.take(slice(N)), arrays={"x": dataset.x[:N]})
+    np.testing.assert_array_equal(run.encode(whole), run.encode(whole.x))  # everything is observed
+    plain = jaxvae.train(model, whole, epochs=1, validation=0, progress=False)
+    np.testing.assert_array_equal(plain.encode(whole), plain.encode(whole.x))
+    with pytest.raises(ValueError, match="'table' has missing entries, and the run was trained on data without"):
+        plain.evaluate(dataset)
     with pytest.raises(ValueError, match="'table' does not say which entries are observed"):
         run.impute(whole)

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the command jaxvae needs tyro: pip install 'jaxvae[all]'") from error
 
 from jaxvae._command.train import Train
-from jaxvae._command.use import Encode, Evaluate, Reconstruct, Sample
+from jaxvae._command.use import Encode, Evaluate, Impute, Reconstruct, Sample
 from jaxvae._terminal import complain, user_errors
 from jaxvae.training.fit import NonFiniteError
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "encode": Encode,
     "reconstruct": Reconstruct,
     "evaluate": Evaluate,
+    "impute": Impute,
 }
 HELP = """Train a variational autoencoder on your data, and use it.
 

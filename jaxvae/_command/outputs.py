@@ -12,6 +12,7 @@ from rich.table import Table
 from jaxvae import figures
 from jaxvae._command.models import shows_pictures
 from jaxvae._terminal import console
+from jaxvae.evaluation import Imputed
 from jaxvae.keys import seed_key
 from jaxvae.run import Run
 
@@ -46,14 +47,30 @@ def write_codes(path: Path, codes: np.ndarray) -> Path:
     """Codes [N, ...] as an array, or as a table with a row for each x and a line of names."""
     if path.suffix == ".npy":
         return _save(path, codes)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = codes.reshape(len(codes), -1)
+    return _write_table(path, rows, "z" if np.issubdtype(rows.dtype, np.floating) else "code")
+
+
+def _write_table(path: Path, rows: np.ndarray, name: str) -> Path:
+    """Rows [N, D] as CSV, under a line of names counted from 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     floating = np.issubdtype(rows.dtype, np.floating)
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow([f"{'z' if floating else 'code'}{i}" for i in range(1, rows.shape[1] + 1)])
+        table.writerow([f"{name}{i}" for i in range(1, rows.shape[1] + 1)])
         table.writerows([f"{value:.9g}" if floating else int(value) for value in row] for row in rows)
     return path
+
+
+def write_imputed(path: Path, filled: Imputed) -> Path:
+    """All of what was filled in, or the means alone."""
+    if path.suffix == ".npz":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **filled._asdict())
+        return path
+    if path.suffix == ".npy":
+        return _save(path, filled.mean)
+    return _write_table(path, filled.mean.reshape(len(filled.mean), -1), "x")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> Path:

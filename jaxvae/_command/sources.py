@@ -1,12 +1,13 @@
 """DATA on the command line: a folder of pictures, a file of arrays, or the name of a set."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
 from jaxvae import data
-from jaxvae._terminal import counter
+from jaxvae._terminal import complain, counter
 from jaxvae.data.domain import Kind
 from jaxvae.data.files import Colour, Fit
 from jaxvae.run import Run
@@ -56,7 +57,7 @@ def training_data(
     if is_file:
         if domain is None and levels is None and _beyond_the_unit_interval(path):
             domain = "real"
-        return data.from_file(path, domain=domain, levels=levels), None
+        return _file(path, domain, levels), None
     training = _named(source, "train")
     try:
         return training, _named(source, "test")
@@ -90,12 +91,22 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
             progress=counter("reading pictures"),
         )
     elif is_file:
-        given = data.from_file(path, domain=domain)
+        given = _file(path, domain, None)
     else:
         given = _named(source, split or "test")
     if given.x.shape[1:] != stored or given.domain != domain:
         raise ValueError(f"{trained_on}, and {source} has {given.x.shape} of {_named_domain(given.domain)}")
     return given.with_prepare(run.dataset.prepare)
+
+
+def _file(path: Path, domain: Kind | data.Domain | None, levels: int | None) -> data.Dataset:
+    """The arrays of a file; what there is to say of them, such as how many entries are missing, on the terminal."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        read = data.from_file(path, domain=domain, levels=levels)
+    for warning in caught:
+        complain("warning", str(warning.message).split(";")[0])  # what follows is for those who call it
+    return read
 
 
 def _kind(values: Values) -> Kind | None:
@@ -115,7 +126,9 @@ def _refuse(given: dict[str, bool], kind: str, source: str) -> None:
 def _beyond_the_unit_interval(path: Path) -> bool:
     """Whether a file's x is floating and has values that are no shares of one."""
     try:
-        x = data.from_file(path, domain="real").x
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # `_file` says it
+            x = data.from_file(path, domain="real").x
     except (TypeError, ValueError):  # integers, or a file that is refused as anything
         return False
     return bool(((x < 0) | (x > 1)).any())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from jaxvae._command import outputs
@@ -64,7 +65,7 @@ class Sample:
         """Draw and write."""
         run = load_run(self.run)
         suffix = outputs.picture_or_array(run)
-        path = outputs.checked_suffix(self.out or self.run / f"samples{suffix}", *{suffix, ".npy"})
+        path = outputs.checked_suffix(self.out or self.run / f"samples{suffix}", *dict.fromkeys((suffix, ".npy")))
         outputs.print_paths(samples=outputs.write_samples(path, run, num=self.num, seed=self.seed))
 
 
@@ -97,11 +98,41 @@ class Reconstruct(_OfData):
         """Reconstruct and write."""
         run, dataset = self.read()
         suffix = outputs.picture_or_array(run)
-        path = outputs.checked_suffix(self.out or self.run / f"reconstructions{suffix}", *{suffix, ".npy"})
+        path = outputs.checked_suffix(
+            self.out or self.run / f"reconstructions{suffix}", *dict.fromkeys((suffix, ".npy"))
+        )
         if self.num < 1:
             raise ValueError(f"--num must be at least 1, got {self.num}")
         drawn = dataset.take(slice(self.num)) if path.suffix == ".png" else dataset
         outputs.print_paths(reconstructions=outputs.write_reconstructions(path, run, drawn))
+
+
+@dataclass(frozen=True)
+class Impute(_OfData):
+    """Fill in the missing entries of data, NaN, by a run that was trained on data with missing entries."""
+
+    num_samples: int = 1000
+    """Importance samples for each x."""
+    num_draws: int = 10
+    """Whole examples to draw for each x."""
+    seed: int = 0
+    """Decides the draws."""
+    out: Out = None
+    """Where to: .npz has means, error bars (std), their Monte Carlo errors, draws and effective sample sizes, .npy and
+    .csv the means. Default: imputed.npz in RUN."""
+
+    def __call__(self) -> None:
+        """Fill in and write."""
+        path = outputs.checked_suffix(self.out or self.run / "imputed.npz", ".npz", ".npy", ".csv")
+        run, dataset = self.read()
+        filled = run.impute(dataset, num_samples=self.num_samples, num_draws=self.num_draws, seed=self.seed)
+        missing = int((~dataset.arrays["observed"]).sum())
+        effective = float(np.median(filled.effective_samples))
+        console.print(
+            f"{missing} entries filled in; effective samples, the median: {effective:.0f} of {self.num_samples}",
+            highlight=False,
+        )
+        outputs.print_paths(imputed=outputs.write_imputed(path, filled))
 
 
 @dataclass(frozen=True)

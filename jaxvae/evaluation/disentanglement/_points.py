@@ -46,7 +46,7 @@ def scikit_learn(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError("SAP, DCI and the BetaVAE score need scikit-learn: pip install 'jaxvae[all]'") from error
+        raise ImportError("this needs scikit-learn: pip install 'jaxvae[all]'") from error
 
 
 def sample_points(
