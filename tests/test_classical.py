@@ -307,7 +307,7 @@ def test_a_mixture_of_one_is_the_gaussian():
 
 def test_a_mixture_needs_scikit_learn_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[all\]'"):
         classical.fit_gaussian_mixture(DATA, 2, seed=0)
     for count in (0, N + 1):
         with pytest.raises(ValueError, match=rf"num_components must lie in 1 \.\. 400, the examples, got {count}"):

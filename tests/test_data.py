@@ -356,7 +356,7 @@ def test_sets_that_cannot_be_read(tmp_path, cache_dir):
 def test_a_missing_extra(tmp_path, monkeypatch, name, package):
     write_set(tmp_path, "tiny", random_images(3))
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[data\]'"):
         data.load(name, "train", data_dir=tmp_path)
 
 

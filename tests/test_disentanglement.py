@@ -453,5 +453,5 @@ def test_fixed_points_need_room_for_the_factors():
 def test_scikit_learn_is_asked_for_by_name(score, monkeypatch):
     for module in ("joblib", "sklearn.svm", "sklearn.linear_model"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"need scikit-learn: pip install 'jaxvae\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"this needs scikit-learn: pip install 'jaxvae\[all\]'"):
         score(*middling())

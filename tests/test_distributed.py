@@ -291,7 +291,7 @@ def test_processes_that_cannot_find_each_other_say_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "experiments.vae", *SMALL, "--distributed", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, JAX_NUM_PROCESSES=P" in done.stdout
+    assert "set JAX_COORDINATOR_ADDRESS=HOST:PORT, where HOST runs process 0, JAX_NUM_PROCESSES=P" in done.stderr
 
 
 @pytest.mark.slow

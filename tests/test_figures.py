@@ -506,5 +506,5 @@ def test_matplotlib_is_loaded_late_and_without_pyplot(tmp_path):
 
 def test_a_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[figures\]'"):
         figures.image_grid(tmp_path / "grid.png", flat(1))
