@@ -92,10 +92,10 @@ def test_the_bound_grows_to_the_exact_likelihood_of_what_is_observed(key):
 def test_what_is_drawn_is_the_conditional_distribution(key):
     x, observed = table()
     filled = evaluation.impute(
-        *(linear_gaussian(), {}, (), *feed_of(x, observed)), key=key, num_samples=4000, num_draws=400
+        *(linear_gaussian(), {}, (), *feed_of(x, observed)), key=key, num_samples=2000, num_draws=200
     )
     means, deviations = exact_conditional()
-    missing, sure = ~observed, filled.effective_samples > 100
+    missing, sure = ~observed, filled.effective_samples > 50
     assert sure.sum() > 30
     np.testing.assert_allclose(filled.mean[observed], x[observed], rtol=1e-6)
     assert (filled.std[observed] == 0).all()
@@ -105,16 +105,16 @@ def test_what_is_drawn_is_the_conditional_distribution(key):
     assert np.abs(off).max() < 5
     assert np.square(off).mean() == pytest.approx(1, abs=0.6)  # the Monte Carlo error is what it says
     np.testing.assert_allclose(filled.std[chosen], deviations[chosen], rtol=0.25)
-    assert filled.effective_samples[1] == pytest.approx(4000, rel=1e-4)  # the prior is the posterior there
+    assert filled.effective_samples[1] == pytest.approx(2000, rel=1e-4)  # the prior is the posterior there
     # Whole draws: their distribution, not only their mean.
-    assert filled.draws.shape == (N, 400, D)
+    assert filled.draws.shape == (N, 200, D)
     assert (np.ptp(filled.draws, axis=1)[observed] == 0).all()
     standard = ((filled.draws - means[:, None]) / np.where(missing, deviations, 1)[:, None])[1]
     for column in range(D):
         assert stats.kstest(standard[:, column], "norm").pvalue > 1e-3
     correlation = np.corrcoef(filled.draws[1].T)
     deviation = np.sqrt(np.diag(covariance()))
-    np.testing.assert_allclose(correlation, covariance() / np.outer(deviation, deviation), atol=0.2)
+    np.testing.assert_allclose(correlation, covariance() / np.outer(deviation, deviation), atol=0.25)
 
 
 def test_an_example_is_filled_alike_in_any_batch(key):
