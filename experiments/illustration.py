@@ -7,6 +7,7 @@ decodes to something. One figure shows both: reconstructions, codes and manifold
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,11 @@ def make_model(config: Any) -> dict[str, Any]:
     }
 
 
+def init_both(models: dict[str, Any], shape: Sequence[int], *, key: PRNGKey) -> tuple[PyTree, PyTree]:
+    """The parameters of each, for x of this shape."""
+    return {name: model.init(key, jnp.zeros((1, *shape))) for name, model in models.items()}, ()
+
+
 def both_losses(
     models: dict[str, Any], params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, step: Array
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
@@ -85,12 +91,9 @@ def run(config: Config) -> None:
     models = make_model(SimpleNamespace(**this_run.settings))
     loss_fn = partial(both_losses, models)
 
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return {name: model.init(key, jnp.zeros((1, *train.shape))) for name, model in models.items()}, ()
-
     evaluate = {"train": evaluator(loss_fn, train), "test": evaluator(loss_fn, test)}
     state = this_run.train(
-        *(init, loss_fn, optax.adam(config.learning_rate), train, order),
+        *(partial(init_both, models, train.shape), loss_fn, optax.adam(config.learning_rate), train, order),
         evaluate=evaluate["test"],
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
         split="test",

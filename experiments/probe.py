@@ -15,14 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.table import Table
 
 import jaxvae
 from experiments.command import RunConfig, console, parse, user_errors
-from experiments.illustration import both_losses, make_model
+from experiments.illustration import both_losses, init_both, make_model
 from experiments.report import evaluator, over_set
 from experiments.run import Run, reached
 from experiments.splits import load_splits
@@ -82,11 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = make_model(SimpleNamespace(**run.settings))
     loss_fn = partial(both_losses, models)
 
-    def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        return {name: model.init(key, jnp.zeros((1, *train.shape))) for name, model in models.items()}, ()
-
     state = run.train(
-        *(init, loss_fn, optax.adam(config.learning_rate), train, order),
+        *(partial(init_both, models, train.shape), loss_fn, optax.adam(config.learning_rate), train, order),
         evaluate=evaluator(loss_fn, test),
         evaluate_every=config.evaluate_every * order.steps_per_epoch,
         split="test",

@@ -68,7 +68,7 @@ class Run:
           Means over the examples, in nats unless a name says otherwise; of a model with a prior also "nll", -log p(x)
           by importance sampling with `num_samples` draws, and "nll_standard_error", the Monte Carlo error of it.
         """
-        dataset = self._as_trained(dataset)
+        dataset = as_trained(self.model, self.dataset, dataset)
         key, feed = seed_key(seed), evaluation_feed(dataset)
         evaluate = make_evaluate(make_eval_step(self.objective, prepare=dataset.prepare))
         state: Any = _Evaluated(self.params, self.model_state, jnp.int32(self.step))
@@ -151,7 +151,7 @@ class Run:
         given = x if isinstance(x, data.Dataset) else self._as_dataset(x)
         if "observed" not in given.arrays:
             raise ValueError(f"{given.name!r} does not say which entries are observed: make it with observed=")
-        given = self._as_trained(given)
+        given = as_trained(self.model, self.dataset, given)
         return impute(
             self.model,
             *(self.params, self.model_state, *evaluation_feed(given)),
@@ -181,30 +181,17 @@ class Run:
         return out
 
     def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
-        given = self._as_trained(x if isinstance(x, data.Dataset) else self._as_dataset(x))
+        given = as_trained(self.model, self.dataset, x if isinstance(x, data.Dataset) else self._as_dataset(x))
         feed = evaluation_feed(given)
         return map_batches(
             partial(function, self.model), self.params, self.model_state, *feed, key=seed_key(0), prepare=given.prepare
         )
 
-    def _as_trained(self, dataset: data.Dataset) -> data.Dataset:
-        """The set with what the model was trained with: its condition, and which entries are observed, or neither."""
-        dataset = with_condition(self.model, dataset)
-        arrays = dict(dataset.arrays)
-        if "observed" in self.dataset.arrays:
-            arrays.setdefault("observed", np.ones(dataset.x.shape, bool))
-        elif not arrays.pop("observed", np.True_).all():
-            raise ValueError(
-                f"{dataset.name!r} has missing entries, and the run was trained on data without: its encoder takes no "
-                "mask"
-            )
-        return dataclasses.replace(dataset, arrays=arrays)
-
     def _as_dataset(self, x: ArrayLike) -> data.Dataset:
         """Arrays in the domain of the training data, checked."""
         if "condition" in self.dataset.arrays:
             raise TypeError("a conditional model needs the conditions too: pass a data set that has them")
-        values = np.asarray(x)
+        values = data.domain.stored_array(x, "x")
         observed = None
         if "observed" in self.dataset.arrays:  # a NaN is a missing entry here, as it was in training
             floating = jnp.issubdtype(values.dtype, jnp.floating)
@@ -314,6 +301,24 @@ class _Evaluated(NamedTuple):
     params: PyTree
     model_state: PyTree
     step: Array
+
+
+def as_trained(model: Any, trained_on: data.Dataset, dataset: data.Dataset) -> data.Dataset:
+    """A set with what a model is trained with: its condition, and which entries are observed, or neither.
+
+    Raises:
+      ValueError: the set has no condition and no labels, or missing entries where the training data have none.
+    """
+    dataset = with_condition(model, dataset)
+    arrays = dict(dataset.arrays)
+    if "observed" in trained_on.arrays:
+        arrays.setdefault("observed", np.ones(dataset.x.shape, bool))
+    elif not arrays.pop("observed", np.True_).all():
+        raise ValueError(
+            f"{dataset.name!r} has missing entries, and the training data have none: the encoder takes no mask. Make "
+            "the training data with observed= too"
+        )
+    return dataclasses.replace(dataset, arrays=arrays)
 
 
 def with_condition(model: Any, dataset: data.Dataset) -> data.Dataset:

@@ -20,12 +20,12 @@ def complain(kind: str, message: object) -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Where a mistake is the user's, say it in one line and exit with 2."""
+def user_errors(words: Callable[[str], str] = str) -> Iterator[None]:
+    """Where a mistake is the user's, say it in one line, in the words that `words` makes of it, and exit with 2."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
-        complain("error", error)
+        complain("error", words(str(error)))
         sys.exit(2)
 
 

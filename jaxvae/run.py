@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from jaxvae import data
-from jaxvae._run import Run, absolute, check_pickles, load, with_condition, write
+from jaxvae._run import Run, absolute, as_trained, check_pickles, load, with_condition, write
 from jaxvae._watch import MONITORED, Watch
 from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli
@@ -109,7 +109,7 @@ def train(
     dataset = with_condition(model, dataset)
     _check_likelihood(model, dataset)
     training, held = _split(dataset, validation, seed)
-    held = held if held is None else with_condition(model, held)
+    held = held if held is None else as_trained(model, training, held)
     size = min(len(training), LARGEST_BATCH) if batch_size is None else batch_size
     order = data.Order(len(training), size, epochs, seed)
     first = training.prepared(SEEDING_EXAMPLES, key=seed_key(0))
@@ -123,9 +123,10 @@ def train(
     feed: Any = data.Streamed(training, order) if large else data.Resident(training, order)
     evaluated = _evaluated(model, objective, state, training)
     kept = training.take(slice(SEEDING_EXAMPLES))
-    settings = {"seed": seed, "epochs": epochs, "batch_size": size, "ema": ema, **_description(training)}
-    settings |= {"model": _described(model), "loss": _described(loss), "validation": _described(validation)}
+    settings: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_size": size, "ema": ema}
     if place is not None:
+        settings |= _description(training) | {"model": _described(model), "loss": _described(loss)}
+        settings["validation"] = _described(validation)
         check_pickles(model, evaluated, kept)  # now, and not after hours
     with _opened(place, settings, resume) as files, _shown(progress) as show:
         watch = Watch(evaluated, held, seed, report, files)

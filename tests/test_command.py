@@ -233,6 +233,7 @@ def test_a_broken_picture_is_named_a_grey_one_and_cmyk_are_converted(command, tr
         said = command(*arguments)
         assert said.code == 2
         assert said.err.startswith(f"error: 1 of 5 files in {mixed} cannot be read as pictures: broken.png; mend them")
+        assert "or pass --skip-unreadable to leave them out" in said.err
         assert said.err.count("\n") == 1
     assert command("encode", trained, mixed, "--skip-unreadable", "--out", tmp_path / "codes.npy").code == 0
     expected = jaxvae.load(trained).encode(data.folder(mixed, size=SHAPE[:2], colour="rgb", skip_unreadable=True))
@@ -297,7 +298,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         ),
         (("train", tmp_path / "none.npz"), "[Errno 2] No such file or directory"),
         (("train", tmp_path / "no.npy"), "cannot be read as .npy: "),
-        (("train", tmp_path / "few.npy"), "the largest value of x is 6: pass levels=7"),
+        (("train", tmp_path / "few.npy"), "the largest value of x is 6: pass --levels 7"),
         (("train", tmp_path / "small.npy", "--size", 8), "--size only for a folder of pictures, which"),
         (("train", "digits", "--fit", "pad"), "--fit only for a folder of pictures, which digits is not"),
         (("encode", trained, pictures, "--split", "train"), "--split only for the name of a set, which"),

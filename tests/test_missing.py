@@ -13,7 +13,7 @@ from variants import SHAPE, batch, mlp
 
 import jaxvae
 from jaxvae import data, evaluation
-from jaxvae.distributions import DiagGaussian
+from jaxvae.distributions import Categorical, DiagGaussian, Heterogeneous, Masked
 from jaxvae.objectives import cvae_prior_log_weights, linear_vae_loss, vae_log_weights
 
 N, D, K = 40, 5, 2
@@ -106,7 +106,9 @@ def test_what_is_drawn_is_the_conditional_distribution(key):
     assert np.square(off).mean() == pytest.approx(1, abs=0.6)  # the Monte Carlo error is what it says
     np.testing.assert_allclose(filled.std[chosen], deviations[chosen], rtol=0.25)
     assert filled.effective_samples[1] == pytest.approx(2000, rel=1e-4)  # the prior is the posterior there
-    # Whole draws: their distribution, not only their mean.
+    # Whole draws: those of an example follow its weights, and their distribution is the right one.
+    of_draws = np.where(chosen, (filled.draws.mean(axis=1) - means) / np.where(missing, deviations, 1), np.nan)
+    assert np.nanmean(np.square(of_draws)) < 0.03  # 1/200 of the draws and less than 1/50 of the samples
     assert filled.draws.shape == (N, 200, D)
     assert (np.ptp(filled.draws, axis=1)[observed] == 0).all()
     standard = ((filled.draws - means[:, None]) / np.where(missing, deviations, 1)[:, None])[1]
@@ -292,7 +294,71 @@ def test_a_table_with_holes_is_trained_measured_and_filled_in_one_call_each(tmp_
     np.testing.assert_array_equal(run.encode(whole), run.encode(whole.x))  # everything is observed
     plain = jaxvae.train(model, whole, epochs=1, validation=0, progress=False)
     np.testing.assert_array_equal(plain.encode(whole), plain.encode(whole.x))
-    with pytest.raises(ValueError, match="'table' has missing entries, and the run was trained on data without"):
+    with pytest.raises(ValueError, match="'table' has missing entries, and the training data have none"):
         plain.evaluate(dataset)
     with pytest.raises(ValueError, match="'table' does not say which entries are observed"):
         run.impute(whole)
+
+
+def test_a_numpy_mask_is_refused_and_not_dropped():
+    x, observed = table()
+    dataset = data.from_arrays("table", x, domain="real", observed=observed)
+    run = jaxvae.train(linear_gaussian_with_parameters(), dataset, epochs=1, validation=0, progress=False)
+    with pytest.raises(TypeError, match="x is a masked array, and its mask would be ignored"):
+        run.impute(np.ma.masked_array(x, ~observed))
+    with pytest.raises(TypeError, match="observed is a masked array"):
+        data.from_arrays("table", x, domain="real", observed=np.ma.masked_array(observed, ~observed))
+
+
+def linear_gaussian_with_parameters():
+    return jaxvae.VAE(jaxvae.MLPEncoder(2, (4,)), jaxvae.MLPDecoder((D,), (4,)), jaxvae.SharedScale())
+
+
+def test_a_validation_set_is_made_like_the_training_data():
+    x, observed = table()
+    holed = data.from_arrays("holed", x, domain="real", observed=observed)
+    whole = data.from_arrays("whole", x, domain="real")
+    options = {"epochs": 1, "progress": False}
+    run = jaxvae.train(linear_gaussian_with_parameters(), holed, validation=whole, **options)
+    assert np.isfinite(run.history[-1]["validation"]["loss"])
+    with pytest.raises(ValueError, match="'holed' has missing entries, and the training data have none"):
+        jaxvae.train(linear_gaussian_with_parameters(), whole, validation=holed, **options)
+
+
+@pytest.mark.parametrize("wrap", [lambda record: record, lambda record: Masked(record, jnp.ones((), bool))])
+def test_categories_are_filled_in_the_units_of_x(wrap, key):
+    """Intensities where x is one variable's levels; codes in a table of mixed columns."""
+    logits = np.log(np.float32([0.1, 0.2, 0.7]))
+    prior_alone = lambda x: (jnp.zeros((len(x), 1)), jnp.zeros((len(x), 1)))  # noqa: E731
+    levels = jaxvae.VAE(prior_alone, lambda z: jnp.broadcast_to(logits, (len(z), 2, 3)), lambda o: wrap(Categorical(o)))
+    mixed = jaxvae.VAE(
+        prior_alone,
+        lambda z: jnp.broadcast_to(logits, (len(z), 1, 3)),
+        lambda o: wrap(Heterogeneous([Categorical(o), DiagGaussian(jnp.full((len(o), 1), 7.0), -2.0)], [[0], [1]])),
+    )
+    observed = np.array([[True, False], [False, True]])
+    deviation = np.sqrt(0.2 + 4 * 0.7 - 1.6**2)
+    for model, x, mean, std in (
+        (levels, np.array([[1.0, 0.0], [0.0, 0.5]]), 0.8, deviation / 2),
+        (mixed, np.array([[2.0, 0.0], [0.0, 7.5]]), 1.6, deviation),
+    ):
+        feed = data.evaluation_feed(data.from_arrays("x", x, domain="real", observed=observed), 2)
+        filled = evaluation.impute(model, {}, (), *feed, key=key, num_samples=2000, num_draws=300)
+        assert filled.mean[1, 0] == pytest.approx(mean, abs=1e-4)
+        assert filled.std[1, 0] == pytest.approx(std, rel=0.1)
+        assert filled.draws[1, :, 0].mean() == pytest.approx(mean, abs=5 * std / np.sqrt(300))
+        assert filled.mean[0, 0] == x[0, 0]
+
+
+def test_a_narrow_model_is_summed_in_float32(key):
+    """Two thousand samples of one half: in bfloat16 a sum stops growing at 256."""
+    model = jaxvae.VAE(
+        lambda x: (jnp.zeros((len(x), 1), jnp.bfloat16), jnp.zeros((len(x), 1), jnp.bfloat16)),
+        lambda z: jnp.zeros((len(z), 2), jnp.bfloat16),
+    )
+    dataset = data.from_arrays("x", np.ones((1, 2)), observed=np.array([[True, False]]))  # a batch of one
+    feed = data.evaluation_feed(dataset, 1)
+    narrow = lambda batch, *, key: batch | {"x": batch["x"].astype(jnp.bfloat16)}  # noqa: E731
+    filled = evaluation.impute(model, {}, (), *feed, key=key, num_samples=2000, prepare=narrow)
+    assert filled.std[0, 1] == pytest.approx(0.5, abs=0.02)
+    assert filled.effective_samples[0] == pytest.approx(2000, rel=1e-3)

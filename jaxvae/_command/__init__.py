@@ -43,12 +43,18 @@ or someone you trust has trained.
 def run(argv: Sequence[str] | None = None) -> None:
     """Read a command line and do what it says."""
     command = _parse(sys.argv[1:] if argv is None else argv)
-    with user_errors():
+    with user_errors(_as_typed):
         try:
             command()
         except NonFiniteError as error:  # nobody's mistake that the command line shows
             complain("error", error)
             sys.exit(1)
+
+
+def _as_typed(message: str) -> str:
+    """The way out that an error names, an argument of Python, as the option that it is here."""
+    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable)=(True)?"
+    return re.sub(arguments, lambda found: f"--{found[1].replace('_', '-')}{'' if found[2] else ' '}", message)
 
 
 def _parse(argv: Sequence[str]) -> Callable[[], None]:

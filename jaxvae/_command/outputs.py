@@ -95,7 +95,8 @@ def print_measured(measured: dict[str, dict[str, float]], run: Run, *, num_sampl
         label = f"{NATS[name]} ({num_samples} samples)" if name == "nll" else NATS.get(name, name.replace("_", " "))
         table.add_row(label, *(_cell(each, name) for each in measured.values()))
     levels = run.dataset.levels
-    if levels is not None and all("nll" in each for each in measured.values()):
+    whole = "observed" not in run.dataset.arrays  # otherwise nats are of fewer values than x has
+    if levels is not None and whole and all("nll" in each for each in measured.values()):
         size = math.prod(run.dataset.shape) * math.log(2)
         table.add_row("bits for each value", *(f"{each['nll'] / size:.3f}" for each in measured.values()))
     console.print(table)

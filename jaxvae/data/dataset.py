@@ -181,7 +181,7 @@ def _complete(x: np.ndarray, observed: ArrayLike | None) -> tuple[np.ndarray, np
         )
         mask = ~missing
     else:
-        mask = np.asarray(observed)
+        mask = stored_array(observed, "observed")
         if mask.dtype != bool:
             raise TypeError(f"observed must be bool, true where an entry of x is there, got {mask.dtype}")
         if mask.shape != x.shape:

@@ -10,23 +10,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvae._checks import at_least
+from jaxvae.distributions.counts import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
+from jaxvae.distributions.gaussian import DiagGaussian
+from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
+from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
 from jaxvae.keys import sample_keys
 from jaxvae.types import Array, PRNGKey
+
+# Their own types: a subclass may have another log_prob.
+INDEPENDENT = (
+    *(Bernoulli, Categorical, ContinuousBernoulli, DiagGaussian, DiscretizedLogistic, Laplace, LogNormal, StudentT),
+    *(NegativeBinomial, Poisson, UnitInterval, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson),
+)
 
 
 class Masked(NamedTuple):
     """A record whose `log_prob` sums over the observed elements alone.
 
     What stands in place of the others, a NaN as well, changes neither the value nor a gradient. The elements must be
-    independent given the record's parameters, as those of every likelihood here are. Draws, the mean and the mode are
-    the record's own: of all elements.
+    independent given the record's parameters: those of every likelihood here are, and a record of yours says so by a
+    method `elementwise(x)`, the nats of each element, [B, ...]. Draws, the mean and the mode are the record's own: of
+    all elements.
 
     Attributes:
       record: a likelihood over [B, ...].
       observed: bool, [B, ...] or what broadcasts to it; true where a value counts.
 
     Raises (`log_prob`):
-      TypeError: `observed` is not boolean.
+      TypeError: `observed` is not boolean, or nothing says that the record's elements are independent.
       ValueError: `observed`, or a parameter of the record, does not broadcast to x.
 
     References:
@@ -132,8 +148,8 @@ class Heterogeneous:
 
     @property
     def mean(self) -> Array:
-        """What each record calls its mean; that of a `Categorical` is the expected level in [0, 1]."""
-        return self._table([record.mean for record in self.records])
+        """What each record calls its mean, in the table's units: of a `Categorical` the expected value, 0 .. V-1."""
+        return self._table([_mean_of_values(record) for record in self.records])
 
     def _groups_of(self, x: Array) -> list[tuple[Any, Array]]:
         """The records, and their columns in the type that they take."""
@@ -162,10 +178,20 @@ def _as_events(record: Any, x: Array) -> Array:
     return x.astype(jnp.int32)
 
 
+def _mean_of_values(record: Any) -> Array:
+    """A record's mean, which of a `Categorical` is of intensities in [0, 1]."""
+    return record.mean * (record.logits.shape[-1] - 1) if isinstance(record, Categorical) else record.mean
+
+
 def _of_each_element(record: Any, x: Array) -> Array:
     """Nats of each element of x [B, ...]: to a record of independent elements, each may be an example by itself."""
     if hasattr(record, "elementwise"):
         return record.elementwise(x)
+    if type(record) not in INDEPENDENT:
+        raise TypeError(
+            f"nothing says that the elements of a {type(record).__name__} are independent of each other, so it cannot "
+            "be asked for some of them alone: give it a method elementwise(x), the nats of each element of x [B, ...]"
+        )
 
     def alone(parameter: Array) -> Array:
         own = jnp.shape(parameter)[x.ndim :]  # of one element, such as the logits of its categories

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvae._checks import at_least
 from jaxvae._variables import variables_of
-from jaxvae.distributions import Categorical
+from jaxvae.distributions import Categorical, Masked
 from jaxvae.evaluation.map import map_batches
 from jaxvae.objectives._apply import apply, batch_keys, model_inputs, observed_of
 from jaxvae.types import Array, Batch, LatentModel, Prepare, PRNGKey, PyTree
@@ -153,7 +153,8 @@ def _fill(
     model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey, num_samples: int, num_draws: int
 ) -> Imputed:
     """One batch: `Imputed`, each [B, ...]."""
-    inputs, dtype = model_inputs(batch), batch["x"].dtype
+    inputs = model_inputs(batch)
+    dtype = jnp.promote_types(batch["x"].dtype, jnp.float32)  # sums of many samples
     sample_key, draw_key = jax.random.split(key)
 
     def decode(latent: PyTree) -> Any:
@@ -167,10 +168,12 @@ def _fill(
         seen = observed_of(batch, model, "propose")
         (latent, log_posterior), _ = run(method="propose", key=own, num_samples=1, **seen)
         (log_x, log_prior), _ = run(latent, method="log_joint", **observed_of(batch, model, "log_joint"))
-        return jax.tree.map(lambda leaf: leaf[0], latent), (log_x + log_prior - log_posterior)[0], of_x, of_draws
+        log_weight = (log_x + log_prior - log_posterior)[0]
+        wide = log_weight.astype(jnp.promote_types(log_weight.dtype, jnp.float32))
+        return jax.tree.map(lambda leaf: leaf[0], latent), wide, of_x, of_draws
 
     first, log_weight, *_ = propose(jnp.int32(0))
-    centre = decode(first).mean  # near the values, so that their squares lose nothing
+    centre = decode(first).mean.astype(dtype)  # near the values, so that their squares lose nothing
 
     def add(sums: _Sums, sample: Array) -> tuple[_Sums, None]:
         latent, log_weight, of_x, of_draws = propose(sample)
@@ -213,6 +216,8 @@ def _draws(decode: Callable[[PyTree], Any], latents: PyTree, keys: PRNGKey, dtyp
 
 def _draw(record: Any, dtype: Any, *, key: PRNGKey) -> Array:
     """A draw of the likelihood as the model sees x: the levels of a `Categorical` in [0, 1]."""
+    while isinstance(record, Masked):
+        record = record.record
     drawn = record.sample(key=key).astype(dtype)
     return drawn / (record.logits.shape[-1] - 1) if isinstance(record, Categorical) else drawn
 

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from jaxvae._checks import at_least
 from jaxvae._host import host_array, host_reals
+from jaxvae.keys import check_seed
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of logistic regression: C, the inverse of its penalty
 NEIGHBOURS = (1, 3, 5, 9)
@@ -64,6 +65,7 @@ def probe(
       ImportError: scikit-learn is missing.
     """
     at_least(1, num_draws=num_draws)
+    check_seed(seed)
     label, test_label = (_check_label(name, each) for name, each in (("label", label), ("test_label", test_label)))
     arrays = {name: _check_features(name, pair, len(label), len(test_label)) for name, pair in features.items()}
     if not arrays:

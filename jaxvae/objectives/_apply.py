@@ -158,7 +158,7 @@ def observed_of(batch: Batch, model: Any, method: str) -> dict[str, Any]:
     """
     if "observed" not in batch:
         return {}
-    if "observed" not in inspect.signature(getattr(type(model), method)).parameters:
+    if "observed" not in inspect.signature(getattr(model, method)).parameters:
         raise TypeError(
             f"the batch has missing entries (batch['observed']), and {type(model).__name__}.{method} has no argument "
             "observed to be told of them: use a VAE or a CVAE, or fill them in and leave observed out"
