@@ -1,6 +1,7 @@
 """What happens beside a training: evaluations, their history, the best state, and what a resumed run goes on from."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvae import data
-from jaxvae._run import evaluation_feed
+from jaxvae._run import Run, evaluation_feed
 from jaxvae.keys import seed_key
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.fit import Earlier, Progress
@@ -41,8 +42,9 @@ class Watch:
         seed: int,
         report: Callable[[Progress], bool | None] | None,
         files: "RunDirectory | None",
+        run_of: Callable[..., Run],
     ) -> None:
-        self.objective, self._report, self._files = objective, report, files
+        self.objective, self._report, self._files, self._run_of = objective, report, files, run_of
         self.history: list[dict[str, Any]] = []
         self.best: tuple[PyTree, PyTree, Array] | None = None
         self.step = 0
@@ -98,7 +100,16 @@ class Watch:
                 for name, values in progress.by_step.items()
             }
         show(progress)
-        return None if self._report is None else self._report(progress)
+        return None if self._report is None else self._report(progress._replace(run=partial(self._run, progress.state)))
+
+    def _run(self, state: TrainState) -> Run:
+        """The run as it would end at a state."""
+        return self._run_of(
+            params=evaluation_params(state),
+            model_state=state.model_state,
+            history=list(self.history),
+            step=int(state.step),
+        )
 
     # What `fit` saves by: the checkpoints of the directory, each with what the steps since the last evaluation gave.
 

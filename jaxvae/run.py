@@ -93,7 +93,8 @@ def train(
         interrupted: parameters, history and the best state are the same to the bit on the same machine. The epochs may
         be more than they were, and `patience`, `report` and `progress` others; so may numbers within the optimiser,
         such as its learning rate, which no checkpoint knows.
-      report: called with a `jaxvae.training.fit.Progress` about twice a second; true ends the run.
+      report: called with a `jaxvae.training.fit.Progress` about twice a second; true ends the run. Its `run()` gives
+        the run as it stands, for pictures while it trains.
       progress: whether to show a bar, or lines where the output is no terminal and no notebook.
 
     Raises:
@@ -123,13 +124,14 @@ def train(
     feed: Any = data.Streamed(training, order) if large else data.Resident(training, order)
     evaluated = _evaluated(model, objective, state, training)
     kept = training.take(slice(SEEDING_EXAMPLES))
+    run_of = partial(Run, model, objective=evaluated, dataset=kept)
     settings: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_size": size, "ema": ema}
     if place is not None:
         settings |= _description(training) | {"model": _described(model), "loss": _described(loss)}
         settings["validation"] = _described(validation)
         check_pickles(model, evaluated, kept)  # now, and not after hours
     with _opened(place, settings, resume) as files, _shown(progress) as show:
-        watch = Watch(evaluated, held, seed, report, files)
+        watch = Watch(evaluated, held, seed, report, files, run_of)
         state, earlier = watch.resume(state)
         if watch.step > order.total_steps:
             raise ValueError(f"the run in {place} is at step {watch.step}, epochs={epochs} end at {order.total_steps}")
@@ -146,7 +148,7 @@ def train(
         )
     last = reached.state
     params, model_state, step = watch.best or (evaluation_params(last), last.model_state, last.step)
-    run = Run(model, params, model_state, evaluated, kept, watch.history, int(step), reached.stopped)
+    run = run_of(params=params, model_state=model_state, history=watch.history, step=int(step), stopped=reached.stopped)
     if place is not None:
         write(run, place)
     return run

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import pickle
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -99,6 +100,17 @@ def test_what_was_trained_and_measured_is_printed(trained):
     assert f"-log p(x) (3 samples) {measured['nll']:.2f} ± {measured['nll_standard_error']:.2g} -ELBO" in said
     assert f"bits for each value {measured['nll'] / math.prod(SHAPE) / math.log(2):.3f}" in said
     assert f"samples: {trained / 'samples.png'}" in said
+
+
+def test_an_interrupted_training_goes_on(command, pictures, trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "run")
+    (out / "run.pickle").unlink()  # as if it had been killed before the end
+    said = command("train", pictures, "--out", out, "--resume", *SMALL, *NETWORK, "--epochs", 3)
+    assert (said.code, said.err) == (0, "")
+    assert [line.split()[1] for line in said.out.splitlines() if line.startswith("epoch")] == ["3.0"]
+    earlier, run = jaxvae.load(trained), jaxvae.load(out)
+    assert run.history[:2] == earlier.history
+    assert [record["epoch"] for record in run.history] == [1, 2, 3]
 
 
 def test_a_vq_vae_has_codes_and_no_samples(command, pictures, tmp_path):
@@ -306,7 +318,12 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         (("encode", trained, "digits"), "30, 45, 3) of 256 levels, and digits has (360, 8, 8, 1) of 17 levels"),
         (("train", pictures, "--levels", 8), "--levels only for a .npy or .npz file, which"),
         (("train", pictures, "--size", 8, 8, 8), "--size takes a height and a width, or one number for both, got 3"),
-        (("train", pictures, "--out", trained), "holds something already: choose another directory by --out"),
+        (("train", pictures, "--out", trained), "holds something already: continue it by --resume, or choose"),
+        (("train", pictures, "--resume"), "--resume needs the directory of the run that goes on: pass --out"),
+        (
+            ("train", pictures, "--out", trained, "--resume", *SMALL, *NETWORK, "--seed", 1),
+            "settings differ from those of the saved run (saved -> current): seed: 0 -> 1",
+        ),
         (("train", pictures, "--epochs", 0), "epochs must be at least 1, got 0"),
         (("train", pictures, "--channels", 0), "channels must be at least 1, got (0,)"),
         (("train", pictures, "--learning-rate", -1), "learning_rate must be a positive number, got -1.0"),
@@ -346,7 +363,7 @@ def test_a_run_that_is_not_finite_is_no_mistake_of_the_user(command, tmp_path):
     assert said.code == 1
     assert "error: " in said.err
     assert "not finite" in said.err
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "run.pickle").exists()
 
 
 @pytest.mark.slow

@@ -203,11 +203,12 @@ def test_training_ends_when_nothing_gets_better_or_someone_says_so(capsys):
     seen = []
 
     def enough(progress):
-        seen.append(progress.step)
+        seen.append(progress.run().reconstruct(MINE.take(slice(3))))  # by the average, as the run that is returned
         return np.bool_(progress.step >= 1)  # as comparisons of NumPy's numbers are
 
-    ended = jaxvae.train(vae(), MINE, epochs=50, report=enough)
+    ended = jaxvae.train(vae(), MINE, epochs=50, ema=0.9, report=enough)
     assert (ended.stopped, len(seen)) == ("report", 1)
+    np.testing.assert_array_equal(seen[0], ended.reconstruct(MINE.take(slice(3))))
     assert "train" in capsys.readouterr().out  # lines, where the output is no terminal
     validated = quietly(vae(), MINE, epochs=1, validation=MINE.take(slice(10)))
     assert len(validated.history) == 1

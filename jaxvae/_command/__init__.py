@@ -53,7 +53,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def _as_typed(message: str) -> str:
     """The way out that an error names, an argument of Python, as the option that it is here."""
-    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable)=(True)?"
+    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable|resume|out)=(True)?"
     return re.sub(arguments, lambda found: f"--{found[1].replace('_', '-')}{'' if found[2] else ' '}", message)
 
 

@@ -43,6 +43,8 @@ class Train:
     """Which model: conv-vae for pictures and vae for anything else, unless said otherwise."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """The run directory, which must be new or empty. Default: runs/DATA-MODEL-TIME."""
+    resume: bool = False
+    """Continue the interrupted run in --out from its newest checkpoint. --epochs may be more than before."""
     epochs: Number = None
     """Passes over the training examples. Default: 20, or as many as make 1,000 steps."""
     seed: int = 0
@@ -124,10 +126,12 @@ class Train:
             batch_size=batch_size,
             validation=held or 0,
             patience=self.patience,
+            out=out,
+            resume=self.resume,
         )
         if run.stopped:
-            console.print(f"{run.stopped} at step {run.step}", highlight=False)
-        run.save(out)
+            goes_on = "" if run.stopped == "early stopping" else f"; --out {out} --resume goes on from there"
+            console.print(f"{run.stopped}{goes_on}", highlight=False, markup=False)
         outputs.write_json(out / sources.OPTIONS, _plain(asdict(self)) | {"model": name, "likelihood": likelihood})
         splits = {"validation": held, "test": test} if held or test else {"training": training}
         self._report(run, out, {split: each for split, each in splits.items() if each is not None})
@@ -143,9 +147,11 @@ class Train:
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be a share of the examples, in [0, 1), got {self.validation}")
-        out = None if self.out is None else self.out.expanduser()
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs the directory of the run that goes on: pass --out")
+        out = None if self.out is None or self.resume else self.out.expanduser()
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"{out} holds something already: choose another directory by --out")
+            raise FileExistsError(f"{out} holds something already: continue it by --resume, or choose another --out")
 
     def _report(self, run: Run, out: Path, splits: dict[str, Dataset]) -> None:
         """Measure the splits and draw from the prior and from the first of them; write and print all of it."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +33,9 @@ class Progress(NamedTuple):
       examples_per_second: of training alone, since the first program, whose time is mostly compilation.
       seconds_left: estimated from that rate.
       by_step: what `train` are the means of, name -> [n], one for each step since the last evaluation.
+      state: after this step. The next program writes over its arrays: copy what is to stay.
+      run: of `jaxvae.train`, gives the `Run` as it would end here, such as for pictures: `progress.run().sample(16)`.
+        Its arrays, too, are good until the report returns.
     """
 
     step: int
@@ -43,6 +46,8 @@ class Progress(NamedTuple):
     examples_per_second: float
     seconds_left: float
     by_step: Mapping[str, np.ndarray] = MappingProxyType({})
+    state: Any = None
+    run: Callable[[], Any] | None = None
 
 
 class Earlier(NamedTuple):
@@ -154,7 +159,7 @@ def fit(
                     evaluation, value = _evaluate(evaluate, state, monitor)
             if report is not None:  # before the save: a kill between the two repeats these steps and this report
                 with _kept(state, checkpointer, value):
-                    asked = report(_progress(step, feed, history, evaluation, clock.examples_per_second))
+                    asked = report(_progress(state, feed, history, evaluation, clock.examples_per_second))
                 stopped = stopped or ("report" if _asked_by_any(asked) else None)
             if checkpointer is not None and (at_event or stopped):
                 checkpointer.save(state, value=value)
@@ -204,12 +209,17 @@ def _evaluate(
 
 
 def _progress(
-    step: int, feed: Feed, history: list[Mapping[str, np.ndarray]], evaluation: dict[str, float] | None, rate: float
+    state: TrainState,
+    feed: Feed,
+    history: list[Mapping[str, np.ndarray]],
+    evaluation: dict[str, float] | None,
+    rate: float,
 ) -> Progress:
+    step = int(state.step)
     by_step = {name: np.concatenate([m[name] for m in history]) for name in history[0]}
     train = {name: float(values.mean()) for name, values in by_step.items()}
     left = (feed.total_steps - step) * feed.batch_size / rate
-    return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left, by_step)
+    return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left, by_step, state)
 
 
 class _ProgressMade:
