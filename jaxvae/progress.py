@@ -1,7 +1,9 @@
 """What a person watching a run sees: a live bar on a terminal or in a notebook, lines elsewhere. Needs rich."""
 
 import time
+from html import escape
 from types import TracebackType
+from typing import Any
 
 try:
     from rich.console import Console
@@ -17,8 +19,9 @@ SECONDS_BETWEEN_LINES = 30.0  # where there is no bar
 class ProgressBar:
     """A `report` for `fit`, and a context manager.
 
-    There is a line for each evaluation. Between them a terminal and a notebook have a live bar; anything else, such as
-    a file or a pipe, has a line for the first program, for the last, and every half a minute.
+    There is a line for each evaluation, and between them a terminal has a live bar; a notebook has a bar with the last
+    evaluation beside it. Anything else, such as a file or a pipe, has a line for the first program, for the last, and
+    every half a minute.
 
     >>> with ProgressBar() as bar:  # doctest: +SKIP
     ...     fit(state, train_epoch, feed, report=bar)
@@ -26,13 +29,14 @@ class ProgressBar:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._live = self._console.is_terminal or self._console.is_jupyter
+        self._notebook = _NotebookBar() if self._console.is_jupyter else None
+        self._live = self._console.is_terminal
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),
             BarColumn(bar_width=8),  # the rest fits a terminal of 80 columns
             TextColumn("{task.fields[figures]}"),
             console=self._console,
-            disable=not self._live,
+            disable=not self._live or self._notebook is not None,
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, epoch=0.0, figures="compiling")
@@ -40,6 +44,8 @@ class ProgressBar:
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
+        if self._notebook is not None:
+            self._notebook.show(0.0, "compiling")
         return self
 
     def __exit__(
@@ -50,13 +56,14 @@ class ProgressBar:
     def __call__(self, progress: FitProgress) -> None:
         """Show where the run is."""
         speed, left = f"{progress.examples_per_second:,.0f}", _clock(progress.seconds_left)
+        figures = f"{_nats(progress.train, digits=1)} · {speed}/s · {left} left"
         self._bar.update(
-            self._task,
-            completed=progress.step,
-            total=progress.total_steps,
-            epoch=progress.epoch,
-            figures=f"{_nats(progress.train, digits=1)} · {speed}/s · {left} left",
+            self._task, completed=progress.step, total=progress.total_steps, epoch=progress.epoch, figures=figures
         )
+        if self._notebook is not None:
+            self._notebook.evaluation = progress.evaluation or self._notebook.evaluation
+            self._notebook.show(progress.step / progress.total_steps, f"epoch {progress.epoch:.1f} · {figures}")
+            return
         evaluated, now = progress.evaluation is not None, time.monotonic()
         last = progress.step == progress.total_steps
         if evaluated or (not self._live and (last or now >= self._next_line)):
@@ -68,6 +75,26 @@ class ProgressBar:
                 highlight=False,
                 soft_wrap=not self._live,  # a line stays one, whatever width a file is taken to have
             )
+
+
+class _NotebookBar:
+    """A line that is written over, and stays with the notebook: rich's own needs ipywidgets, and does not."""
+
+    def __init__(self) -> None:
+        self._line: Any = None
+        self.evaluation: dict[str, float] | None = None
+
+    def show(self, share: float, text: str) -> None:
+        """How much is done, from 0 to 1, and what to say of it."""
+        from IPython.display import display
+
+        text += f" · evaluation {_nats(self.evaluation)}" if self.evaluation is not None else ""
+        html = f'<progress max="1" value="{share:.4f}"></progress> {escape(text)}'
+        line = {"text/html": html, "text/plain": f"{share:4.0%} {text}"}
+        if self._line is None:
+            self._line = display(line, raw=True, display_id=True)
+        else:
+            self._line.update(line, raw=True)
 
 
 def _nats(metrics: dict[str, float], digits: int = 2) -> str:

@@ -115,6 +115,7 @@ def assert_same_members(members, others):
         np.testing.assert_allclose(one["negative_elbo"], other["negative_elbo"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_vmap_trains_the_same_members(sweep, tmp_path, undrawn):
     result, _ = result_of(rate_distortion.main, tmp_path, *SWEEP, "--how", "vmap")
     assert_same_members(sweep[1]["members"], result["members"])
@@ -129,6 +130,7 @@ def test_processes_train_the_same_members(sweep, tmp_path, monkeypatch, undrawn)
     assert "beta-4: done, 1 of 1" in said
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes(sweep, tmp_path, monkeypatch, undrawn):
     part = tmp_path / "part"
     fit = rate_distortion.Run.fit

@@ -624,6 +624,7 @@ def test_a_decoders_statistics_move_under_every_objective_or_it_is_refused(key):
         jax.eval_shape(partial(twice, model, step=0), state.params, state.model_state, batch(B), key=key)
 
 
+@pytest.mark.slow
 def test_a_semi_supervised_models_cvae_must_not_keep_statistics(key):
     class Decoder(nn.Module):
         @nn.compact

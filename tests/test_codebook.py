@@ -335,6 +335,7 @@ def test_the_form_of_the_statistics_is_the_platforms():
         assert ("stablehlo.dot_general" in program) != scatters
 
 
+@pytest.mark.slow
 def test_unused_codes_keep_their_vectors_over_ten_thousand_updates():
     points = 3 + normal(0, 1000, 4)  # away from the origin: shrinking vectors would leave the range of the data
     codes = points[:32]  # only the first eight occur

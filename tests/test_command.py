@@ -131,6 +131,7 @@ def test_a_vq_vae_has_codes_and_no_samples(command, pictures, tmp_path):
     np.testing.assert_array_equal(codes, jaxvae.load(out).encode(data.folder(pictures)).reshape(N, -1))
 
 
+@pytest.mark.slow
 def test_a_table_of_real_numbers_is_sampled_as_an_array(command, tmp_path):
     x = RNG.normal(3.0, 2.0, (50, 5))
     np.save(tmp_path / "table.npy", x)
@@ -186,12 +187,10 @@ def test_the_data_choose_the_model_and_its_likelihood(key, x, how, name, likelih
     batch = dataset.prepared(3, key=key)
     model = pickle.loads(pickle.dumps(model))
     params = jax.jit(model.init)(key, batch["x"])
-    value, gradient = jax.jit(
-        jax.value_and_grad(lambda params: jaxvae.vae_loss(model, params, (), batch, key=key, step=0)[0])
-    )(params)
+    value = jax.jit(lambda params: jaxvae.vae_loss(model, params, (), batch, key=key, step=0)[0])(params)
     assert np.isfinite(value)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    assert model.apply(params, 2, key=key, method="sample").mean.shape == (2, *dataset.shape)
+    sample = jax.eval_shape(lambda: model.apply(params, 2, key=key, method="sample").mean)
+    assert sample.shape == (2, *dataset.shape)
 
 
 def test_sizes_that_nobody_gave():
@@ -383,6 +382,7 @@ def test_the_command_as_a_person_types_it(trained, pictures, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_table_with_holes_is_trained_on_and_filled_in(command, tmp_path):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(60, 1)) + 0.1 * rng.normal(size=(60, 4)) + 3

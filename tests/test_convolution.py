@@ -73,7 +73,9 @@ def assert_close(ours, stock, tolerance):
 
 
 @both
-@pytest.mark.parametrize(("padding", "gathered"), [("SAME", 1), ("VALID", 1), ("SAME", 16)])
+@pytest.mark.parametrize(
+    ("padding", "gathered"), [("SAME", 1), pytest.param("VALID", 1, marks=pytest.mark.slow), ("SAME", 16)]
+)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients_equal_the_stock_operation(ours, stock, case, padding, gathered, monkeypatch):
     monkeypatch.setattr(convolution, "GATHERED", gathered)

@@ -220,7 +220,7 @@ def test_samples_follow_the_masses(name, key):
         np.testing.assert_allclose(draws[:, 3].var(), variance, rtol=0.08)
 
 
-@pytest.mark.parametrize("name", ["poisson", "inflated negative binomial"])  # which draws as all the others do
+@pytest.mark.parametrize("name", ["inflated negative binomial"])  # which draws as all the others do
 def test_an_example_draws_from_its_own_key(name, key):
     """Whichever others are in its batch, and whatever theirs are."""
     num, record = 6, RECORDS[name]

@@ -44,6 +44,7 @@ def arrays(run_dir):
     return jax.tree.leaves(checkpoint.load(run_dir, cvae.make_model)[1])
 
 
+@pytest.mark.slow
 def test_the_label_costs_at_most_its_own_nats(trained):
     out, result, _ = trained
     test = result["test"]

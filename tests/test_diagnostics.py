@@ -104,6 +104,7 @@ def test_one_example_says_nothing_about_itself(key):
     assert result.kl == pytest.approx(gaussian_kl(mean, np.exp(0.5 * log_var)).sum(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_examples_is_not_read_as_a_sample_of_them(key):
     """Every other example says nothing; half as many draws as examples would take one kind alone."""
     mean = np.where(np.arange(600) % 2 == 0, 0.0, 30.0 * np.arange(600))[:, None]

@@ -91,6 +91,7 @@ def test_the_gap_is_between_the_two_best_latents_in_units_of_entropy():
 # The fixed points on the factor grid of dSprites
 
 
+@pytest.mark.slow
 def test_the_true_factors_of_dsprites():
     factors = grid(*DSPRITES)
     codes = np.pad(unit(factors), ((0, 0), (0, 5)))
@@ -284,14 +285,17 @@ def test_a_duplicated_latent_closes_the_gap_and_nothing_else():
     assert beta_vae_score(twice, factors) == 1
 
 
-def test_the_order_and_the_units_of_the_latents_do_not_matter():
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("mig", 0.03), ("factor_vae_score", 1e-12), pytest.param("dci", 0.1, marks=pytest.mark.slow)],
+)
+def test_the_order_and_the_units_of_the_latents_do_not_matter(name, tolerance):
     codes, factors = middling()
     order, units = [2, 0, 3, 1], np.array([-2.0, 0.5, -10.0, 3.0])
-    for name, tolerance in (("mig", 0.03), ("factor_vae_score", 1e-12), ("dci", 0.1)):
-        score = SMALL[name]
-        plain = score(codes, factors)
-        np.testing.assert_allclose(score(codes[:, order], factors), plain, atol=0.1 if name == "dci" else 1e-12)
-        np.testing.assert_allclose(score(codes * units, factors), plain, atol=tolerance)
+    score = SMALL[name]
+    plain = score(codes, factors)
+    np.testing.assert_allclose(score(codes[:, order], factors), plain, atol=0.1 if name == "dci" else 1e-12)
+    np.testing.assert_allclose(score(codes * units, factors), plain, atol=tolerance)
 
 
 def test_codes_of_any_size_are_fitted_to_the_end():
@@ -311,7 +315,7 @@ def test_the_order_and_the_numbers_of_the_factors_do_not_matter():
         assert SMALL[name](codes, renumbered) == pytest.approx(SMALL[name](codes, factors), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "dci")) for name in SMALL])
 def test_the_seed_decides_and_numpys_own_generator_is_left_alone(name):
     codes, factors = middling()
     before = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -322,6 +326,7 @@ def test_the_seed_decides_and_numpys_own_generator_is_left_alone(name):
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_nothing():
     codes, factors = middling()
     one, two = (dci(codes, factors, num_train=100, num_test=100, num_jobs=jobs) for jobs in (1, 2))

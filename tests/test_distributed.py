@@ -164,6 +164,7 @@ def records(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_reach_what_one_device_reaches_and_one_of_them_writes_it(two_processes, one_device):
     out, said = two_processes
     assert_same_parameters(out / "run", one_device, step=44)
@@ -176,6 +177,7 @@ def test_two_processes_reach_what_one_device_reaches_and_one_of_them_writes_it(t
     assert result["test"]["negative_elbo"] == pytest.approx(two["test"]["negative_elbo"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(two_processes, one_device, tmp_path):
     shutil.copytree(two_processes[0] / "run", tmp_path / "run")
     said = run(*SMALL, "--epochs", 4, "--out", tmp_path / "run", "--resume")

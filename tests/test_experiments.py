@@ -148,6 +148,7 @@ def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path, undrawn):
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_a_run_on_streamed_images_equals_one_on_resident_images(digits, tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr("jaxvae.data.STREAM_ABOVE_BYTES", 0)
     assert run("digits", "--epochs", 4, *SMALL, "--out", tmp_path / "run").code == 0
@@ -279,6 +280,7 @@ def test_two_stochastic_layers_train_by_the_doubly_reparameterised_bound(tmp_pat
     assert config.stochastic_layers == 2
 
 
+@pytest.mark.slow
 def test_burda_starts_at_the_mean_image_and_follows_its_schedule():
     images = data.load("digits", "train").x
     model = make_model(SimpleNamespace(**vars(PRESETS["burda"][1]), image_shape=images.shape[1:], levels=17))
@@ -299,6 +301,7 @@ def test_burda_starts_at_the_mean_image_and_follows_its_schedule():
     np.testing.assert_allclose(rates, np.repeat(1e-3 * 10 ** (-passes / 7), steps), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_linear_vae_comes_near_its_closed_form_and_never_exceeds_it(tmp_path, undrawn):
     options = ("--data", "digits", "--latent-dim", 2, "--batch-size", 50, "--epochs", 150, "--evaluate-every", 50)
     result, said = result_of(tmp_path, "linear", *options)

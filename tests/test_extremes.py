@@ -216,10 +216,7 @@ IN_BOTH_TYPES = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("hierarchical", "semi-supervised", "vq-vae")))
-        for name in IN_BOTH_TYPES
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "pixel_cnn")) for name in IN_BOTH_TYPES],
 )
 def test_bfloat16_computes_nearly_the_same(name, key):
     """Within a hundredth of the loss; what comes out, statistics included, is float32."""

@@ -64,7 +64,13 @@ def check_gradient(value, params, smooth=None):
         assert abs(slope) > 1e-4  # or there was nothing to see
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name",  # the slow run takes the others, each of which has another test of its value
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("capacity", "free bits", "linear", "autoencoder")))
+        for name in OBJECTIVES
+    ],
+)
 def test_the_gradient_is_the_derivative(name, x64):
     variant = VARIANTS[name]
     params, model_state = start_from(variant.init)
@@ -83,7 +89,9 @@ def test_the_gradient_of_a_pixel_cnn_is_the_derivative(x64):
     check_gradient(lambda params: loss(params, (), maps, key=jax.random.key(2), step=0)[0], params)
 
 
-@pytest.mark.parametrize("name", VQ_VAES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("codes")) for name in VQ_VAES]
+)
 def test_the_gradient_of_a_vq_vae_is_that_of_its_terms(name, x64):
     """With the indices fixed each term is smooth, in what its gradient reaches.
 

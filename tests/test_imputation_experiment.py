@@ -10,6 +10,7 @@ from jaxvae.evaluation import Imputed
 SMALL = ("breast-cancer", "--smoke", "--hidden", 16, "--latent-dim", 2, "--num-samples", 3)
 
 
+@pytest.mark.slow
 def test_a_run_compares_what_is_filled_in(tmp_path):
     result, _ = result_of(main, tmp_path / "run", *SMALL)
     test = result["test"]

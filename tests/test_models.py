@@ -15,41 +15,50 @@ from jaxvae import losses
 from jaxvae.distributions import Bernoulli, DiagGaussian
 
 B = 6
-every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+# Which the slow run takes: their likelihoods and objectives have tests of their own, their networks others here.
+SELDOM = {
+    *("categorical", "one learned variance, four draws", "a variance per pixel", "continuous bernoulli"),
+    *("negative binomial", "beta", "free bits", "hierarchical"),
+}
 
 
-def variants_where(condition):
-    chosen = {name: variant for name, variant in VARIANTS.items() if condition(variant)}
-    return pytest.mark.parametrize("variant", chosen.values(), ids=chosen)
+def over(names, seldom=SELDOM):
+    """A test of these variants, some of them slow."""
+    marks = {name: [pytest.mark.slow] * (name in seldom) for name in names}
+    return pytest.mark.parametrize(
+        "variant", [pytest.param(VARIANTS[name], id=name, marks=marks[name]) for name in names]
+    )
 
 
-def each_objective_once(condition=lambda v: True, with_options=True):
-    """The first variant of each objective and kind of model by default; the slow run takes the others."""
-    chosen, seen = [], set()
-    for name, variant in VARIANTS.items():
-        if not condition(variant):
-            continue
-        objective = variant.loss_fn.__wrapped__
+def names_where(condition):
+    return [name for name, variant in VARIANTS.items() if condition(variant)]
+
+
+def first_of_each(names, with_options=True):
+    """The first variant of each objective and kind of model."""
+    kinds = {}
+    for name in names:
+        objective = VARIANTS[name].loss_fn.__wrapped__
         options = frozenset(objective.keywords) - {"beta"} if with_options else ()
-        kind = (objective.func.__qualname__, options, type(variant.model))
-        chosen.append(pytest.param(variant, id=name, marks=[pytest.mark.slow] * (kind in seen)))
-        seen.add(kind)
-    return pytest.mark.parametrize("variant", chosen)
+        kinds.setdefault((objective.func.__qualname__, options, type(VARIANTS[name].model)), name)
+    return kinds.values()
 
 
-every_random_variant = variants_where(lambda v: v.draws)
-every_objective = each_objective_once(with_options=False)
-every_mean_over_examples = each_objective_once(lambda v: not v.pairs)
-every_variant_of_one_size = variants_where(lambda v: not v.any_size)
-every_vae = variants_where(lambda v: type(v.model) is jaxvae.VAE)
-every_plain_vae = pytest.mark.parametrize(
-    "variant",  # the first of each model: its log weights know nothing of the objective
-    {
-        variant.model: pytest.param(variant, id=name)
-        for name, variant in reversed(VARIANTS.items())
-        if type(variant.model) is jaxvae.VAE and variant.model.prior == jaxvae.StandardNormal()
-    }.values(),
+every_variant = over(VARIANTS)
+every_random_variant = over(names_where(lambda v: v.draws))
+every_variant_of_one_size = over(names_where(lambda v: not v.any_size))
+every_vae = over(names_where(lambda v: type(v.model) is jaxvae.VAE))
+means_over_examples = names_where(lambda v: not v.pairs)
+every_mean_over_examples = over(
+    means_over_examples, {*means_over_examples} - {*first_of_each(means_over_examples)} | SELDOM
 )
+# One that is sampled, one that looks at the batch, one with a state.
+every_objective = over(
+    first_of_each(VARIANTS, with_options=False), {*VARIANTS} - {"iwae", "total correlation", "vq-vae"}
+)
+plain = names_where(lambda v: type(v.model) is jaxvae.VAE and v.model.prior == jaxvae.StandardNormal())
+# The first of each model: its log weights know nothing of the objective.
+every_plain_vae = over({VARIANTS[name].model: name for name in reversed(plain)}.values())
 
 
 @cache
@@ -245,6 +254,7 @@ def test_an_impossible_beta_is_refused(beta, key):
         jaxvae.vae_loss(variant.model, *init(variant), batch(B), key=key, step=0, beta=beta)
 
 
+@pytest.mark.slow
 def test_beta_may_be_traced(key):
     variant = VARIANTS["bernoulli"]
     params, model_state = init(variant)
@@ -270,6 +280,7 @@ def test_any_callables_make_a_vae_and_one_without_latent_dim_says_so(key):
     assert known.apply({}, 3, key=key, method="sample").mean.shape == (3, *SHAPE)
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_images_of_any_size_is_that_of_their_pixels(key):
     """Three halvings end at 8×16 for 7×12 pixels: what lies beyond is in no sum, and moves nothing."""
     shape, channels = (7, 12, 3), (4, 4, 4)

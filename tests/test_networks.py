@@ -91,7 +91,7 @@ def test_residual_networks_mirror_each_other_in_any_dimension(key, spatial):
     assert output_of(ResidualDecoder(3, (4, 6), blocks=0), features).shape == (2, *spatial, 3)
 
 
-@pytest.mark.parametrize("spatial", [(7,), (5, 6), (3, 6, 5)])
+@pytest.mark.parametrize("spatial", [(7,), (5, 6), pytest.param((3, 6, 5), marks=pytest.mark.slow)])
 def test_residual_networks_take_signals_of_any_size(key, spatial):
     """They are those of signals with mid-grey beyond the end, whose output is cut off there."""
     padded = tuple(n + n % 2 for n in spatial)
@@ -111,7 +111,7 @@ def test_residual_networks_take_signals_of_any_size(key, spatial):
     np.testing.assert_array_equal(jax.jit(sized.apply)(params, features), expected)
 
 
-@pytest.mark.parametrize("shape", [(30, 45), (12, 8), (7, 7), (1, 1)])
+@pytest.mark.parametrize("shape", [pytest.param((30, 45), marks=pytest.mark.slow), (12, 8), (7, 7), (1, 1)])
 def test_convolutional_networks_take_images_of_any_size(key, shape):
     """The parameters are those of the next size that can be halved, the output is a corner of that size's."""
     channels = (4, 8, 4)

@@ -78,6 +78,7 @@ class TestMovingAverage:
         chex.assert_trees_all_equal((first.params, first.opt_state), (second.params, second.opt_state.inner))
         chex.assert_trees_all_equal(metrics, others)
 
+    @pytest.mark.slow
     def test_it_is_evaluated_and_the_best_one_comes_back(self):
         noisy = optax.sgd(0.3)
         run = train(noisy, ema=0.9, validation=MINE, epochs=EPOCHS)
@@ -89,6 +90,7 @@ class TestMovingAverage:
         assert run.step == best["step"]
         assert run.evaluate(MINE, num_samples=2)["rate"] == pytest.approx(best["validation"]["rate"], rel=1e-5)
 
+    @pytest.mark.slow
     def test_a_step_that_is_not_finite_leaves_it_alone(self):
         def loss(model, params, model_state, batch, *, key, step):
             value, aux = jaxvae.vae_loss(model, params, model_state, batch, key=key, step=step)
@@ -116,6 +118,7 @@ class TestMovingAverage:
         assert evaluation_params(state)["a"].dtype == jnp.bfloat16
         close(evaluation_params(state)["a"].astype(jnp.float32), jnp.full(3, 3.5))  # of 2, 3, 4 and 5
 
+    @pytest.mark.slow
     def test_it_survives_a_kill(self, tmp_path):
         options = {"ema": 0.9, "validation": 0.25, "batch_size": 8, "out": tmp_path}
         whole = train(optax.adam(0.02), **options | {"out": None})
@@ -174,6 +177,7 @@ class TestScheduleFree:
 
 
 class TestMultiSteps:
+    @pytest.mark.slow
     def test_nothing_is_evaluated_between_two_updates(self):
         """Three steps to an update, four to an epoch: the evaluations see the parameters after 1, 2 and 4 updates."""
         every = optax.MultiSteps(optax.adam(0.02), 3)
@@ -197,6 +201,7 @@ class TestMultiSteps:
 
 class TestTheLossIsLookedAt:
     @pytest.mark.parametrize("ema", [None, pytest.param(0.5, marks=pytest.mark.slow)])
+    @pytest.mark.slow
     def test_a_line_search(self, ema):
         """The whole set as one batch and one draw for each: L-BFGS is far ahead of a gradient step."""
         options = {"batch_size": N, "epochs": 15, "ema": ema}

@@ -118,11 +118,16 @@ def on_one_device(name):
     ("name", "compiler"),
     [
         *(("beta schedule", compiler) for compiler in COMPILERS),  # every case by every compiler: eight devices, below
-        ("capacity", "jit"),
-        ("conditional", "pmap"),
-        ("convolutional", "jit"),
-        ("semi-supervised", "shard_map"),
         ("total correlation", "jit"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("capacity", "jit"),
+                ("conditional", "pmap"),
+                ("convolutional", "jit"),
+                ("semi-supervised", "shard_map"),
+            )
+        ),
     ],
 )
 def test_four_devices_reach_what_one_reaches(name, compiler):

@@ -223,6 +223,7 @@ def test_an_out_of_range_value_gives_nan_for_its_example_alone():
 @pytest.mark.parametrize(
     "dtype", ["int8", "uint8", "uint32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("int16", "uint16"))]
 )
+@pytest.mark.slow
 def test_values_and_labels_of_every_integer_type_mean_the_same(dtype, key):
     """256 values and 256 classes: a comparison within uint8 would take all of them for out of range."""
     model = PixelCNN(256, (2, 3), channels=4, layers=1, num_classes=256)

@@ -1,5 +1,6 @@
 """experiments.probe, from the command line, on a few of scikit-learn's digits."""
 
+import pytest
 from commands import result_of, run
 
 from experiments.probe import main
@@ -7,6 +8,7 @@ from experiments.probe import main
 SMALL = ("digits", "--smoke", "--hidden", 16, "--latent-dim", 4, "--num-labels", 20)
 
 
+@pytest.mark.slow
 def test_a_run_probes_four_kinds_of_features_by_two_classifiers(tmp_path):
     result, said = result_of(main, tmp_path / "run", *SMALL)
     names = ("autoencoder", "VAE", "principal components", "pixels")

@@ -26,6 +26,7 @@ def trained(tmp_path_factory):
     return out, result_of(cvae.main, out, "quadrants", *SMALL)[0]
 
 
+@pytest.mark.slow
 def test_a_run_reports_three_estimates_and_the_baseline(trained):
     out, result = trained
     test = result["test"]
@@ -58,6 +59,7 @@ def test_the_baseline_inside_the_prior_stays_as_it_was(trained):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["prior"]["network"]))
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_in_either_phase_ends_the_same(trained, tmp_path, monkeypatch):
     out, result = trained
     for name in ("save_pictures", "draw_baseline"):  # half of so small a run

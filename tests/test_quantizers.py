@@ -352,6 +352,7 @@ def test_indices_of_every_type_find_their_vectors(dtype):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.slow
 def test_an_index_out_of_range_is_an_error_or_nan(dtype):
     each, groups = GradientCodebook(100), Grouped(GradientCodebook(100), 2)
     params, _ = each.init(4, key=jax.random.key(0))
@@ -370,6 +371,7 @@ def test_an_index_out_of_range_is_an_error_or_nan(dtype):
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("quantizer", [EMACodebook(256), GradientCodebook(256)], ids=["moving averages", "gradient"])
+@pytest.mark.slow
 def test_an_update_takes_indices_of_every_type(quantizer, dtype, key):
     _, state = quantizer.init(D, key=key)
     encoded, indices = normal(1, 30, D), jnp.asarray(np.arange(30) % 100 + 28 * (dtype != "int8"), jnp.int32)

@@ -131,6 +131,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, kill, step):
     assert (tmp_path / "metrics.jsonl").read_text() == (directory / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_patience_counts_what_came_before_the_kill(tmp_path):
     options = {"patience": 2, "epochs": 50}
     run = train(**options)
@@ -143,6 +144,7 @@ def test_patience_counts_what_came_before_the_kill(tmp_path):
     check_same(train(out=tmp_path, resume=True, **options), run)  # it had ended, and ends at once
 
 
+@pytest.mark.slow
 def test_without_validation_and_with_a_codebook(tmp_path):
     options = {"validation": 0, "epochs": 2, "optimizer": optax.adam(0.01)}
     run = train(quantised(), **options)

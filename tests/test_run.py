@@ -185,6 +185,7 @@ def test_other_objectives_and_one_that_needs_the_whole_batch():
     assert total.history[0]["validation"]["loss"] == total.history[0]["validation"]["negative_elbo"]
 
 
+@pytest.mark.slow
 def test_data_of_other_kinds():
     trained = quietly(
         vae(likelihood=jaxvae.SharedScale()), data.from_arrays("x", REAL.x.reshape(N, *SHAPE), domain="real")
@@ -241,6 +242,7 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_says_so():
     with pytest.raises(NonFiniteError, match="not finite at step"):
         quietly(vae(), MINE, epochs=2, optimizer=optax.sgd(1e30))

@@ -216,6 +216,7 @@ def test_the_loss_is_a_mean_over_examples_of_either_kind(key):
     chex.assert_trees_all_close(grad(params, batch), grad(params, more), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_test_set_is_measured_by_its_own_labels(key):
     """Through `make_eval_step`, in batches with padding: the metrics of the whole set at once."""
     model = small()

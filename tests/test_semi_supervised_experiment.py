@@ -37,6 +37,7 @@ def trained(tmp_path_factory):
     return out, result, said
 
 
+@pytest.mark.slow
 def test_a_run_reports_the_accuracy_of_its_classifier_and_a_bound_on_images(trained):
     out, result, said = trained
     measured = result["test"]
@@ -60,6 +61,7 @@ def test_a_run_reports_the_accuracy_of_its_classifier_and_a_bound_on_images(trai
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
     whole, result, _ = trained
     out = tmp_path / "run"

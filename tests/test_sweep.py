@@ -15,7 +15,7 @@ from jaxvae.training.step import make_train_step
 VARIANT = VARIANTS["bernoulli"]
 NUMBERS = {"beta": [0.0, 1.0, 4.0, 1.0], "learning_rate": [1e-2, 1e-2, 1e-2, 1e-3]}
 SEEDS = [0, 0, 1, 2]
-HOWS = pytest.mark.parametrize("how", ["vmap", "map"])
+HOWS = pytest.mark.parametrize("how", ["vmap", pytest.param("map", marks=pytest.mark.slow)])
 INDICES = jnp.asarray(np.random.default_rng(0).integers(0, 20, (10, 6)), jnp.int32)
 
 
@@ -32,7 +32,9 @@ def init(numbers=NUMBERS, optimizer=optax.sgd):
     return sweep.init_sweep_state(VARIANT.init, optimizer(0.0), numbers, keys=keys())
 
 
-@pytest.mark.parametrize(("how", "optimizer"), [("vmap", optax.sgd), ("map", optax.adam)])
+@pytest.mark.parametrize(
+    ("how", "optimizer"), [("map", optax.sgd), pytest.param("vmap", optax.adam, marks=pytest.mark.slow)]
+)
 def test_a_member_is_the_run_with_its_numbers(how, optimizer):
     examples = batch(20)
     indices = INDICES.at[8:].set(-1)

@@ -199,6 +199,7 @@ class TestLargeNumbers:
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
             chex.assert_trees_all_equal(state.params, before.params)
 
+    @pytest.mark.slow
     def test_the_steps_before_an_overflow_are_those_of_a_run_without(self):
         """The epoch takes them twice: the same bits, and the metrics of each once."""
 
@@ -534,6 +535,7 @@ class TestEpoch:
         np.testing.assert_allclose(metrics["loss"][4], last["loss"], rtol=1e-5)
         assert metrics["loss"].shape == (100,)
 
+    @pytest.mark.slow
     def test_vmap_trains_several_members_at_once(self):
         _, train_epoch, feed = setup()
         keys = jax.vmap(jax.random.key)(jnp.arange(3))

@@ -310,6 +310,7 @@ def test_indices_go_there_and_back(quantizer):
         model.decode_indices(params, model_state, indices.astype(jnp.float32))
 
 
+@pytest.mark.slow
 def test_every_integer_type_is_decoded_alike_and_one_out_of_range_is_an_error_or_nan():
     model = model_of(EMACodebook(256))
     params, model_state = start(model)
@@ -333,7 +334,9 @@ def test_every_integer_type_is_decoded_alike_and_one_out_of_range_is_an_error_or
 # Networks and quantisers of every kind
 
 
-@pytest.mark.parametrize("shape", [(16, 3), pytest.param((8, 8, 1), marks=pytest.mark.slow), (8, 4, 4, 2)])
+@pytest.mark.parametrize(
+    "shape", [(16, 3), *(pytest.param(one, marks=pytest.mark.slow) for one in ((8, 8, 1), (8, 4, 4, 2)))]
+)
 def test_sound_images_and_video(shape, key):
     """One, two and three dimensions through the same code."""
     model = VQVAE(ResidualEncoder(4, (8, 8), 1, 4), ResidualDecoder(shape[-1], (8, 8), 1, 4), GROUPS)

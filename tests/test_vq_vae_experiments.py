@@ -52,6 +52,7 @@ def test_a_run_reports_its_codebook_over_the_whole_test_set(trained):
         assert (out / f"{name}.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_prior_over_the_codes_generates(trained, tmp_path, monkeypatch):
     out, vq, _ = trained
     small = ("--channels", 8, "--layers", 1, "--epochs", 6, "--learning-rate", 0.01)
