@@ -148,12 +148,18 @@ class Run:
         """
         if evaluate is not None:
             options["evaluate"] = lambda state: evaluate(self._own(state))
+        every = options.get("evaluate_every") or feed.steps_per_epoch
         if self.settings["profile"]:
             train_epoch = _profiled(train_epoch, feed.total_steps, self.directory / "profile")
         try:
             with ProgressBar(console) as bar:
-                report = partial(self._report, bar, split)
-                result = jaxvae.fit(state, train_epoch, feed, checkpointer=self.checkpointer, report=report, **options)
+                result = jaxvae.fit(
+                    *(state, train_epoch, feed),
+                    checkpointer=self._files,
+                    report=partial(self._report, bar, split, every),
+                    earlier=self._files.earlier(split, options.get("monitor")),
+                    **options,
+                )
         except (jaxvae.NonFiniteError, OSError) as error:
             complain("error", error)
             with suppress(OSError):  # a full disk has been complained of
@@ -165,9 +171,10 @@ class Run:
             console.print(f"{result.stopped} at step {int(result.state.step)}")
         return self._own(result.state)
 
-    def _report(self, bar: ProgressBar, split: str, progress: Progress) -> None:
+    def _report(self, bar: ProgressBar, split: str, every: int, progress: Progress) -> None:
         """Move the bar; where there was an evaluation, add its line to metrics.jsonl."""
         bar(progress)
+        self._files.note(progress, interval_ends=progress.step % every == 0)
         if progress.evaluation is None:
             return
         record = {

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxvae.checkpoint import Checkpointer, check_settings
+from jaxvae.training.fit import Earlier, Progress
 from jaxvae.training.state import TrainState
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 
 
 class RunDirectory:
-    """`config.json`, `metrics.jsonl` (one object per evaluation) and `checkpoints/`.
+    """`config.json`, `metrics.jsonl` (one object per evaluation) and `checkpoints/`, a `Checkpointer` for `fit`.
 
     In a distributed run every process makes one of the same directory; the first writes.
 
@@ -47,7 +49,7 @@ class RunDirectory:
         may_change: Collection[str] = (),
         way_out: str,
     ) -> None:
-        self.path = path
+        self.path, self._step, self._by_step = path, 0, dict[str, Any]()
         config_file = path / CONFIG
         self.resumed = config_file.exists()
         if self.resumed:
@@ -62,6 +64,8 @@ class RunDirectory:
         """The newest sound checkpoint, or `state` itself where there is none; forgets later lines of metrics.jsonl."""
         if self.checkpointer.latest_step is not None:
             state = self.checkpointer.restore(state)
+        self._step = int(state.step)
+        self._by_step = self.checkpointer.notes.get("by_step", {}) if self._step else {}
         kept = [record for record in self.records() if record["step"] <= int(state.step)]
         write_whole(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         return state
@@ -74,6 +78,48 @@ class RunDirectory:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `restore` has said what has changed since
             return self.checkpointer.restore(state, step=step)
+
+    def earlier(self, split: str, metric: str | None) -> Earlier:
+        """What is known of the steps before the state that `restore` gave; `metric` is what `fit` monitors."""
+        by_step = {name: np.asarray(one["values"], one["dtype"]) for name, one in self._by_step.items()}
+        evaluated = [record[split] for record in self.records() if split in record]
+        return Earlier(by_step, [] if metric is None else [each[metric] for each in evaluated])
+
+    def note(self, progress: Progress, *, interval_ends: bool) -> None:
+        """Take down what the steps since the last evaluation gave; the next checkpoint keeps it beside its state.
+
+        `interval_ends` says that the next step begins anew.
+        """
+        self._step, self._by_step = progress.step, {}
+        if not interval_ends:
+            self._by_step = {
+                name: {"dtype": values.dtype.name, "values": values.tolist()}
+                for name, values in progress.by_step.items()
+            }
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest checkpoint that is known to be sound."""
+        return self.checkpointer.latest_step
+
+    def save(self, state: TrainState, *, value: float | None = None) -> None:
+        """Save a state that was noted.
+
+        Raises:
+          RuntimeError: it was not: something failed between a step and its evaluation, which a run resumed from here
+            would lack. The checkpoint before it leads there again.
+        """
+        if int(state.step) != self._step:
+            raise RuntimeError("it was not evaluated yet; resume from the checkpoint before it")
+        self.checkpointer.save(state, value=value, notes={"by_step": self._by_step})
+
+    def save_failed(self, state: TrainState) -> Path:
+        """Save a state that stopped at a non-finite step apart from the others."""
+        return self.checkpointer.save_failed(state)
+
+    def wait(self) -> None:
+        """Return when everything saved so far is on disk."""
+        self.checkpointer.wait()
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far. One that a kill cut short is dropped."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -48,7 +47,6 @@ class Watch:
         self.history: list[dict[str, Any]] = []
         self.best: tuple[PyTree, PyTree, Array] | None = None
         self.step = 0
-        self._by_step: dict[str, Any] = {}
         self._smallest = np.inf
         if held is not None:
             self._feed = evaluation_feed(held)
@@ -64,10 +62,7 @@ class Watch:
         best, smallest = self._files.best(fresh), self._files.checkpointer.best_value
         if best is not None and smallest is not None:
             self._keep(best, smallest)
-        self._by_step = self._files.checkpointer.notes.get("by_step", {}) if self.step else {}
-        by_step = {name: np.asarray(one["values"], one["dtype"]) for name, one in self._by_step.items()}
-        values = [record["validation"][MONITORED] for record in self.history if "validation" in record]
-        return state, Earlier(by_step, values)
+        return state, self._files.earlier("validation", MONITORED)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """The objective's metrics on the validation set; keeps the state where it is the best so far."""
@@ -92,13 +87,8 @@ class Watch:
             if self._files is not None:
                 self._files.append(self.history[-1])
         self.step = progress.step
-        within_epoch = progress.epoch % 1 != 0
-        self._by_step = {}
-        if self._files is not None and within_epoch:
-            self._by_step = {
-                name: {"dtype": values.dtype.name, "values": values.tolist()}
-                for name, values in progress.by_step.items()
-            }
+        if self._files is not None:
+            self._files.note(progress, interval_ends=progress.epoch % 1 == 0)
         show(progress)
         return None if self._report is None else self._report(progress._replace(run=partial(self._run, progress.state)))
 
@@ -110,34 +100,3 @@ class Watch:
             history=list(self.history),
             step=int(state.step),
         )
-
-    # What `fit` saves by: the checkpoints of the directory, each with what the steps since the last evaluation gave.
-
-    @property
-    def latest_step(self) -> int | None:
-        """The newest checkpoint that is known to be sound."""
-        return self._checkpoints.latest_step
-
-    def save(self, state: TrainState, *, value: float | None = None) -> None:
-        """Save a state that was reported.
-
-        Raises:
-          RuntimeError: it was not: something failed between a step and its evaluation, which a run resumed from here
-            would lack. The checkpoint before it leads there again.
-        """
-        if int(state.step) != self.step:
-            raise RuntimeError("it was not evaluated yet; resume from the checkpoint before it")
-        self._checkpoints.save(state, value=value, notes={"by_step": self._by_step})
-
-    def save_failed(self, state: TrainState) -> Path:
-        """Save a state that stopped at a non-finite step apart from the others."""
-        return self._checkpoints.save_failed(state)
-
-    def wait(self) -> None:
-        """Return when everything saved so far is on disk."""
-        self._checkpoints.wait()
-
-    @property
-    def _checkpoints(self) -> Any:
-        assert self._files is not None
-        return self._files.checkpointer

@@ -140,7 +140,7 @@ def train(
             train_epoch,
             feed,
             evaluate=None if held is None else watch.evaluate,
-            checkpointer=None if files is None else watch,
+            checkpointer=files,
             report=partial(watch.report, show),
             monitor=None if held is None else MONITORED,
             patience=patience,

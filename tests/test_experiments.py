@@ -134,6 +134,14 @@ def test_a_trained_model_loads_in_two_lines(digits):
     assert config.latent_dim == 2
 
 
+def assert_equal_runs(*directories):
+    one, other = map(arrays, directories)
+    assert same(one, other)
+    metrics = [(directory / "metrics.jsonl").read_text().splitlines() for directory in directories]
+    one, other = [[{**json.loads(line), "examples_per_second": 0} for line in lines] for lines in metrics]
+    assert one == other
+
+
 def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path, undrawn):
     options = (*SMALL, "--out", tmp_path / "run")
     assert run("digits", "--epochs", 2, *options).code == 0
@@ -142,10 +150,7 @@ def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path, undrawn):
     assert second.code == 0
     assert [compiled.count(f"jit({name})") for name in ("epoch", "evaluate")] == [1, 1]
     assert "resumed at step 44" in second.said
-    assert same(arrays(tmp_path / "run"), arrays(digits[0]))
-    metrics = [(d / "metrics.jsonl").read_text().splitlines() for d in (digits[0], tmp_path / "run")]
-    both = [[{**json.loads(line), "examples_per_second": 0} for line in lines] for lines in metrics]
-    assert both[0] == both[1]
+    assert_equal_runs(tmp_path / "run", digits[0])
 
 
 @pytest.mark.slow
@@ -205,9 +210,9 @@ def test_mnist_killed_ten_times_resumes_bit_for_bit(tmp_path, capsys):
 ENDLESS = ("digits", "--epochs", 100_000, *SMALL)
 
 
-def assert_stopped(name, said, out):
+def assert_stopped(name, said, out, options=ENDLESS):
     assert f"stopped by {name} at step" in said
-    assert f"python -m experiments.vae {' '.join(map(str, ENDLESS))}" in said
+    assert f"python -m experiments.vae {' '.join(map(str, options))}" in said
     assert said.rstrip().endswith("--resume")
     stopped_at = int(said.split("at step")[1].split(";")[0])
     assert str(stopped_at) in os.listdir(out / "checkpoints")
@@ -226,20 +231,26 @@ def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path):
     assert_stopped("SIGTERM", said, tmp_path / "run")
 
 
-def test_an_interrupt_ends_the_run_with_a_checkpoint(tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(digits, tmp_path, monkeypatch, undrawn):
+    """Within an epoch too, whose steps count in its training mean whichever process took them."""
+    options = ("digits", "--epochs", 4, *SMALL)
     report, reported = vae.Run._report, []
 
-    def report_and_interrupt(self, bar, split, progress):
-        report(self, bar, split, progress)
+    def report_and_interrupt(self, bar, split, every, progress):
+        report(self, bar, split, every, progress)
         reported.append(progress.step)
         if len(reported) == 1:  # a second one would end this process
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(vae.Run, "_report", report_and_interrupt)
-    monkeypatch.setattr(sys, "argv", ["vae.py", *map(str, ENDLESS)])
-    done = run(*ENDLESS, "--out", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(vae.Run, "_report", report_and_interrupt)
+        patch.setattr(sys, "argv", ["vae.py", *map(str, options)])
+        done = run(*options, "--out", tmp_path / "run")
     assert done.code == 130
-    assert_stopped("SIGINT", done.said, tmp_path / "run")
+    assert_stopped("SIGINT", done.said, tmp_path / "run", options)
+    assert reported == [8, 16]  # of 22 in an epoch; the signal is seen after the next program
+    assert run(*options, "--out", tmp_path / "run", "--resume").code == 0
+    assert_equal_runs(tmp_path / "run", digits[0])
 
 
 @pytest.mark.slow  # digits by default: `burda` is binarised as this is, `linear` has its schedule
