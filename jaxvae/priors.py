@@ -12,9 +12,10 @@ from flax import linen as nn
 
 from jaxvae._checks import at_least
 from jaxvae.distributions import Mixture, StandardNormal
+from jaxvae.flows import FlowPrior
 from jaxvae.types import Array
 
-__all__ = ["GaussianMixture", "StandardNormal"]
+__all__ = ["FlowPrior", "GaussianMixture", "StandardNormal"]
 
 
 class GaussianMixture(nn.Module):

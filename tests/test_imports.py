@@ -27,7 +27,7 @@ SHARED = {
 }
 NETWORKS = {"jaxvae.distributions", "jaxvae.convolution", "jaxvae.networks", *SHARED}
 QUANTIZERS = {"jaxvae.codebook", "jaxvae.quantizers"}
-MODELS = {"jaxvae.priors", "jaxvae.models", *QUANTIZERS, *NETWORKS}
+MODELS = {"jaxvae.flows", "jaxvae.priors", "jaxvae.models", *QUANTIZERS, *NETWORKS}
 STREETS = {
     "jaxvae.types": {"jax"},
     "jaxvae.keys": {"jax", "jaxvae.types"},
@@ -39,7 +39,8 @@ STREETS = {
     "jaxvae.distributions": {"jax", "numpy", "jaxvae.distributions", *SHARED},
     "jaxvae.convolution": {"jax", "flax", "numpy", "jaxvae.types", "jaxvae._checks"},
     "jaxvae.networks": {"jax", "flax", "numpy", *NETWORKS},
-    "jaxvae.priors": {"jax", "flax", *NETWORKS},
+    "jaxvae.flows": {"jax", "flax", "numpy", "jaxvae.flows", *NETWORKS},
+    "jaxvae.priors": {"jax", "flax", "jaxvae.flows", *NETWORKS},
     "jaxvae.codebook": {"jax", *SHARED},
     "jaxvae.quantizers": {"jax", "numpy", *QUANTIZERS, *SHARED},
     "jaxvae.models": {"jax", "flax", "numpy", *MODELS},

@@ -11,7 +11,7 @@ from jaxvae.distributions.counts import (
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
 )
-from jaxvae.distributions.gaussian import DiagGaussian, Mixture, StandardNormal
+from jaxvae.distributions.gaussian import DiagGaussian, FullGaussian, Mixture, StandardNormal
 from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
 from jaxvae.distributions.rates import rate
 from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
@@ -23,6 +23,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiagGaussian",
     "DiscretizedLogistic",
+    "FullGaussian",
     "Heterogeneous",
     "Laplace",
     "LogNormal",

@@ -32,6 +32,39 @@ class DiagGaussian(NamedTuple):
         return self.mean
 
 
+class FullGaussian(NamedTuple):
+    """N(mean, L Lᵀ) with any covariance.
+
+    Attributes:
+      mean: [B, D].
+      factor: L, lower triangular with a positive diagonal (Cholesky's factor), [B, D, D]; what is above the diagonal is
+        not looked at.
+    """
+
+    mean: Array
+    factor: Array
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats; a density."""
+        standard = jax.lax.linalg.triangular_solve(
+            self._lower(), (x - self.mean)[..., None], left_side=True, lower=True
+        )[..., 0]
+        log_det = jnp.log(jnp.diagonal(self.factor, axis1=1, axis2=2)).sum(axis=1)
+        return StandardNormal().log_prob(standard) - log_det
+
+    def sample(self, *, key: PRNGKey) -> Array:
+        """Draw mean + L ε, differentiable in both parameters."""
+        standard = noise(jax.random.normal, key, self.mean.shape)
+        return self.mean + (self._lower() @ standard[..., None])[..., 0]
+
+    def mode(self) -> Array:
+        """The mean."""
+        return self.mean
+
+    def _lower(self) -> Array:
+        return jnp.tril(self.factor)
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class StandardNormal:

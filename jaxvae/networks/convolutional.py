@@ -17,6 +17,7 @@ class ConvEncoder(nn.Module):
     """x [B, H, W, C] -> (mean, log_var): 4×4 convolutions that halve the image, then a dense layer.
 
     H and W are any: each convolution pads with zeros, as it does at every border, and rounds half of an odd size up.
+    `context_dim` as `GaussianHead`'s.
     """
 
     latent_dim: int
@@ -24,6 +25,7 @@ class ConvEncoder(nn.Module):
     hidden: int = 256
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike | None = None
+    context_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
@@ -32,14 +34,14 @@ class ConvEncoder(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array) -> tuple[Array, ...]:
         """Encode a batch."""
         check_not_empty(x)
         features = x
         for width in self.channels:
             features = self.activation(Conv(width, (4, 4), strides=(2, 2), dtype=self.dtype)(features))
         features = self.activation(nn.Dense(self.hidden, dtype=self.dtype)(flatten(features)))
-        return GaussianHead(self.latent_dim, self.dtype, name="head")(features)
+        return GaussianHead(self.latent_dim, self.dtype, context_dim=self.context_dim, name="head")(features)
 
 
 class ConvDecoder(nn.Module):

@@ -16,29 +16,39 @@ LOG_VAR_LIMIT = 20.0
 
 
 class GaussianHead(nn.Module):
-    """Features [B, F] -> (mean, log_var), each [B, D] float32; |log_var| < 20, so that no σ² overflows."""
+    """Features [B, F] -> (mean, log_var), each [B, D] float32; |log_var| < 20, so that no σ² overflows.
+
+    With `context_dim` C, -> (mean, log_var, context), the last [B, C]: what a flow or a full covariance is told of x.
+    """
 
     latent_dim: int
     dtype: DTypeLike | None = None
     kernel_init: nn.initializers.Initializer = lecun_normal
+    context_dim: int | None = None
 
     @nn.compact
-    def __call__(self, features: Array) -> tuple[Array, Array]:
+    def __call__(self, features: Array) -> tuple[Array, ...]:
         """Map features to a posterior's parameters."""
         at_least(1, latent_dim=self.latent_dim)
         mean = nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="mean")(features)
         log_var = nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="log_var")(features)
-        return widen(mean), soft_bound(widen(log_var), LOG_VAR_LIMIT)
+        parameters = widen(mean), soft_bound(widen(log_var), LOG_VAR_LIMIT)
+        if self.context_dim is None:
+            return parameters
+        at_least(1, context_dim=self.context_dim)
+        context = nn.Dense(self.context_dim, dtype=self.dtype, kernel_init=self.kernel_init, name="context")(features)
+        return *parameters, widen(context)
 
 
 class MLPEncoder(nn.Module):
-    """x [B, ...] -> (mean, log_var), through dense layers of the widths `hidden`."""
+    """x [B, ...] -> (mean, log_var), through dense layers of the widths `hidden`; `context_dim` as `GaussianHead`'s."""
 
     latent_dim: int
     hidden: Sequence[int] = (500,)
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike | None = None
     kernel_init: nn.initializers.Initializer = lecun_normal
+    context_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
@@ -47,12 +57,12 @@ class MLPEncoder(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array) -> tuple[Array, ...]:
         """Encode a batch."""
         features = flatten(x)
         for width in self.hidden:
             features = self.activation(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(features))
-        return GaussianHead(self.latent_dim, self.dtype, self.kernel_init, name="head")(features)
+        return GaussianHead(self.latent_dim, self.dtype, self.kernel_init, self.context_dim, name="head")(features)
 
 
 class MLPDecoder(nn.Module):
