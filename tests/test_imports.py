@@ -69,7 +69,7 @@ STREETS = {
         *("jax", "numpy", "jaxvae.data", "jaxvae.evaluation", "jaxvae.models", "jaxvae._run"),
         *("jaxvae.objectives", "jaxvae.training", *SHARED),
     },
-    "jaxvae._directory": {"jax", "jaxvae.checkpoint", "jaxvae.training"},
+    "jaxvae._directory": {"jax", "numpy", "jaxvae.checkpoint", "jaxvae.training"},
     "jaxvae._watch": {
         *("jax", "numpy", "jaxvae.data", "jaxvae.training", "jaxvae._directory", "jaxvae._run", *SHARED),
     },
