@@ -241,10 +241,12 @@ def _initial(model: Any, first: Batch, *, key: PRNGKey) -> tuple[PyTree, PyTree]
 def _check_likelihood(model: Any, dataset: data.Dataset) -> None:
     """Raise where the likelihood cannot be one of such data: a Bernoulli of what is not in [0, 1] is no bound."""
     kind = dataset.domain.kind
-    if getattr(model, "likelihood", None) is Bernoulli and kind in ("real", "counts"):
+    if getattr(model, "likelihood", None) is Bernoulli and kind in ("real", "counts", "table"):
+        held = {"real": "real numbers", "table": "columns of several kinds"}.get(kind, kind)
+        another = "jaxvae.SharedScale()" if kind != "table" else "jaxvae.networks.TableLikelihood(columns)"
         raise ValueError(
-            f"{dataset.name!r} holds {'real numbers' if kind == 'real' else kind}, and a Bernoulli likelihood is for x "
-            "in [0, 1]: pass another to the model, such as likelihood=jaxvae.SharedScale()"
+            f"{dataset.name!r} holds {held}, and a Bernoulli likelihood is for x in [0, 1]: pass another to the model, "
+            f"such as likelihood={another}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -12,6 +12,24 @@ PyTree = Any
 Metrics = dict[str, Array]  # scalars, each a mean over the batch, in nats unless its name says otherwise
 Batch = dict[str, Array]  # "x" [B, ...], "index" [B] int32; optional "label", "condition", "observed", "weight"
 Schedule = Callable[[Array], Array]  # an optax schedule: step -> value
+
+
+class Column(NamedTuple):
+    """What a column of a table holds.
+
+    Attributes:
+      name: its title.
+      kind: "real", "counts" or "categories".
+      categories: the values of "categories"; x holds their places here, from 0.
+      location: of "real": x is the value less this, ...
+      scale: ... divided by this.
+    """
+
+    name: str
+    kind: Literal["real", "counts", "categories"]
+    categories: tuple[Any, ...] = ()
+    location: float = 0.0
+    scale: float = 1.0
 
 
 class Distribution(Protocol):

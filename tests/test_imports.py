@@ -52,6 +52,7 @@ STREETS = {
         "jaxvae.training",
     },
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._host", "jaxvae.data"},
+    "jaxvae.data.tables": {"numpy", "jaxvae.types", "jaxvae.data", "pandas"},  # pandas for its types alone
     "jaxvae.data._prepared": {"numpy"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
     "jaxvae.evaluation": {
@@ -164,7 +165,17 @@ def in_a_fresh_process(program, lines, **options):
 
 
 def test_import_jaxvae_is_light_and_the_rest_comes_on_first_use():
-    heavy = ["tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "PIL", "sklearn", "scipy.stats", "tyro"]
+    heavy = [
+        "tensorflow_datasets",
+        "tensorflow",
+        "orbax",
+        "matplotlib",
+        "PIL",
+        "sklearn",
+        "pandas",
+        "scipy.stats",
+        "tyro",
+    ]
     program = (
         "import sys, jaxvae\n"
         f"print([name for name in {[*heavy, *sorted(NOT_FROM_THE_TOP)]} if name in sys.modules])\n"
@@ -223,7 +234,7 @@ def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names(
                 for name in (name.split(".")[0] for name in names):
                     assert packages.get(name, name) in extra_of(said[0]), (path, name)
                     found.add(name)
-    assert found == {*packages, "matplotlib", "rich", "tyro"}
+    assert found == {*packages, "matplotlib", "pandas", "rich", "tyro"}
 
 
 @pytest.mark.parametrize("missing", ["tyro", "rich.console"])

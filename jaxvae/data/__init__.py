@@ -21,6 +21,7 @@ from jaxvae.data.files import folder, from_file
 from jaxvae.data.order import Order
 from jaxvae.data.sets import load
 from jaxvae.data.sources import from_source
+from jaxvae.data.tables import from_table, to_frame
 
 __all__ = [
     "READERS",
@@ -39,9 +40,11 @@ __all__ = [
     "from_arrays",
     "from_file",
     "from_source",
+    "from_table",
     "load",
     "make_prepare",
     "quadrants",
     "split_validation",
     "sprites",
+    "to_frame",
 ]

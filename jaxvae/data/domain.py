@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike
 
 from jaxvae._checks import at_least
 from jaxvae._host import host_array
+from jaxvae.types import Column
 
-Kind = Literal["unit interval", "levels", "real", "counts", "categories"]
-FLOATING = {"unit interval": " in [0, 1]", "real": ""}
+Kind = Literal["unit interval", "levels", "real", "counts", "categories", "table"]
+FLOATING = {"unit interval": " in [0, 1]", "real": "", "table": ", a column for each of its domain's"}
 # kind -> what its values are
 INTEGER = {"levels": "integers, pixels on a scale", "counts": "integers", "categories": "integers, codes"}
 INT32 = np.iinfo(np.int32)
@@ -24,20 +25,25 @@ class Domain:
 
     Attributes:
       kind: "unit interval": floating in [0, 1]; "levels": integers 0 .. levels-1 on a scale, such as pixels; "real":
-        floating and finite; "counts": integers from zero up; "categories": integers 0 .. levels-1 in no order.
+        floating and finite; "counts": integers from zero up; "categories": integers 0 .. levels-1 in no order;
+        "table": floating [N, C], each column as `columns` say (`jaxvae.data.from_table`).
       levels: how many values there are, for "levels" and "categories" alone.
+      columns: of a "table", from left to right.
 
     Raises:
       TypeError: levels that are no integer.
-      ValueError: another kind, fewer than two levels, levels that are missing or where there can be none.
+      ValueError: another kind, fewer than two levels, levels or columns that are missing or where there can be none.
     """
 
     kind: Kind
     levels: int | None = None
+    columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in FLOATING.keys() | INTEGER.keys():
             raise ValueError(f"kind must be one of {', '.join(map(repr, FLOATING | INTEGER))}, got {self.kind!r}")
+        if bool(self.columns) != (self.kind == "table"):
+            raise ValueError(f"{self.kind!r} {'needs columns' if self.kind == 'table' else 'has no columns'}")
         counted = self.kind in ("levels", "categories")
         if counted and self.levels is not None:
             at_least(2, levels=self.levels)
@@ -47,7 +53,7 @@ class Domain:
     @property
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest value, both of them inside."""
-        if self.kind == "real":
+        if self.kind in ("real", "table"):
             return -math.inf, math.inf
         if self.kind == "counts":
             return 0, math.inf
@@ -67,6 +73,8 @@ def check_domain(x: ArrayLike, domain: Domain) -> None:
     if domain.kind not in expected or not (floating or np.issubdtype(values.dtype, np.integer)):
         what = f"floating{FLOATING[domain.kind]}" if domain.kind in FLOATING else INTEGER[domain.kind]
         raise TypeError(f"x must be {what}, got {values.dtype}")
+    if domain.kind == "table":
+        _check_columns(values, domain.columns)
     low, high = domain.bounds
     sound = (values >= low) & (values <= high)  # False for NaN
     if floating:
@@ -78,6 +86,22 @@ def check_domain(x: ArrayLike, domain: Domain) -> None:
             raise ValueError(f"x[{first}] has {value}, which is not finite")
         hint = "; scale it first" if domain.kind == "unit interval" else ""
         raise ValueError(f"x[{first}] has {value}, outside [{low}, {high}]{hint}")
+
+
+def _check_columns(x: np.ndarray, columns: tuple[Column, ...]) -> None:
+    """Raise `ValueError` unless x is [N, C], its counts whole numbers from zero up, its categories places of them."""
+    if x.ndim != 2 or x.shape[1] != len(columns):
+        raise ValueError(f"a table of {len(columns)} columns is x (N, {len(columns)}), got {x.shape}")
+    for values, column in zip(x.T, columns, strict=True):
+        if column.kind == "real":
+            continue
+        high = len(column.categories) - 1 if column.kind == "categories" else math.inf
+        wrong = ~((values >= 0) & (values <= high) & (values == np.floor(values)))
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            raise ValueError(
+                f"x[{first}] has {values[first]} in column {column.name!r}, of whole numbers in [0, {high}]"
+            )
 
 
 def check_labels(label: ArrayLike, num_classes: int) -> None:

@@ -6,6 +6,7 @@ from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.linear import linear_vae
 from jaxvae.models.pixel_cnn import PixelCNN
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
+from jaxvae.models.table import table_vae
 from jaxvae.models.vae import VAE
 from jaxvae.models.vq_vae import VQVAE
 
@@ -18,4 +19,5 @@ __all__ = [
     "PixelCNN",
     "SemiSupervisedVAE",
     "linear_vae",
+    "table_vae",
 ]

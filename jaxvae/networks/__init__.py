@@ -14,12 +14,14 @@ from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
 from jaxvae.networks.mlp import GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import PixelScale, SharedScale, logistic_image, soft_bound
+from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
 
 __all__ = [
     "Conditioned",
     "ConvDecoder",
     "ConvEncoder",
     "GaussianHead",
+    "InUnits",
     "LabelEmbedding",
     "MLPDecoder",
     "MLPEncoder",
@@ -27,6 +29,8 @@ __all__ = [
     "ResidualDecoder",
     "ResidualEncoder",
     "SharedScale",
+    "TableEncoder",
+    "TableLikelihood",
     "Unconditioned",
     "logistic_image",
     "soft_bound",

@@ -1,0 +1,237 @@
+"""Tables from files and data frames: what columns become, back again, their nats, and a model of them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import jaxvae
+from jaxvae import data
+from jaxvae.distributions import DiagGaussian, Masked
+from jaxvae.models import table_vae
+from jaxvae.networks import InUnits
+from jaxvae.types import Column
+
+CSV = """species,island,mass,visits,ringed,sex
+gentoo,Biscoe,5.1,3,0,f
+adelie,Dream,,0,1,m
+adelie,Biscoe,3.9,12,0,
+gentoo,Dream,4.7,,1,f
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "birds.csv").write_text(CSV)
+    return tmp_path / "birds.csv"
+
+
+def test_a_file_becomes_columns_of_their_kinds_with_its_holes(path):
+    birds = data.from_table(path, label="species")
+    mass = np.array([5.1, 3.9, 4.7])
+    assert birds.domain.columns == (
+        Column("island", "categories", ("Biscoe", "Dream")),
+        Column("mass", "real", (), pytest.approx(mass.mean()), pytest.approx(mass.std())),
+        Column("visits", "counts"),
+        Column("ringed", "categories", (0, 1)),
+        Column("sex", "categories", ("f", "m")),
+    )
+    assert (birds.name, birds.x.dtype, birds.x.shape, birds.domain.kind) == ("birds", np.float32, (4, 5), "table")
+    assert birds.label.tolist() == [1, 0, 0, 1]
+    np.testing.assert_array_equal(birds.arrays["observed"], pd.read_csv(path).drop(columns="species").notna())
+    standard = (5.1 - mass.mean()) / mass.std()
+    np.testing.assert_allclose(birds.x, [[0, standard, 3, 0, 0], [1, 0, 0, 1, 1], [0, *birds.x[2, 1:2], 12, 0, 0],
+                                         [1, *birds.x[3, 1:2], 0, 1, 0]], rtol=1e-6)  # fmt: skip
+
+
+def test_it_goes_back_to_what_it_was(path):
+    birds = data.from_table(path)
+    x = np.where(birds.arrays["observed"], birds.x, np.nan)
+    back = data.to_frame(x, birds.domain.columns)
+    expected = pd.read_csv(path)
+    for title in expected:
+        for one, other in zip(back[title], expected[title], strict=True):
+            assert (pd.isna(one) and pd.isna(other)) or one == pytest.approx(other)
+    assert str(back["visits"].dtype) == "Int64"
+
+
+def test_new_rows_are_read_as_the_old_ones_were(path, tmp_path):
+    columns = data.from_table(path, label="species").domain.columns
+    row = pd.DataFrame({"mass": [10.0], "ringed": [1], "visits": [1], "sex": ["m"], "island": ["Dream"], "new": ["x"]})
+    again = data.from_table(row, columns=columns)
+    assert again.domain.columns == columns
+    np.testing.assert_allclose(again.x[0, [0, 2, 3, 4]], [1, 1, 1, 1])
+    assert again.x[0, 1] * columns[1].scale + columns[1].location == pytest.approx(10, rel=1e-6)
+    row.to_parquet(tmp_path / "row.parquet")
+    np.testing.assert_array_equal(data.from_table(tmp_path / "row.parquet", columns=columns).x, again.x)
+    with pytest.raises(ValueError, match="'island' has 'Atlantis' in row 0, which is none of its 2 categories"):
+        data.from_table(row.assign(island="Atlantis"), columns=columns)
+    with pytest.raises(ValueError, match="the table has no column 'mass'; it has 'ringed'"):
+        data.from_table(row.drop(columns="mass"), columns=columns)
+
+
+def test_kinds_may_be_said_and_numbers_left_as_they_are(path):
+    columns = data.from_table(path, columns={"visits": "real", "mass": "categories"}, standardize=False).domain.columns
+    kinds = {column.name: column for column in columns}
+    assert kinds["visits"] == Column("visits", "real")
+    assert kinds["mass"].categories == (3.9, 4.7, 5.1)
+
+
+def frame(**columns):
+    return pd.DataFrame({"a": [1.5, 2.5, 3.5], **columns})
+
+
+REFUSED = {
+    "no rows": (frame()[:0], {}, ValueError, "the table has no rows"),
+    "nothing left": (frame(), {"drop": ["a"]}, ValueError, "the table has no columns left"),
+    "twice": (pd.concat([frame(), frame()], axis=1), {}, ValueError, "several columns 'a': give each a title"),
+    "no such label": (frame(), {"label": "b"}, ValueError, "the table has no column 'b'; it has 'a'"),
+    "no such kind": (frame(), {"columns": {"a": "text"}}, ValueError, "column 'a' may be 'real', 'counts', 'categor"),
+    "constant": (frame(b=[2, 2, 2]), {}, ValueError, "column 'b' has one value, .*2.* and says nothing: .*drop"),
+    "empty": (frame(b=[np.nan] * 3), {}, ValueError, "column 'b' has no value and says nothing"),
+    "dates": (frame(b=pd.date_range("2020", periods=3)), {}, TypeError, "column 'b' holds dates: make numbers of"),
+    "infinite": (frame(b=[1.0, np.inf, 2.0]), {}, ValueError, "column 'b' has an infinite number in row 1"),
+    "mixed": (frame(b=["x", 1, "y"]), {}, TypeError, "column 'b' holds values of several types, int and str"),
+    "lists": (frame(b=[[1], [2], [3]]), {}, TypeError, "column 'b'|unhashable"),
+    "text": (
+        pd.DataFrame({"b": [f"row {i}" for i in range(50)]}),
+        {},
+        ValueError,
+        "has 50 different values in 50 rows",
+    ),
+    "no count": (frame(b=[-1, 0, 4]), {"columns": {"b": "counts"}}, ValueError, "has -1.0 in row 0, which is no count"),
+    "no number": (frame(b=["x", "y", "x"]), {"columns": {"b": "real"}}, TypeError, "holds 'x', which is no number"),
+    "holes in labels": (frame(b=["x", None, "y"]), {"label": "b"}, ValueError, "'b' has no value in row 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_table_is_refused_by_name(name):
+    table, options, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        data.from_table(table, **options)
+
+
+def test_files_that_cannot_be_read_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no file {tmp_path / 'none.csv'}")):
+        data.from_table(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match=r"expected a .csv or .parquet file or a pandas.DataFrame, got x.txt"):
+        data.from_table("x.txt")
+    (tmp_path / "twice.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(ValueError, match="has several columns 'a': give each a title of its own"):
+        data.from_table(tmp_path / "twice.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match=r"empty.csv cannot be read as a table"):
+        data.from_table(tmp_path / "empty.csv")
+
+
+def test_a_domain_of_columns_is_checked():
+    columns = (Column("a", "real"), Column("b", "counts"), Column("c", "categories", ("x", "y")))
+    domain = data.Domain("table", columns=columns)
+    data.check_domain(np.float32([[-1.5, 3, 1]]), domain)
+    for row, text in (([0, 1.5, 0], "1.5 in column 'b'"), ([0, 0, 2], r"2.0 in column 'c', of .* \[0, 1\]")):
+        with pytest.raises(ValueError, match=rf"x\[1\] has {text}"):
+            data.check_domain(np.float32([[0, 0, 0], row]), domain)
+    with pytest.raises(ValueError, match=r"a table of 3 columns is x \(N, 3\), got \(1, 2\)"):
+        data.check_domain(np.zeros((1, 2), np.float32), domain)
+    with pytest.raises(ValueError, match="'table' needs columns"):
+        data.Domain("table")
+    with pytest.raises(ValueError, match="'real' has no columns"):
+        data.Domain("real", columns=columns)
+
+
+# Nats
+
+
+def test_nats_are_those_of_the_columns_own_units():
+    """In metres and in millimetres they differ by log 1000 for each value, and both are SciPy's on the raw column."""
+    rng = np.random.default_rng(0)
+    metres, mean, log_var = (rng.normal(size=(5, 2)) for _ in range(3))
+    for unit in (1.0, 1000.0):
+        scale = np.array([0.5, 3.0]) * unit
+        record = InUnits(DiagGaussian(jnp.float32(mean), jnp.float32(log_var)), jnp.float32(np.log(scale))[None])
+        standardised = metres * unit / scale
+        expected = stats.norm.logpdf(metres * unit, mean * scale, np.exp(log_var / 2) * scale)
+        np.testing.assert_allclose(record.log_prob(jnp.float32(standardised)), expected.sum(axis=1), rtol=1e-4)
+        observed = rng.random((5, 2)) < 0.5
+        of_those = Masked(record, jnp.asarray(observed)).log_prob(jnp.float32(standardised))
+        np.testing.assert_allclose(of_those, np.where(observed, expected, 0).sum(axis=1), rtol=1e-4, atol=1e-5)
+
+
+# A model
+
+
+def weather(num=400, holes=0.0, seed=0):
+    """A category, a count and two reals that hang together."""
+    rng = np.random.default_rng(seed)
+    hot = rng.random(num) < 0.5
+    table = pd.DataFrame(
+        {
+            "sky": np.where(hot, "clear", np.where(rng.random(num) < 0.5, "cloud", "rain")),
+            "visitors": rng.poisson(np.where(hot, 30, 3)),
+            "degrees": np.where(hot, 25, 8) + rng.normal(size=num),
+            "pressure": 1013 + np.where(hot, 5, -5) + 2 * rng.normal(size=num),
+        }
+    )
+    return table.mask(rng.random(table.shape) < holes)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    columns = {"visitors": "counts"}  # with holes pandas makes them floating
+    training = data.from_table(weather(holes=0.1), columns=columns)
+    model = table_vae(training.domain.columns, latent_dim=2, hidden=(32,))
+    return jaxvae.train(model, training, epochs=200, batch_size=40, seed=0, progress=False)
+
+
+def test_a_table_is_learned_sampled_and_saved(trained, tmp_path):
+    columns = trained.dataset.domain.columns
+    held = data.from_table(weather(seed=1), columns=columns)
+    nll = trained.evaluate(held, num_samples=20)["nll"]
+    raw = weather(seed=1)
+    # What columns that know nothing of each other cost: frequencies, and the best Gaussian or geometric-like count.
+    apart = -np.log([0.5, 0.25, 0.25]) @ [0.5, 0.25, 0.25]
+    for title in ("degrees", "pressure"):
+        apart += 0.5 * np.log(2 * np.pi * np.e * raw[title].var(ddof=0))
+    mean, variance = raw["visitors"].mean(), raw["visitors"].var()
+    size = mean**2 / (variance - mean)
+    apart -= stats.nbinom.logpmf(raw["visitors"], size, size / (size + mean)).mean()
+    assert nll < apart - 1.5  # nats
+    drawn = trained.model.apply(trained.variables, 500, key=jax.random.key(0), method="sample").sample(
+        key=jax.random.key(1)
+    )
+    table = data.to_frame(drawn, columns)
+    assert set(table["sky"]) == {"clear", "cloud", "rain"}
+    assert (table["visitors"] >= 0).all()
+    warm = table["degrees"] > 16
+    assert table["visitors"][warm].mean() > 4 * table["visitors"][~warm].mean()
+    assert (table["sky"][warm] == "clear").mean() > 0.8
+    again = jaxvae.load(trained.save(tmp_path / "run"))
+    assert again.evaluate(held, num_samples=20)["nll"] == nll
+    assert again.dataset.domain.columns == columns
+
+
+def test_holes_are_filled_in(trained):
+    columns = trained.dataset.domain.columns
+    raw = weather(40, seed=2)
+    holed = raw.assign(degrees=np.nan, sky=None)
+    filled = trained.impute(data.from_table(holed, columns=columns), num_samples=200, num_draws=5)
+    means = data.to_frame(filled.mean, columns)
+    assert np.abs(means["degrees"] - raw["degrees"]).mean() < 2.5
+    assert np.abs(means["degrees"] - raw["degrees"]).mean() < np.abs(raw["degrees"] - raw["degrees"].mean()).mean() / 3
+    np.testing.assert_allclose(means["pressure"], raw["pressure"], rtol=1e-5)
+    draws = data.to_frame(filled.draws[:, 0], columns)
+    assert (draws["sky"] == raw["sky"]).mean() > 0.6
+
+
+def test_a_model_without_a_likelihood_for_it_is_refused():
+    table = data.from_table(weather())
+    model = jaxvae.VAE(jaxvae.MLPEncoder(2), jaxvae.MLPDecoder((4,)))
+    with pytest.raises(ValueError, match=r"holds columns of several kinds.*likelihood=jaxvae.networks.TableLikelihood"):
+        jaxvae.train(model, table)
+    with pytest.raises(ValueError, match=r"a table has columns: pass dataset.domain.columns"):
+        table_vae((), latent_dim=2)
