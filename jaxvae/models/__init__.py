@@ -4,6 +4,7 @@ from jaxvae.models.autoencoder import Autoencoder
 from jaxvae.models.cvae import CVAE
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.linear import linear_vae
+from jaxvae.models.partial_encoder import PartialEncoder
 from jaxvae.models.pixel_cnn import PixelCNN
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
 from jaxvae.models.table import table_vae
@@ -16,6 +17,7 @@ __all__ = [
     "VQVAE",
     "Autoencoder",
     "HierarchicalVAE",
+    "PartialEncoder",
     "PixelCNN",
     "SemiSupervisedVAE",
     "linear_vae",

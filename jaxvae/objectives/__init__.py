@@ -15,6 +15,7 @@ from jaxvae.objectives.elbo import (
 )
 from jaxvae.objectives.iwae import iwae_loss
 from jaxvae.objectives.linear import linear_vae_loss
+from jaxvae.objectives.partial import init_partial_encoder, partial_encoder_loss
 from jaxvae.objectives.quantized import vq_vae_loss
 from jaxvae.objectives.semi_supervised import semi_supervised_loss
 from jaxvae.objectives.tc import RateTerms, rate_terms, tc_vae_loss
@@ -27,10 +28,12 @@ __all__ = [
     "cvae_loss",
     "cvae_prior_log_weights",
     "cyclical_schedule",
+    "init_partial_encoder",
     "iwae_loss",
     "linear_vae_loss",
     "needs_whole_batch",
     "normalized_beta",
+    "partial_encoder_loss",
     "pixel_cnn_loss",
     "rate_terms",
     "sampled_vae_loss",
