@@ -56,7 +56,7 @@ STREETS = {
     "jaxvae.data._prepared": {"numpy"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
     "jaxvae.evaluation": {
-        *("jax", "numpy", "jaxvae.distributions", "jaxvae.objectives", "jaxvae.evaluation"),
+        *("jax", "numpy", "jaxvae.distributions", "jaxvae.models", "jaxvae.objectives", "jaxvae.evaluation"),
         *SHARED,
     },
     "jaxvae._sealed": {"jax", "numpy", "orbax", "jaxvae.types"},

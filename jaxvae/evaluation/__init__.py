@@ -15,19 +15,29 @@ from jaxvae.evaluation.diagnostics import (
     sharpness_ratio,
 )
 from jaxvae.evaluation.imputation import Imputed, impute
+from jaxvae.evaluation.inversion import Gibbs, Importance, Inverted, Langevin, TrainedEncoder, invert
 from jaxvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from jaxvae.evaluation.map import map_batches
+from jaxvae.evaluation.observations import Linear, Visible
 from jaxvae.evaluation.probing import Probe, principal_components, probe
 
 __all__ = [
     "AggregatePosterior",
+    "Gibbs",
+    "Importance",
     "Imputed",
+    "Inverted",
+    "Langevin",
+    "Linear",
     "LogLikelihood",
     "Probe",
+    "TrainedEncoder",
+    "Visible",
     "active_latents",
     "active_units",
     "aggregate_posterior",
     "impute",
+    "invert",
     "kl_per_dimension",
     "log_likelihood",
     "map_batches",

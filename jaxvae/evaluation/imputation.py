@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvae._checks import at_least
 from jaxvae._variables import variables_of
-from jaxvae.distributions import Categorical, Masked
+from jaxvae.evaluation._draws import draw_of, over
 from jaxvae.evaluation.map import map_batches
 from jaxvae.objectives._apply import apply, batch_keys, model_inputs, observed_of
 from jaxvae.types import Array, Batch, LatentModel, Prepare, PRNGKey, PyTree
@@ -131,7 +131,7 @@ class _Sums(NamedTuple):
         shrink, weight = jnp.exp(self.largest - largest), jnp.exp(log_weight - largest)
 
         def plus(total: Array, value: Array | float, power: int = 1) -> Array:
-            return total * _over(shrink, total) ** power + _over(weight, total) ** power * value
+            return total * over(shrink, total) ** power + over(weight, total) ** power * value
 
         noisy = log_weight[None] + gumbel
         better = noisy > self.best
@@ -145,7 +145,7 @@ class _Sums(NamedTuple):
             plus(self.mean_of_squares, mean, power=2),
             plus(self.mean_squares, jnp.square(mean), power=2),
             jnp.maximum(self.best, noisy),
-            jax.tree.map(lambda old, new: jnp.where(_over(better, old), new, old), self.latent, latent),
+            jax.tree.map(lambda old, new: jnp.where(over(better, old), new, old), self.latent, latent),
         )
 
 
@@ -179,7 +179,9 @@ def _fill(
         latent, log_weight, of_x, of_draws = propose(sample)
         record = decode(latent)
         gumbel = jax.vmap(lambda each: jax.random.gumbel(each, (num_draws,)), out_axes=1)(of_draws)
-        return sums.add(log_weight, record.mean - centre, _draw(record, dtype, key=of_x) - centre, latent, gumbel), None
+        return sums.add(
+            log_weight, record.mean - centre, draw_of(record, dtype, key=of_x) - centre, latent, gumbel
+        ), None
 
     start = _Sums.zero(log_weight, centre, first, num_draws)
     sums, _ = jax.lax.scan(add, start, jnp.arange(num_samples, dtype=jnp.int32))
@@ -188,10 +190,10 @@ def _fill(
 
 
 def _finish(sums: _Sums, centre: Array, batch: Batch, draws: Any) -> Imputed:
-    total = _over(sums.total, centre)
+    total = over(sums.total, centre)
     mean, drawn = sums.mean / total, sums.drawn / total
     variance = sums.drawn_squares / total - jnp.square(drawn)
-    spread = sums.mean_squares - 2 * mean * sums.mean_of_squares + jnp.square(mean) * _over(sums.squares, centre)
+    spread = sums.mean_squares - 2 * mean * sums.mean_of_squares + jnp.square(mean) * over(sums.squares, centre)
     x, observed = batch["x"], batch["observed"]
     fields: list[Any] = [
         jnp.where(observed, x, centre + mean),
@@ -208,20 +210,7 @@ def _draws(decode: Callable[[PyTree], Any], latents: PyTree, keys: PRNGKey, dtyp
 
     def one(latent_and_number: tuple[PyTree, Array]) -> Array:
         latent, number = latent_and_number
-        return _draw(decode(latent), dtype, key=jax.vmap(lambda each: jax.random.fold_in(each, number))(keys))
+        return draw_of(decode(latent), dtype, key=jax.vmap(lambda each: jax.random.fold_in(each, number))(keys))
 
     numbers = jnp.arange(len(jax.tree.leaves(latents)[0]))
     return jnp.moveaxis(jax.lax.map(one, (latents, numbers)), 0, 1)
-
-
-def _draw(record: Any, dtype: Any, *, key: PRNGKey) -> Array:
-    """A draw of the likelihood as the model sees x: the levels of a `Categorical` in [0, 1]."""
-    while isinstance(record, Masked):
-        record = record.record
-    drawn = record.sample(key=key).astype(dtype)
-    return drawn / (record.logits.shape[-1] - 1) if isinstance(record, Categorical) else drawn
-
-
-def _over(values: Array, like: Array) -> Array:
-    """Values with as many axes as another array, to broadcast over what it has more."""
-    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
