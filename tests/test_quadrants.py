@@ -79,6 +79,17 @@ def test_completions_stand_in_groups_under_their_names(tmp_path):
     assert named == [True, False, True, False, True, True]
 
 
+def test_samples_may_stand_in_groups_too(tmp_path):
+    cells = flat(2, 6)
+    groups = {"one": cells[:, 1:3], "other": cells[:, 3:5]}
+    picture = read(figures.completions(tmp_path / "rows.png", cells[:, 0], groups, {"truth": cells[:, 5]}))
+    places = boxes(picture, cells)
+    gaps = places[0, 1:, 1] - places[0, :-1, 3]
+    assert gaps[[0, 2, 4]].min() > gaps[[1, 3]].max()  # visible | two of one | two of the other | truth
+    with pytest.raises(ValueError, match=r"other must be \(2, 8, 8, 3\), as the samples are, got \(1, 8, 8, 3\)"):
+        figures.completions(tmp_path / "bad.png", cells[:, 0], groups | {"other": cells[:1, 3:5]}, {})
+
+
 def test_completions_name_what_does_not_fit(tmp_path):
     path, images = tmp_path / "bad.png", np.full((2, 8, 8, 1), 0.5, np.float32)
     samples = np.stack([images, images, images], axis=1)

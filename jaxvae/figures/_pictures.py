@@ -68,7 +68,7 @@ def interpolation(path: str | Path, rows: ArrayLike, *, title: str | None = None
 def completions(
     path: str | Path,
     visible: ArrayLike,
-    samples: ArrayLike,
+    samples: ArrayLike | Mapping[str, ArrayLike],
     others: Mapping[str, ArrayLike],
     *,
     title: str | None = None,
@@ -76,26 +76,29 @@ def completions(
     """One row per image: what is visible of it, samples of the whole, and others, such as their mean and the truth.
 
     `visible` and each of the others, drawn under their names, are images [N, H, W, C]; the samples are
-    [N, S, H, W, C]. Which grey stands for what is not visible is the caller's choice.
+    [N, S, H, W, C], or groups of such under their names. Which grey stands for what is not visible is the caller's
+    choice.
     """
-    drawn = check_means(samples, "samples", "N, S, H, W, C")
+    drawn = samples if isinstance(samples, Mapping) else {"samples": samples}
+    groups = {name: check_means(images, name, "N, S, H, W, C") for name, images in drawn.items()}
+    first = next(iter(groups.values()))
+    expected = (len(first), *first.shape[2:])
+    shapes = {name: (len(images), *images.shape[2:]) for name, images in groups.items()}
     whole = {"visible": check_images(visible, "visible", "N, H, W, C")}
     whole |= {name: check_means(images, name, "N, H, W, C") for name, images in others.items()}
-    expected = (len(drawn), *drawn.shape[2:])
-    for name, images in whole.items():
-        if images.shape != expected:
-            raise ValueError(f"{name} must be {expected}, as the samples are, got {images.shape}")
-    first, *rest = (images[:, None] for images in whole.values())
-    cells = np.concatenate([first, drawn, *rest], axis=1)
-    after = 1 + drawn.shape[1]
-    canvas, _, lefts = tile(cells, spaces_before=(1, *range(after, cells.shape[1])))
+    for name, shape in (shapes | {name: images.shape for name, images in whole.items()}).items():
+        if shape != expected:
+            raise ValueError(f"{name} must be {expected}, as the samples are, got {shape}")
+    columns = {"visible": whole["visible"][:, None]} | groups
+    columns |= {name: images[:, None] for name, images in whole.items() if name != "visible"}
+    starts = np.cumsum([0, *(images.shape[1] for images in columns.values())])
+    cells = np.concatenate(list(columns.values()), axis=1)
+    canvas, _, lefts = tile(cells, spaces_before=starts[1:-1])
     figure, (left, top) = new_page(canvas, title=title, above=LINE + 4)
     cell = canvas.shape[1] - lefts[-1]
-    middles = {"visible": lefts[0], "samples": (lefts[1] + lefts[after - 1]) / 2} | dict(
-        zip(others, lefts[after:], strict=True)
-    )
-    for name, x in middles.items():
-        write(figure, left + x + cell / 2, top - 5, name, ha="center", va="bottom")
+    for name, start, end in zip(columns, starts[:-1], starts[1:], strict=True):
+        middle = (lefts[start] + lefts[end - 1] + cell) / 2
+        write(figure, left + middle, top - 5, name, ha="center", va="bottom")
     return save(figure, path)
 
 
