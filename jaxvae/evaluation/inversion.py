@@ -68,7 +68,7 @@ class Importance:
         at_least(2, num_samples=self.num_samples)
 
 
-START = Importance(100)
+WEIGHTED, START = Importance(), Importance(100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def invert(
     observation: Any,
     *,
     key: PRNGKey,
-    method: Method = START,
+    method: Method = WEIGHTED,
     num_draws: int = 10,
     prepare: Prepare | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -266,8 +266,8 @@ def _check(model: Any, source: Batch, observation: Any, method: Method) -> None:
     lacking = [name for name in needed if not hasattr(model, name)]
     if lacking:
         raise TypeError(
-            f"a {type(model).__name__} has no {' and no '.join(lacking)}, so that nothing says what its latents are a "
-            "priori: invert a VAE or a CVAE"
+            f"a {type(model).__name__} has no {' and no '.join(lacking)}: invert is for models of one array of latents "
+            "with a prior of its own, such as a VAE or a CVAE"
         )
     if isinstance(method, Gibbs) and not isinstance(observation, Visible):
         raise TypeError(

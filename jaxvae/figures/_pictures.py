@@ -93,7 +93,7 @@ def completions(
     columns |= {name: images[:, None] for name, images in whole.items() if name != "visible"}
     starts = np.cumsum([0, *(images.shape[1] for images in columns.values())])
     cells = np.concatenate(list(columns.values()), axis=1)
-    canvas, _, lefts = tile(cells, spaces_before=starts[1:-1])
+    canvas, _, lefts = tile(cells, spaces_before=starts[1:-1].tolist())
     figure, (left, top) = new_page(canvas, title=title, above=LINE + 4)
     cell = canvas.shape[1] - lefts[-1]
     for name, start, end in zip(columns, starts[:-1], starts[1:], strict=True):
