@@ -248,7 +248,8 @@ def save_pictures(
         whole[:, :, :middle] = upper[: len(x)].reshape(*whole.shape[:2], middle, *x.shape[2:])
         return whole
 
-    groups = {name: joined(each.singles) for name, each in completed.items()}
+    # Of the unadjusted steps the last, so that every name has room.
+    groups = {name.split()[0]: joined(each.singles) for name, each in completed.items()}
     path = run.directory / "completions.png"
     seen = np.where(visible.mask, x, 0.5)
     title = f"upper halves of test images, {DRAWN_SAMPLES} of {config.draws} completions by each method"
