@@ -11,6 +11,8 @@ from commands import QUICK, result_of, run
 from experiments import beta_vae, rate_distortion
 from jaxvae import checkpoint, figures
 
+pytestmark = pytest.mark.usefixtures("networks_start_as_for_users")
+
 SPRITES = ("sprites", "--smoke", "--channels", 4, 4, "--latent-dim", 6, "--batch-size", 32, "--objective", "beta")
 DIGITS = ("mnist", "--data", "digits", "--smoke", "--channels", 4, "--batch-size", 32)
 

@@ -25,6 +25,8 @@ from experiments import beta_vae, cvae, pixelcnn, rate_distortion, semi_supervis
 from jaxvae import checkpoint, data, figures
 from jaxvae.training.mesh import replicated, split
 
+pytestmark = pytest.mark.usefixtures("networks_start_as_for_users")
+
 ROOT = Path(__file__).parents[1]
 SMALL = (
     *("digits", "--network", "mlp", "--hidden", "16", "--latent-dim", "3"),
