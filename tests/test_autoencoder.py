@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from variants import VARIANTS, batch
 
 import jaxvae
@@ -39,6 +40,7 @@ def test_nothing_is_drawn(key):
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_linear_autoencoder_finds_the_principal_components(key):
     """Its least squared error is the sum of the discarded eigenvalues (Baldi and Hornik, 1989)."""
     rng = np.random.default_rng(0)

@@ -81,6 +81,7 @@ def test_flops_of_dense_workloads_are_those_by_hand(name, expected):
     assert expected == pytest.approx(published[name], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_flops_of_convolutional_workloads_are_those_by_hand():
     beta_vae = 2 * (32**2 * 16 * 32 + 16**2 * 16 * 32 * 32 + 8**2 * 16 * 32 * 64 + 4**2 * 16 * 64 * 64)
     beta_vae += 1024 * 256 + 256 * 20 + 10 * 256 + 256 * 1024

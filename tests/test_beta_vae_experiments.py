@@ -98,6 +98,7 @@ def sweep(tmp_path_factory):
     return out, result, said
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_every_member(sweep):
     out, result, said = sweep
     assert [(m["beta"], m["seed"]) for m in result["members"]] == [(0.5, 0), (0.5, 1), (4.0, 0), (4.0, 1)]

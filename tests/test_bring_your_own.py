@@ -137,6 +137,7 @@ def test_an_nnx_model_reaches_the_loss_of_the_same_linen_one_and_survives_save_a
     assert model_state == ()
 
 
+@pytest.mark.slow
 def test_an_nnx_networks_statistics_and_streams_are_the_steps(key):
     class Encoder(nnx.Module):
         def __init__(self, *, rngs):

@@ -113,6 +113,7 @@ def test_an_interrupted_training_goes_on(command, pictures, trained, tmp_path):
     assert [record["epoch"] for record in run.history] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_vq_vae_has_codes_and_no_samples(command, pictures, tmp_path):
     out = tmp_path / "run"
     options = ("--model", "vq-vae", "--channels", 8, 8, "--num-codes", 8, *SMALL, "--epochs", 1)

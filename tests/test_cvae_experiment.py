@@ -102,6 +102,7 @@ def test_a_run_is_measured_beside_the_unconditional_model(trained):
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_whole_one(trained, tmp_path):
     out, result, _ = trained
     again = tmp_path / "run"

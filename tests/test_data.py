@@ -145,6 +145,7 @@ def test_the_newest_version_wins(tmp_path):
 # The cache
 
 
+@pytest.mark.slow
 def test_the_second_load_needs_no_tensorflow_datasets(tmp_path):
     write_set(tmp_path, "tiny", random_images(5))
     code = (

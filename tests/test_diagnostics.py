@@ -179,6 +179,7 @@ def test_posteriors_far_apart_name_their_example(key, log_var):
         np.testing.assert_allclose(result.marginal_kl, rate - [np.log(25), 0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_posteriors_that_fill_the_prior_leave_no_hole(key):
     num, std = 5000, np.sqrt(0.5)
     mean, log_var = matched(num, np.eye(2), std)

@@ -101,6 +101,7 @@ def test_the_true_factors_of_dsprites():
     assert beta_vae_score(codes, factors) == 1
 
 
+@pytest.mark.slow
 def test_noise_scores_chance():
     factors = grid(*DSPRITES)
     codes = np.random.default_rng(0).normal(size=(len(factors), 10))
@@ -261,6 +262,7 @@ def test_dci_tells_a_split_factor_from_a_mixed_latent():
     assert mixed.informativeness == 1
 
 
+@pytest.mark.slow
 def test_dci_of_noise_and_of_the_true_factors():
     factors = grid(3, 4, 2)
     score = partial(dci, factors=np.tile(factors, (200, 1)), num_train=500, num_test=500, num_jobs=2)

@@ -142,6 +142,7 @@ def assert_equal_runs(*directories):
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_equals_a_whole_one(digits, tmp_path, undrawn):
     options = (*SMALL, "--out", tmp_path / "run")
     assert run("digits", "--epochs", 2, *options).code == 0

@@ -366,6 +366,7 @@ def test_a_nan_before_any_checkpoint_says_so(tmp_path, monkeypatch):
         pytest.param(vq_vae, "vq_vae_loss", VQ_VAE, [22, 44], None, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_nan_ends_the_run_and_touches_no_checkpoint(
     experiment, objective, options, saved, best, poisoned, tmp_path, monkeypatch
 ):

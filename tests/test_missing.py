@@ -270,6 +270,7 @@ def test_a_set_finds_its_holes_or_is_told_of_them():
             data.from_arrays("mine", x, domain="real", observed=observed)
 
 
+@pytest.mark.slow
 def test_a_table_with_holes_is_trained_measured_and_filled_in_one_call_each(tmp_path):
     x, observed = table()
     dataset = data.from_arrays("table", np.tile(x, (8, 1)), domain="real", observed=np.tile(observed, (8, 1)))

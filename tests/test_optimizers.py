@@ -68,6 +68,7 @@ class TestMovingAverage:
         states = trajectory(optax.adam(0.02))
         close(train(optax.adam(0.02), ema=decay).params, averaged(states, decay))
 
+    @pytest.mark.slow
     def test_the_trained_parameters_are_the_same_bits(self):
         optimizers = optax.adam(0.02), with_ema(optax.adam(0.02), 0.9)
         first, second = (jaxvae.init_train_state(init, each, key=jax.random.key(0)) for each in optimizers)
@@ -209,7 +210,7 @@ class TestTheLossIsLookedAt:
         descent = train(optax.sgd(0.01), **options)
         assert found.history[-1]["train"]["loss"] < descent.history[-1]["train"]["loss"] - 0.3
 
-    @pytest.mark.parametrize("ema", [None, 0.5])
+    @pytest.mark.parametrize("ema", [pytest.param(None, marks=pytest.mark.slow), 0.5])
     def test_a_rate_that_falls_on_a_plateau(self, ema):
         plateau = contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)  # nothing is ever better by as much
         run = train(optax.chain(optax.sgd(0.1), plateau), ema=ema, epochs=2)

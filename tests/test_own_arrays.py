@@ -304,7 +304,10 @@ def test_narrow_values_are_compared_with_wide_domains():
 
 def test_domains_that_cannot_be():
     for arguments, text in (
-        (("pixels",), "kind must be one of 'unit interval', 'real', 'levels', 'counts', 'categories', got 'pixels'"),
+        (
+            ("pixels",),
+            "kind must be one of 'unit interval', 'real', 'table', 'levels', 'counts', 'categories', got 'pixels'",
+        ),
         (("levels",), "'levels' has a number of levels, got None"),
         (("levels", 1), "levels must be at least 2, got 1"),
         (("real", 3), "'real' has no levels, got 3"),

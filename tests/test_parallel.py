@@ -263,6 +263,7 @@ def test_an_overflow_on_one_device_stops_all_of_them(compiler):
     assert int(state.step) == 3  # past it, and no further
 
 
+@pytest.mark.slow
 def test_an_epoch_over_a_mesh_is_the_epoch_of_one_device():
     """Of a codebook, whose state is that of the whole batch: each device looks for codes to restart in all of it."""
     case, optimizer, mesh = CASES["vq-vae with restarts"], optax.sgd(1e-2), data_mesh()

@@ -72,7 +72,9 @@ def test_a_mixture_of_one_is_the_standard_normal(loss, key):
     np.testing.assert_allclose(record.log_prob(z), StandardNormal().log_prob(z), rtol=1e-6)
 
 
-@pytest.mark.parametrize("prior", [StandardNormal(), jaxvae.GaussianMixture(4, D)])
+@pytest.mark.parametrize(
+    "prior", [pytest.param(StandardNormal(), marks=pytest.mark.slow), jaxvae.GaussianMixture(4, D)]
+)
 def test_every_objective_and_the_likelihood_agree_on_any_prior(prior, key):
     """All within five Monte Carlo errors of the mean of many sampled terms."""
     model = model_of(prior)

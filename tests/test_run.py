@@ -113,7 +113,9 @@ def test_codes_reconstructions_samples_and_what_lies_between(run):
     np.testing.assert_allclose(between[0, 2], decoded, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [vae, pytest.param(conditional, marks=pytest.mark.slow), quantised])
+@pytest.mark.parametrize(
+    "make", [*(pytest.param(each, marks=pytest.mark.slow) for each in (vae, conditional)), quantised]
+)
 def test_a_run_is_saved_and_loaded_to_the_bit(make, tmp_path):
     trained = quietly(make(), MINE, epochs=2, batch_size=60)
     if make is vae:  # narrow parameters too, which NumPy's files do not know
@@ -130,7 +132,7 @@ def test_a_run_is_saved_and_loaded_to_the_bit(make, tmp_path):
         trained.save(place)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_other_programs_read_the_weights(tmp_path, dtype):
     safetensors = pytest.importorskip("safetensors.flax")
     trained = quietly(quantised(), MINE, epochs=1, batch_size=60)

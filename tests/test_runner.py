@@ -109,6 +109,7 @@ def test_unequal_devices_are_refused(fake):
         compete([fake("a"), fake("b", device="cpu")], ours="a", cores=CORES, foreign=quiet)
 
 
+@pytest.mark.slow
 def test_the_tolerance_of_the_vae_allows_other_noise_but_no_missing_rate():
     x, model, optimizer = workload.digits("random", 10 * vae.BATCH), make_model(), optax.adam(1e-3)
     params = workload.narrow(workload.init_params(model, x))

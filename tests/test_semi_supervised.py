@@ -135,6 +135,7 @@ def finite_world(classifier):
     return SemiSupervisedVAE(cvae, classifier), x, likelihood
 
 
+@pytest.mark.slow
 def test_no_classifier_bounds_the_exact_likelihood_from_the_wrong_side(key, x64):
     logits = np.random.default_rng(1).normal(size=(16, K))
     exact = None
@@ -165,6 +166,7 @@ def test_where_the_classifier_is_sure_the_bound_is_that_of_the_labelled_image(ke
     assert metrics["classification"] == 0
 
 
+@pytest.mark.slow
 def test_images_without_labels_teach_the_classifier(key):
     """The gradient of U by the logits is q_y (cost_y - Σ q cost), cost = -ELBO + log q; no label is looked at."""
     model, batch = small(), small_batch()

@@ -55,6 +55,7 @@ def test_images_are_zeros_and_ones():
     assert set(np.unique(images)) == {0, 1}
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_the_type_of_the_factors_change_nothing():
     factors = random_factors(20)
     expected = draw(factors.astype(np.int32))

@@ -108,6 +108,7 @@ def test_the_stratified_density_is_unbiased_over_batches():
     assert abs(weighted.mean() - target) > 0.5 * target
 
 
+@pytest.mark.slow
 def test_the_error_at_a_batch_of_64_of_2000():
     """A Gaussian aggregate with known total correlation -½ log(1 - ρ²): how far each estimator is (`pytest -s`)."""
     rho, spread = 0.9, 0.1

@@ -512,6 +512,7 @@ class TestEpoch:
         train_epoch(state, *feed(0, 2))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
+    @pytest.mark.slow
     def test_a_stock_convolution_on_cpu_is_noticed_and_run_step_by_step(self):
         class StockEncoder(nn.Module):
             latent_dim: int = 2

@@ -225,6 +225,7 @@ def test_the_state_is_the_quantisers_update_with_the_steps_key(group, key):
     assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.slow
 def test_gradients_go_where_they_belong(key):
     """Distortion reaches both networks through the codes, commitment the encoder alone, the codebook loss the codes."""
     model = model_of()

@@ -33,6 +33,7 @@ def trained(tmp_path_factory):
     return out, result, said
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_codebook_over_the_whole_test_set(trained):
     out, result, _ = trained
     model, params, model_state, config = checkpoint.load(out, vq_vae.make_model)

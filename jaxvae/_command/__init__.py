@@ -30,9 +30,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 HELP = """Train a variational autoencoder on your data, and use it.
 
-DATA is a folder of pictures (PNG, JPEG, WebP), a .npy or .npz file whose array x is [N, ...], or the name of a set such
-as digits or mnist. RUN is the directory that a training wrote. It holds the model as Python objects: give only what you
-or someone you trust has trained.
+DATA is a folder of pictures (PNG, JPEG, WebP), a .npy or .npz file whose array x is [N, ...], a .csv or .parquet table,
+or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It holds the model as Python
+objects: give only what you or someone you trust has trained.
 
     jaxvae train pictures/ --out run
     jaxvae sample run
@@ -53,7 +53,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def _as_typed(message: str) -> str:
     """The way out that an error names, an argument of Python, as the option that it is here."""
-    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable|resume|out)=(True)?"
+    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable|resume|out|label|drop|columns)=(True)?"
     return re.sub(arguments, lambda found: f"--{found[1].replace('_', '-')}{'' if found[2] else ' '}", message)
 
 

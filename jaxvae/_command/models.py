@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxvae import data
 from jaxvae.distributions import Bernoulli, Categorical, NegativeBinomial
-from jaxvae.models import VAE, VQVAE
+from jaxvae.models import VAE, VQVAE, table_vae
 from jaxvae.networks import (
     ConvDecoder,
     ConvEncoder,
@@ -76,6 +76,13 @@ def make_model(
     given = {"--hidden": hidden, "--channels": channels, "--num-codes": num_codes}
     if wrong := [option for option, value in given.items() if value and option not in used]:
         raise ValueError(f"{', '.join(wrong)} has no meaning for {name}, which takes {', '.join(used)}")
+    if kind == "table":
+        if name != "vae":
+            raise ValueError(
+                f"{name} is for pictures, sound or video, and {dataset.name!r} is a table: pass --model vae"
+            )
+        size = default_latent_dim(shape) if latent_dim is None else latent_dim
+        return table_vae(dataset.domain.columns, size, tuple(hidden) or (256, 256)), "a likelihood for each column"
     ranks = {"vae": range(1, 99), "conv-vae": (3,), "vq-vae": (2, 3, 4)}[name]
     if len(shape) not in ranks:
         expected = "[N, H, W, C]" if name == "conv-vae" else "[N, ..., C] with 1 to 3 axes in between"

@@ -6,12 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.table import Table
 
 from jaxvae import figures
 from jaxvae._command.models import shows_pictures
 from jaxvae._terminal import console
+from jaxvae.data import to_frame
 from jaxvae.evaluation import Imputed
 from jaxvae.keys import seed_key
 from jaxvae.run import Run
@@ -27,7 +29,9 @@ def checked_suffix(path: Path, *allowed: str) -> Path:
 
 
 def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:
-    """Means of p(x|z) at draws from the prior: a picture of them all, or an array [num, ...]."""
+    """Means of p(x|z) at draws from the prior: a picture of them all, or an array [num, ...]; of a table, rows."""
+    if path.suffix == ".csv":
+        return _write_frame(path, _sampled_rows(run, num, seed), run)
     samples = run.sample(num, seed=seed)
     if path.suffix == ".png":
         return figures.image_grid(path, samples, title=f"{num} samples")
@@ -37,6 +41,8 @@ def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:
 def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
     """Every x over the mean of p(x|z) at its code, or an array of the latter, [N, ...]."""
     reconstructed = run.reconstruct(dataset)
+    if path.suffix == ".csv":
+        return _write_frame(path, reconstructed, run)
     if path.suffix == ".png":
         images = np.asarray(dataset.prepared(len(dataset), key=seed_key(0))["x"])
         return figures.reconstructions(path, images, reconstructed)
@@ -62,8 +68,35 @@ def _write_table(path: Path, rows: np.ndarray, name: str) -> Path:
     return path
 
 
-def write_imputed(path: Path, filled: Imputed) -> Path:
-    """All of what was filled in, or the means alone."""
+def _sampled_rows(run: Run, num: int, seed: int) -> np.ndarray:
+    """Draws from the likelihood at draws from the prior, [num, C]: a mean is no row where columns are categories."""
+    prior_key, row_key = jax.random.split(seed_key(seed))
+    likelihood = run.model.apply(run.variables, num, key=prior_key, method="sample")
+    return np.asarray(likelihood.sample(key=row_key))
+
+
+def _write_frame(path: Path, rows: np.ndarray, run: Run) -> Path:
+    """Rows [N, C] as a table with the titles and in the units of the run's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_frame(rows, run.dataset.domain.columns).to_csv(path, index=False)
+    return path
+
+
+def _most_frequent(draws: np.ndarray) -> np.ndarray:
+    """The value [N] that each row of draws [N, num_draws] has most often; the least of several."""
+    counted = (np.unique(row, return_counts=True) for row in draws)
+    return np.array([values[counts.argmax()] for values, counts in counted])
+
+
+def write_imputed(path: Path, filled: Imputed, run: Run) -> Path:
+    """All of what was filled in, or the means alone; of a table, of categories the one that was drawn most often."""
+    columns = run.dataset.domain.columns
+    if path.suffix == ".csv" and columns:
+        rows = filled.mean.astype(np.float64)
+        for i, column in enumerate(columns):
+            if column.kind == "categories":
+                rows[:, i] = _most_frequent(filled.draws[:, :, i])
+        return _write_frame(path, rows, run)
     if path.suffix == ".npz":
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **filled._asdict())
@@ -110,6 +143,8 @@ def print_paths(**paths: Path) -> None:
 
 def picture_or_array(run: Run) -> str:
     """The suffix of what shows x."""
+    if run.dataset.domain.kind == "table":
+        return ".csv"
     return ".png" if shows_pictures(run.dataset) else ".npy"
 
 

@@ -1,18 +1,20 @@
-"""DATA on the command line: a folder of pictures, a file of arrays, or the name of a set."""
+"""DATA on the command line: a folder of pictures, a file of arrays, a table, or the name of a set."""
 
 import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from jaxvae import data
 from jaxvae._terminal import complain, counter
 from jaxvae.data.domain import Kind
 from jaxvae.data.files import Colour, Fit
+from jaxvae.data.tables import SUFFIXES as TABLES
 from jaxvae.run import Run
 
 Values = Literal["auto", "unit-interval", "levels", "real", "counts", "categories"]
+ARRAYS = (".npy", ".npz")
 DEFAULT_FIT: Fit = "crop"
 OPTIONS = "options.json"  # of a run: how it was trained, and so how pictures are brought to its size
 
@@ -26,6 +28,9 @@ def training_data(
     fit: Fit | None,
     colour: Colour | None,
     skip_unreadable: bool,
+    label: str | None,
+    drop: Sequence[str],
+    columns: Sequence[str],
 ) -> tuple[data.Dataset, data.Dataset | None]:
     """What to train on and, where DATA is a set that has one, its test split.
 
@@ -34,7 +39,11 @@ def training_data(
       FileNotFoundError: there is no such folder, file or set.
     """
     path = Path(source).expanduser()
-    is_file, domain = path.suffix in (".npy", ".npz"), _kind(values)
+    is_file, domain = path.suffix in ARRAYS, _kind(values)
+    is_table = path.suffix in TABLES and not path.is_dir()
+    if not is_table:
+        unused = {"--label": label is not None, "--drop": bool(drop), "--columns": bool(columns)}
+        _refuse(unused, "a .csv or .parquet file", source)
     unused = {"--size": bool(size), "--fit": fit is not None, "--colour": colour is not None}
     unused["--skip-unreadable"] = skip_unreadable
     if not path.is_dir():
@@ -54,6 +63,8 @@ def training_data(
             progress=counter("reading pictures"),
         )
         return pictures, None
+    if is_table:
+        return _table(path, label=label, drop=drop, columns=_kinds(columns)), None
     if is_file:
         if domain is None and levels is None and _beyond_the_unit_interval(path):
             domain = "real"
@@ -74,10 +85,10 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
     """
     path, stored, domain = Path(source).expanduser(), run.dataset.x.shape[1:], run.dataset.domain
     trained_on = f"the run was trained on x {('N', *stored)} of {_named_domain(domain)}"
-    is_file = path.suffix in (".npy", ".npz")
+    is_file, is_table = path.suffix in ARRAYS, path.suffix in TABLES
     if not path.is_dir():
         _refuse({"--skip-unreadable": skip_unreadable}, "a folder of pictures", source)
-    if path.is_dir() or is_file:
+    if path.is_dir() or is_file or is_table:
         _refuse({"--split": split is not None}, "the name of a set", source)
     if path.is_dir():
         if len(stored) != 3 or stored[-1] not in (1, 3) or domain.levels != data.files.LEVELS.levels:
@@ -90,6 +101,10 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
             skip_unreadable=skip_unreadable,
             progress=counter("reading pictures"),
         )
+    elif is_table and domain.kind != "table":
+        raise ValueError(f"{trained_on}, and {path} is a table")
+    elif is_table:
+        given = _table(path, columns=domain.columns)
     elif is_file:
         given = _file(path, domain, None)
     else:
@@ -97,6 +112,28 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
     if given.x.shape[1:] != stored or given.domain != domain:
         raise ValueError(f"{trained_on}, and {source} has {given.x.shape} of {_named_domain(given.domain)}")
     return given.with_prepare(run.dataset.prepare)
+
+
+def _table(path: Path, **options: Any) -> data.Dataset:
+    """The rows of a file; how many entries are missing on the terminal."""
+    read = data.from_table(path, **options)
+    if "observed" in read.arrays:
+        missing = int((~read.arrays["observed"]).sum())
+        complain("warning", f"{missing} of the {read.x.size} entries of {path} are missing")
+    return read
+
+
+def _kinds(columns: Sequence[str]) -> dict[str, Any] | None:
+    """The kinds of columns that were typed as TITLE=KIND."""
+    kinds = {}
+    for each in columns:
+        title, equals, kind = each.rpartition("=")
+        if not equals:
+            raise ValueError(
+                f"--columns takes TITLE=KIND, with a kind such as real, counts or categories, got {each!r}"
+            )
+        kinds[title] = kind
+    return kinds or None
 
 
 def _file(path: Path, domain: Kind | data.Domain | None, levels: int | None) -> data.Dataset:
@@ -114,6 +151,8 @@ def _kind(values: Values) -> Kind | None:
 
 
 def _named_domain(domain: data.Domain) -> str:
+    if domain.kind == "table":
+        return f"the columns {', '.join(column.name for column in domain.columns)}"
     return domain.kind if domain.levels is None else f"{domain.levels} {domain.kind}"
 
 
@@ -140,7 +179,9 @@ def _named(name: str, split: str) -> data.Dataset:
         return data.load(name, split, progress=counter(f"decoding {split} images"))
     except FileNotFoundError as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no folder {name}, no .npy or .npz file of that name, and {reason}") from error
+        raise FileNotFoundError(
+            f"no folder {name}, no .npy, .npz, .csv or .parquet file of that name, and {reason}"
+        ) from error
 
 
 def _fit_of(directory: Path) -> Fit:

@@ -37,7 +37,7 @@ class Train:
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder of pictures, a .npy or .npz file with x [N, ...], or the name of a set, such as digits."""
+    """A folder of pictures, a .npy or .npz file with x [N, ...], a .csv or .parquet table, or a set's name: digits."""
 
     model: models.Name = "auto"
     """Which model: conv-vae for pictures and vae for anything else, unless said otherwise."""
@@ -82,6 +82,14 @@ class Train:
     levels: Number = None
     """How many values an integer in a file can take: 2 for zeros and ones, 256 for bytes."""
 
+    label: Annotated[str | None, tyro.conf.arg(metavar="TITLE", help_behavior_hint="")] = None
+    """The column of a table that labels its rows, and is no part of x."""
+    drop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TITLE ...", help_behavior_hint="")] = ()
+    """Columns of a table to leave out."""
+    columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TITLE=KIND ...", help_behavior_hint="")] = ()
+    """What columns hold: real, counts or categories. By their values: text, and 0 and 1, are categories, other whole
+    numbers from zero up counts, all other numbers real."""
+
     def __call__(self) -> None:
         """Read, train, save, measure and draw."""
         self._check()
@@ -93,6 +101,9 @@ class Train:
             fit=self.fit,
             colour=None if self.colour == "auto" else self.colour,
             skip_unreadable=self.skip_unreadable,
+            label=self.label,
+            drop=self.drop,
+            columns=self.columns,
         )
         name = models.default_name(training) if self.model == "auto" else self.model
         default = Path("runs", f"{Path(self.data).stem or 'data'}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -33,7 +33,7 @@ class _OfData:
     run: RunDirectory
     """The directory that a training wrote."""
     data: Data
-    """A folder of pictures, brought to the size of the run's; a .npy or .npz file; or the name of a set."""
+    """A folder of pictures, brought to the size of the run's; a .npy, .npz, .csv or .parquet file; or a set's name."""
 
     split: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """Which part of a set that goes by a name. Default: test."""
@@ -50,7 +50,7 @@ class _OfData:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw from a run's prior: a picture of the samples, or an array where x is no picture."""
+    """Draw from a run's prior: a picture of the samples, an array where x is no picture, or the rows of a table."""
 
     run: RunDirectory
     """The directory that a training wrote."""
@@ -59,7 +59,7 @@ class Sample:
     seed: int = 0
     """Decides which."""
     out: Out = None
-    """Where to, .png or .npy. Default: samples.png, or samples.npy, in RUN."""
+    """Where to, .png, .npy or of a table .csv. Default: samples.png, .npy or .csv in RUN."""
 
     def __call__(self) -> None:
         """Draw and write."""
@@ -92,7 +92,7 @@ class Reconstruct(_OfData):
     num: int = 40
     """How many, from the first on; an array has them all."""
     out: Out = None
-    """Where to, .png or .npy. Default: reconstructions.png, or reconstructions.npy, in RUN."""
+    """Where to, .png, .npy or of a table .csv. Default: reconstructions.png, .npy or .csv in RUN."""
 
     def __call__(self) -> None:
         """Reconstruct and write."""
@@ -119,7 +119,7 @@ class Impute(_OfData):
     """Decides the draws."""
     out: Out = None
     """Where to: .npz has means, error bars (std), their Monte Carlo errors, draws and effective sample sizes, .npy and
-    .csv the means. Default: imputed.npz in RUN."""
+    .csv the means; of a table .csv has its titles, units and categories. Default: imputed.npz in RUN."""
 
     def __call__(self) -> None:
         """Fill in and write."""
@@ -132,7 +132,7 @@ class Impute(_OfData):
             f"{missing} entries filled in; effective samples, the median: {effective:.0f} of {self.num_samples}",
             highlight=False,
         )
-        outputs.print_paths(imputed=outputs.write_imputed(path, filled))
+        outputs.print_paths(imputed=outputs.write_imputed(path, filled, run))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""The command `jaxvae` on tables: from a CSV file to rows, codes and what is missing."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxvae
+from jaxvae.__main__ import main
+from tests import commands
+
+TRAIN = ("--epochs", 150, "--batch-size", 50, "--hidden", 32, "--latent-dim", 2, "--num-samples", 10, "--label", "id")
+
+
+def weather(num, seed):
+    """A category, a count and a real that hang together, and a label that is no part of them."""
+    rng = np.random.default_rng(seed)
+    hot = rng.random(num) < 0.5
+    sky = np.where(hot, "clear", np.where(rng.random(num) < 0.5, "cloud", "rain"))
+    degrees = np.where(hot, 25, 8) + rng.normal(size=num)
+    return pd.DataFrame({"id": "row", "sky": sky, "visitors": rng.poisson(np.where(hot, 30, 3)), "degrees": degrees})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    table = weather(300, seed=0)
+    table["id"] = np.where(table["degrees"] > 16, "warm", "cold")
+    hidden = np.random.default_rng(1).random((300, 3)) < 0.1
+    table["visitors"] = table["visitors"].astype("Int64")
+    for i, title in enumerate(("sky", "visitors", "degrees")):
+        table[title] = table[title].mask(hidden[:, i])
+    table.to_csv(folder / "weather.csv", index=False)
+    said = commands.run(main, "train", folder / "weather.csv", "--out", folder / "run", *TRAIN)
+    assert said.code == 0, said.said
+    return SimpleNamespace(run=folder / "run", said=said.said, folder=folder)
+
+
+def test_a_table_is_trained_on(trained):
+    assert (
+        "vae with a likelihood for each column on weather: 270 examples of (3,), table; 30 kept apart" in trained.said
+    )
+    assert "of the 900 entries of" in trained.said
+    columns = jaxvae.load(trained.run).dataset.domain.columns
+    assert [column.kind for column in columns] == ["categories", "counts", "real"]
+
+
+def test_rows_are_drawn_in_the_units_of_the_table(trained):
+    drawn = pd.read_csv(trained.run / "samples.csv")
+    assert list(drawn) == ["sky", "visitors", "degrees"]
+    assert set(drawn["sky"]) <= {"clear", "cloud", "rain"}
+    warm = drawn["degrees"] > 16
+    assert 0.2 < warm.mean() < 0.8
+    assert drawn["visitors"][warm].mean() > 3 * drawn["visitors"][~warm].mean()
+
+
+def test_holes_are_filled_in_and_new_rows_encoded_by_the_runs_own_columns(trained):
+    truth = weather(50, seed=2)
+    holed = truth.assign(sky=None, degrees=np.nan)
+    path = trained.folder / "new.csv"
+    holed.to_csv(path, index=False)
+    out = trained.folder / "filled.csv"
+    done = commands.run(main, "impute", trained.run, path, "--out", out, "--num-samples", 100)
+    assert done.code == 0, done.said
+    filled = pd.read_csv(out)
+    assert (filled["visitors"] == truth["visitors"]).all()
+    assert np.abs(filled["degrees"] - truth["degrees"]).mean() < 4  # of 8.5 around the mean
+    clear = truth["sky"] == "clear"
+    assert (filled["sky"] == "clear")[clear].mean() > 0.8
+    done = commands.run(main, "encode", trained.run, path, "--out", trained.folder / "codes.csv")
+    assert done.code == 0, done.said
+    assert pd.read_csv(trained.folder / "codes.csv").shape == (50, 2)
+
+
+def test_mistakes_are_one_line(trained):
+    table = trained.folder / "weather.csv"
+    truth = weather(5, seed=3)
+    truth.assign(sky="snow").to_csv(trained.folder / "snow.csv", index=False)
+    np.save(trained.folder / "x.npy", np.zeros((4, 3), np.float32))
+    for arguments, text in (
+        (("train", table, "--label", "no"), "the table has no column 'no'; it has 'id', 'sky'"),
+        (("train", table, "--columns", "sky"), "--columns takes TITLE=KIND, with a kind such as real"),
+        (("train", table, "--columns", "sky=real"), "', which is no number, so it cannot be 'real'"),
+        (("train", table, "--model", "conv-vae"), "conv-vae is for pictures, sound or video, and 'weather' is a table"),
+        (("train", "digits", "--drop", "sky"), "--drop only for a .csv or .parquet file, which digits is not"),
+        (("encode", trained.run, trained.folder / "snow.csv"), "'sky' has 'snow' in row 0, which is none of its 3"),
+        (("encode", trained.run, "digits"), "the run was trained on x ('N', 3) of the columns sky, visitors, degrees"),
+    ):
+        done = commands.run(main, *arguments)
+        assert done.code == 2, arguments
+        assert text in done.said, (arguments, done.said)
