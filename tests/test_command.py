@@ -306,7 +306,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         ((), "Expected one of {train, sample, encode, reconstruct, evaluate, impute}"),
         (
             ("train", tmp_path / "none"),
-            f"no folder {tmp_path / 'none'}, no .npy or .npz file of that name, and the set",
+            f"no folder {tmp_path / 'none'}, no .npy, .npz, .csv or .parquet file of that name, and the set",
         ),
         (("train", tmp_path / "none.npz"), "[Errno 2] No such file or directory"),
         (("train", tmp_path / "no.npy"), "cannot be read as .npy: "),

@@ -10,6 +10,10 @@ from jaxvae.types import Column
 def table_vae(columns: Sequence[Column], latent_dim: int, hidden: Sequence[int] = (128, 128)) -> VAE:
     """A `VAE` of rows [B, C] with dense networks: real, counted and categorical columns, each with its likelihood.
 
+    Rows like those of the table are draws of the likelihood, which `jaxvae.data.to_frame` turns back: `likelihood =
+    model.apply(variables, num, key=key, method="sample")`, then `likelihood.sample(key=other_key)`. A mean, such as
+    `run.sample` gives, lies between categories.
+
     Args:
       columns: what they hold, `dataset.domain.columns` of a set of `jaxvae.data.from_table`.
       latent_dim: D.
