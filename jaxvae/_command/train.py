@@ -24,7 +24,7 @@ Widths = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...", help_behavior
 DRAWN = 40  # reconstructions in the picture
 SAMPLES = 64
 MANY = 2560  # training examples; fewer make too few steps of the usual size
-FEWEST_STEPS = 1000
+FEWEST_STEPS = 2000
 LOOKED_AT = 4096  # examples whose scale is measured
 FARTHEST_SCALE = 30.0  # of real numbers; from there on one learned scale and Adam's first steps do not suit
 
@@ -46,7 +46,7 @@ class Train:
     resume: bool = False
     """Continue the interrupted run in --out from its newest checkpoint. --epochs may be more than before."""
     epochs: Number = None
-    """Passes over the training examples. Default: 20, or as many as make 1,000 steps."""
+    """Passes over the training examples. Default: 20, or as many as make 2,000 steps."""
     seed: int = 0
     """Decides the initial parameters, the order of the examples, all noise, and what is kept apart."""
     batch_size: Number = None
