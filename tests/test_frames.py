@@ -13,7 +13,7 @@ import jaxvae
 from jaxvae import data
 from jaxvae.distributions import DiagGaussian, Masked
 from jaxvae.models import table_vae
-from jaxvae.networks import InUnits
+from jaxvae.networks import InUnits, TableEncoder
 from jaxvae.types import Column
 
 CSV = """species,island,mass,visits,ringed,sex
@@ -226,6 +226,24 @@ def test_holes_are_filled_in(trained):
     np.testing.assert_allclose(means["pressure"], raw["pressure"], rtol=1e-5)
     draws = data.to_frame(filled.draws[:, 0], columns)
     assert (draws["sky"] == raw["sky"]).mean() > 0.6
+
+
+def as_it_is(x):
+    return x
+
+
+def test_an_encoder_sees_numbers_of_one_size_and_nothing_of_what_is_missing():
+    """Not even the first category, whose place is the zero that stands for a hole."""
+    columns = (Column("a", "categories", ("x", "y", "z")), Column("b", "counts"), Column("c", "real"))
+    encoder = TableEncoder(columns, as_it_is)
+    rows = jnp.float32([[2, 3, -1.5], [0, 0, 0]])
+    seen = np.array([[0, 0, 1, np.log(4), -1.5], [1, 0, 0, 0, 0]])
+    np.testing.assert_allclose(encoder.apply({}, rows), seen, rtol=1e-6)
+    masked = encoder.apply({}, jnp.concatenate([rows, jnp.float32([[1, 1, 1], [0, 1, 0]])], axis=1))
+    seen[1, 0] = 0
+    np.testing.assert_allclose(masked, np.concatenate([seen, [[1, 1, 1], [0, 1, 0]]], axis=1), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"a table of 3 columns is x \(B, 3\), got \(2, 4\)"):
+        encoder.apply({}, jnp.zeros((2, 4)))
 
 
 def test_a_model_without_a_likelihood_for_it_is_refused():
