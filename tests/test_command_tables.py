@@ -64,10 +64,17 @@ def test_holes_are_filled_in_and_new_rows_encoded_by_the_runs_own_columns(traine
     done = commands.run(main, "impute", trained.run, path, "--out", out, "--num-samples", 100)
     assert done.code == 0, done.said
     filled = pd.read_csv(out)
-    assert (filled["visitors"] == truth["visitors"]).all()
+    assert list(filled) == list(truth)  # those too that are no part of x
+    for title in ("id", "visitors"):
+        assert (filled[title] == truth[title]).all()
     assert np.abs(filled["degrees"] - truth["degrees"]).mean() < 4  # of 8.5 around the mean
     clear = truth["sky"] == "clear"
     assert (filled["sky"] == "clear")[clear].mean() > 0.8
+    some = truth.assign(degrees=truth["degrees"].mask(truth.index < 10))
+    some.to_csv(path, index=False)
+    done = commands.run(main, "impute", trained.run, path, "--out", out)
+    assert done.code == 0, done.said
+    assert (pd.read_csv(out)["degrees"] == pd.read_csv(path)["degrees"])[10:].all()  # to the last digit
     done = commands.run(main, "encode", trained.run, path, "--out", trained.folder / "codes.csv")
     assert done.code == 0, done.said
     assert pd.read_csv(trained.folder / "codes.csv").shape == (50, 2)
@@ -84,9 +91,29 @@ def test_mistakes_are_one_line(trained):
         (("train", table, "--columns", "sky=real"), "', which is no number, so it cannot be 'real'"),
         (("train", table, "--model", "conv-vae"), "conv-vae is for pictures, sound or video, and 'weather' is a table"),
         (("train", "digits", "--drop", "sky"), "--drop only for a .csv or .parquet file, which digits is not"),
+        (("train", "digits", "--missing", "?"), "--missing only for a .csv file, which digits is not"),
         (("encode", trained.run, trained.folder / "snow.csv"), "'sky' has 'snow' in row 0, which is none of its 3"),
         (("encode", trained.run, "digits"), "the run was trained on x ('N', 3) of the columns sky, visitors, degrees"),
     ):
         done = commands.run(main, *arguments)
         assert done.code == 2, arguments
         assert text in done.said, (arguments, done.said)
+
+
+def test_a_table_may_have_commas_for_points_and_signs_for_holes(tmp_path):
+    table = weather(60, seed=4).drop(columns="id")
+    table["degrees"] = table["degrees"].mask(table.index < 5)
+    table.to_csv(tmp_path / "w.csv", index=False, sep=";", decimal=",", na_rep="?")
+    short = (*TRAIN[:-2], "--epochs", 1)
+    done = commands.run(main, "train", tmp_path / "w.csv", "--out", tmp_path / "no", *short)
+    assert done.code == 2
+    assert "column 'degrees' is text by '?' in row 0, and numbers otherwise" in done.said
+    options = ("--decimal", ",", "--missing", "?")
+    done = commands.run(main, "train", tmp_path / "w.csv", "--out", tmp_path / "run", *short, *options)
+    assert done.code == 0, done.said
+    assert "5 of the 180 entries of" in done.said
+    done = commands.run(main, "impute", tmp_path / "run", tmp_path / "w.csv", "--out", tmp_path / "filled.csv")
+    assert done.code == 0, done.said
+    filled = pd.read_csv(tmp_path / "filled.csv")["degrees"]
+    np.testing.assert_allclose(filled[5:], table["degrees"][5:])
+    assert filled.notna().all()

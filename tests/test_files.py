@@ -44,8 +44,12 @@ def test_sub_folders_label_their_pictures_however_deep(tmp_path):
     write(tmp_path, ["cats/more/3.png"], COLOURS[2:])
     own = data.folder(tmp_path)
     assert own.label.tolist() == [0, 1, 1]
-    assert own.name == f"{tmp_path.name} (ants, cats)"
+    assert (own.name, own.label_names) == (tmp_path.name, ("ants", "cats"))
     np.testing.assert_array_equal(own.x, COLOURS[[1, 0, 2]])
+    known = data.folder(tmp_path, label_names=["bees", "cats", "ants"])  # of a set that had more
+    assert (known.label.tolist(), known.num_classes) == ([2, 1, 1], 3)
+    with pytest.raises(ValueError, match="has a folder 'ants', which is none of 'bees', 'cats'"):
+        data.folder(tmp_path, label_names=["bees", "cats"])
     write(tmp_path, ["beside.png"])
     with pytest.raises(ValueError, match=r"pictures in sub-folders, which label them, and others beside: beside\.png"):
         data.folder(tmp_path)

@@ -1,6 +1,7 @@
 """Tables from files and data frames: what columns become, back again, their nats, and a model of them."""
 
 import re
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,24 @@ REFUSED = {
         ValueError,
         "has 50 different values in 50 rows",
     ),
+    "days": (frame(b=["2020-01-31", "2020-02-01", None]), {}, TypeError, "'b' holds dates or times, such as '2020-01"),
+    "times": (frame(b=["12:30", "12:31", "12:30"]), {}, TypeError, "'b' holds dates or times, such as '12:30'"),
+    "a sign": (frame(b=["1", "?", "2.5"]), {}, ValueError, r"'b' is text by '\?' in row 1, .* missing=\['\?'\]"),
+    "numbers": (frame(b=["1,5", "2,5", "0,1"]), {}, ValueError, "'b' holds numbers as text, such as '1,5': .*decimal="),
+    "Decimals": (frame(b=[Decimal("1"), Decimal("2"), None]), {}, TypeError, "'b' holds values of type Decimal, which"),
+    "bytes": (frame(b=[b"x", b"y", b"x"]), {}, TypeError, "'b' holds values of type bytes, which are no categories"),
+    "complex": (frame(b=[1j, 2, 3]), {}, TypeError, "'b' holds complex numbers"),
+    "tiny": (frame(b=[1e-200, 2e-200, 0]), {}, ValueError, "'b' lies in .*, whose standard deviation is 0.0: rescale"),
+    "huge": (frame(b=[1e200, 2e200, 0]), {}, ValueError, "'b' lies in .*, whose standard deviation is inf: rescale"),
+    "large": (frame(b=[1e39, 2, 0]), {"standardize": False}, ValueError, "'b' has 1e.39 in row 0, too large for 32"),
+    "row numbers": (pd.DataFrame({"b": range(5, 30)}), {}, ValueError, "'b' numbers the rows, from 5 to 29: leave it"),
+    "titles": (pd.DataFrame({0: [1.5, 2.5]}), {}, TypeError, "titles must be text, got 0: frame.columns"),
+    "one title": (frame(), {"drop": "a"}, TypeError, r"drop is a list of titles: pass drop=\['a'\]"),
+    "columns' titles": (frame(), {"columns": ["a"]}, TypeError, r"or all Columns of another set, got \('a',\)"),
+    "no columns": (frame(), {"columns": []}, TypeError, "or all Columns of another set"),
+    "label and kind": (frame(b=[1, 2, 1]), {"label": "b", "columns": {"b": "real"}}, ValueError, "'b': a column is"),
+    "names alone": (frame(), {"label_names": ["x"]}, ValueError, "label_names are of a column of labels: pass its"),
+    "of a frame": (frame(), {"missing": ["?"]}, ValueError, "decimal and missing are for .csv files"),
     "no count": (frame(b=[-1, 0, 4]), {"columns": {"b": "counts"}}, ValueError, "has -1.0 in row 0, which is no count"),
     "no number": (frame(b=["x", "y", "x"]), {"columns": {"b": "real"}}, TypeError, "holds 'x', which is no number"),
     "holes in labels": (frame(b=["x", None, "y"]), {"label": "b"}, ValueError, "'b' has no value in row 1"),
@@ -127,6 +146,62 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match=r"empty.csv cannot be read as a table"):
         data.from_table(tmp_path / "empty.csv")
+
+
+FILES = {
+    "a field too many": ("a,b\n1.5,2.5\n3.5,4.5,5.5\n", "line 3 of .* has 3 fields, and there are 2 titles"),
+    "in every line": ("a,b\n1.5,2.5,x\n3.5,4.5,y\n", "line 2 of .* has 3 fields, and there are 2 titles"),
+    "a field too few": ("a;b\n1.5;2.5\n3.5\n", "line 3 of .* has 1 fields, and there are 2 titles, separated by ';'"),
+    "no titles": ("5.1,3.5,setosa\n4.9,3.0,setosa\n", "first line of .* must be titles and holds '5.1': add a line"),
+    "an empty line first": ("\na,b\n1,2\n", "its first line has no titles"),
+    "bytes": (b"a,b\n\xff,\xfe\n", "cannot be read as a table: .*codec"),
+    "a quote left open": ('a,b\n"1.5,2.5\n', "line 2 of .* has 1 fields|cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_lines_that_are_no_table_are_refused(name, tmp_path):
+    content, message = FILES[name]
+    (tmp_path / "x.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        data.from_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_separator_is_found_and_signs_stand_for_what_is_missing(separator, tmp_path):
+    lines = [["height", "pet, if any", "legs"], ["1,5", "cat", "2"], ["?", '"dog; old"', "-"], ["2,5", "cat", "4"]]
+    if separator == ",":
+        lines = [[f'"{field}"' if field[0] != '"' else field for field in line] for line in lines]
+    (tmp_path / "x.csv").write_text("".join(separator.join(line) + "\n" for line in lines), encoding="utf-8-sig")
+    read = data.from_table(tmp_path / "x.csv", decimal=",", missing=["?", "-"], standardize=False)
+    titles = [(column.name, column.kind) for column in read.domain.columns]
+    assert titles == [("height", "real"), ("pet, if any", "categories"), ("legs", "counts")]
+    assert read.domain.columns[1].categories == ("cat", "dog; old")
+    np.testing.assert_array_equal(read.x, [[1.5, 0, 2], [0, 1, 0], [2.5, 0, 4]])
+    np.testing.assert_array_equal(read.arrays["observed"], [[True] * 3, [False, True, False], [True] * 3])
+
+
+def test_what_looks_like_numbers_may_be_meant_as_categories(tmp_path):
+    (tmp_path / "x.csv").write_text("day,grade\n2020-01-31,1\n2020-02-01,A\n2020-01-31,2\n")
+    columns = data.from_table(tmp_path / "x.csv", columns={"day": "categories", "grade": "categories"}).domain.columns
+    assert columns[1].categories == ("1", "2", "A")
+    (tmp_path / "new.csv").write_text("day,grade\n2020-02-01,2\n2020-02-01,1\n")  # numbers, had they been read alone
+    np.testing.assert_array_equal(data.from_table(tmp_path / "new.csv", columns=columns).x, [[1, 1], [1, 0]])
+
+
+def test_labels_of_new_rows_keep_their_numbers(path, tmp_path):
+    birds = data.from_table(path, label="species")
+    assert (birds.label_names, birds.num_classes) == (("adelie", "gentoo"), 2)
+    lines = CSV.splitlines()
+    (tmp_path / "new.csv").write_text(f"{lines[0]}\n{lines[1]}\n")
+    known = {"label": "species", "columns": birds.domain.columns}
+    new = data.from_table(tmp_path / "new.csv", label_names=birds.label_names, **known)
+    assert (new.label.tolist(), new.label_names, new.num_classes) == ([1], birds.label_names, 2)
+    with pytest.raises(ValueError, match="'species' has 'gentoo' in row 0, which is none of its 1 categories"):
+        data.from_table(tmp_path / "new.csv", label_names=["adelie"], **known)
+    (tmp_path / "years.csv").write_text("year,a\n2001,1.5\n2002,2.5\n")
+    years = data.from_table(tmp_path / "years.csv", label="year")
+    assert years.label_names == (2001, 2002)
 
 
 def test_a_domain_of_columns_is_checked():

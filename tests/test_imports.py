@@ -53,6 +53,7 @@ STREETS = {
     },
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._host", "jaxvae.data"},
     "jaxvae.data.tables": {"numpy", "jaxvae.types", "jaxvae.data", "pandas"},  # pandas for its types alone
+    "jaxvae.data._table_files": {"pandas"},  # the same
     "jaxvae.data._prepared": {"numpy"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
     "jaxvae.evaluation": {

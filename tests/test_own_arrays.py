@@ -377,6 +377,19 @@ def test_a_set_needs_x_and_a_name_for_each_factor():
             data.Dataset("own", {"x": np.zeros(3)} | arrays, data.make_prepare(), data.Domain("real"), ("a", "b"))
 
 
+def test_names_of_labels_fit_the_labels():
+    arrays, rest = {"x": np.zeros(3), "label": [0, 2, 1]}, (data.make_prepare(), data.Domain("real"))
+    named = data.Dataset("own", arrays, *rest, label_names=["a", "b", "c", "d"])
+    assert named.take([0]).num_classes == 4
+    for wrong, names, text in (
+        (arrays, ["a", "b"], "label.1. is 2, outside 0 .. 1"),
+        (arrays, ["a", "b", "a"], "label_names must differ"),
+        ({"x": np.zeros(3)}, ["a"], "1 label_names, and no labels"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            data.Dataset("own", wrong, *rest, label_names=names)
+
+
 def test_indices_that_are_no_list():
     with pytest.raises(ValueError, match=r"indices must be a slice or \[M\], got \(\)"):
         dataset().take(1)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxvae import figures
 from jaxvae._command.models import shows_pictures
 from jaxvae._terminal import console
 from jaxvae.data import to_frame
+from jaxvae.data._table_files import read_table
 from jaxvae.evaluation import Imputed
 from jaxvae.keys import seed_key
 from jaxvae.run import Run
@@ -88,15 +90,25 @@ def _most_frequent(draws: np.ndarray) -> np.ndarray:
     return np.array([values[counts.argmax()] for values, counts in counted])
 
 
-def write_imputed(path: Path, filled: Imputed, run: Run) -> Path:
-    """All of what was filled in, or the means alone; of a table, of categories the one that was drawn most often."""
+def write_imputed(path: Path, filled: Imputed, run: Run, *, table: Mapping[str, Any] | None = None) -> Path:
+    """All of what was filled in, or the means alone.
+
+    For a run on a table a `.csv` file has all of the table again (arguments of `read_table`), to the last digit what
+    was there, and in its holes means and, of categories, the one that was drawn most often.
+    """
     columns = run.dataset.domain.columns
-    if path.suffix == ".csv" and columns:
+    if path.suffix == ".csv" and table is not None:
         rows = filled.mean.astype(np.float64)
         for i, column in enumerate(columns):
             if column.kind == "categories":
                 rows[:, i] = _most_frequent(filled.draws[:, :, i])
-        return _write_frame(path, rows, run)
+        whole, _ = read_table(**table)
+        means = to_frame(rows, columns).set_axis(whole.index)
+        for title in means:
+            whole[title] = whole[title].astype(object).where(whole[title].notna(), means[title])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole.to_csv(path, index=False)
+        return path
     if path.suffix == ".npz":
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **filled._asdict())

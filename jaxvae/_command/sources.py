@@ -8,9 +8,10 @@ from typing import Any, Literal, cast
 
 from jaxvae import data
 from jaxvae._terminal import complain, counter
+from jaxvae.data._table_files import SUFFIXES as TABLES
+from jaxvae.data._table_files import Decimal
 from jaxvae.data.domain import Kind
 from jaxvae.data.files import Colour, Fit
-from jaxvae.data.tables import SUFFIXES as TABLES
 from jaxvae.run import Run
 
 Values = Literal["auto", "unit-interval", "levels", "real", "counts", "categories"]
@@ -31,6 +32,8 @@ def training_data(
     label: str | None,
     drop: Sequence[str],
     columns: Sequence[str],
+    decimal: Decimal,
+    missing: Sequence[str],
 ) -> tuple[data.Dataset, data.Dataset | None]:
     """What to train on and, where DATA is a set that has one, its test split.
 
@@ -44,6 +47,8 @@ def training_data(
     if not is_table:
         unused = {"--label": label is not None, "--drop": bool(drop), "--columns": bool(columns)}
         _refuse(unused, "a .csv or .parquet file", source)
+    if path.suffix != ".csv" or path.is_dir():
+        _refuse({"--decimal": decimal != ".", "--missing": bool(missing)}, "a .csv file", source)
     unused = {"--size": bool(size), "--fit": fit is not None, "--colour": colour is not None}
     unused["--skip-unreadable"] = skip_unreadable
     if not path.is_dir():
@@ -64,7 +69,8 @@ def training_data(
         )
         return pictures, None
     if is_table:
-        return _table(path, label=label, drop=drop, columns=_kinds(columns)), None
+        options = {"drop": drop, "columns": _kinds(columns), "decimal": decimal, "missing": missing}
+        return _table(path, label=label, **options), None
     if is_file:
         if domain is None and levels is None and _beyond_the_unit_interval(path):
             domain = "real"
@@ -104,7 +110,7 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
     elif is_table and domain.kind != "table":
         raise ValueError(f"{trained_on}, and {path} is a table")
     elif is_table:
-        given = _table(path, columns=domain.columns)
+        given = _table(path, columns=domain.columns, **csv_options(directory, path))
     elif is_file:
         given = _file(path, domain, None)
     else:
@@ -184,8 +190,18 @@ def _named(name: str, split: str) -> data.Dataset:
         ) from error
 
 
-def _fit_of(directory: Path) -> Fit:
-    """How the run's pictures were brought to its size, where that is known."""
+def _options(directory: Path) -> dict[str, Any]:
+    """How the run was trained, where that is known."""
     options = directory / OPTIONS
-    known = json.loads(options.read_text())["fit"] if options.is_file() else None
-    return known or DEFAULT_FIT
+    return json.loads(options.read_text()) if options.is_file() else {}
+
+
+def _fit_of(directory: Path) -> Fit:
+    """How the run's pictures were brought to its size."""
+    return _options(directory).get("fit") or DEFAULT_FIT
+
+
+def csv_options(directory: Path, path: Path) -> dict[str, Any]:
+    """How numbers and missing entries were written in the table of the run, for another `.csv` file."""
+    known = _options(directory) if path.suffix == ".csv" else {}
+    return {name: known[name] for name in ("decimal", "missing") if name in known}

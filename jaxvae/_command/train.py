@@ -14,6 +14,7 @@ from jaxvae._checks import at_least
 from jaxvae._command import models, outputs, sources
 from jaxvae._terminal import complain, console
 from jaxvae.data import Dataset, split_validation
+from jaxvae.data._table_files import Decimal
 from jaxvae.data.files import Colour, Fit
 from jaxvae.keys import check_seed, seed_key
 from jaxvae.run import Run, train
@@ -89,6 +90,10 @@ class Train:
     columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TITLE=KIND ...", help_behavior_hint="")] = ()
     """What columns hold: real, counts or categories. By their values: text, and 0 and 1, are categories, other whole
     numbers from zero up counts, all other numbers real."""
+    decimal: Decimal = "."
+    """Of the numbers in a .csv file."""
+    missing: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")] = ()
+    """What else stands for a missing entry in a .csv file, such as ?, beside nothing, NA, nan, null and None."""
 
     def __call__(self) -> None:
         """Read, train, save, measure and draw."""
@@ -104,6 +109,8 @@ class Train:
             label=self.label,
             drop=self.drop,
             columns=self.columns,
+            decimal=self.decimal,
+            missing=self.missing,
         )
         name = models.default_name(training) if self.model == "auto" else self.model
         default = Path("runs", f"{Path(self.data).stem or 'data'}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from jaxvae._command import outputs
-from jaxvae._command.sources import data_for
+from jaxvae._command.sources import csv_options, data_for
 from jaxvae._terminal import console
 from jaxvae.data import Dataset
 from jaxvae.run import Run, load
@@ -119,7 +119,7 @@ class Impute(_OfData):
     """Decides the draws."""
     out: Out = None
     """Where to: .npz has means, error bars (std), their Monte Carlo errors, draws and effective sample sizes, .npy and
-    .csv the means; of a table .csv has its titles, units and categories. Default: imputed.npz in RUN."""
+    .csv the means; of a table .csv has all of it, with its holes filled. Default: imputed.npz in RUN."""
 
     def __call__(self) -> None:
         """Fill in and write."""
@@ -132,7 +132,11 @@ class Impute(_OfData):
             f"{missing} entries filled in; effective samples, the median: {effective:.0f} of {self.num_samples}",
             highlight=False,
         )
-        outputs.print_paths(imputed=outputs.write_imputed(path, filled, run))
+        table = None
+        if dataset.domain.kind == "table":
+            source = Path(self.data).expanduser()
+            table = {"table": source, **csv_options(self.run.expanduser(), source)}
+        outputs.print_paths(imputed=outputs.write_imputed(path, filled, run, table=table))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae._checks import at_least
-from jaxvae.data.domain import Domain, Kind, check_domain, stored_array, stored_integers
+from jaxvae.data.domain import Domain, Kind, check_domain, check_labels, stored_array, stored_integers
 from jaxvae.keys import check_seed, example_keys, noise, seed_key
 from jaxvae.types import Batch, Prepare, PRNGKey
 
@@ -32,10 +33,11 @@ class Dataset:
       prepare: makes a batch of stored examples into what a model sees, in the compiled step.
       domain: which values x may take.
       factor_names: the names of the F columns.
+      label_names: what the labels 0, 1, ... stand for, where that is known.
 
     Raises:
       TypeError: an array that is masked or holds no numbers; labels or factors that are not integers.
-      ValueError: no "x", arrays of other lengths than x, a wrong shape, or names that do not fit the factors.
+      ValueError: no "x", arrays of other lengths than x, a wrong shape, or names that do not fit the factors or labels.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Dataset:
     prepare: Prepare
     domain: Domain
     factor_names: tuple[str, ...] = ()
+    label_names: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         arrays = {}
@@ -51,6 +54,9 @@ class Dataset:
         object.__setattr__(self, "arrays", arrays)
         object.__setattr__(self, "factor_names", tuple(self.factor_names))
         _check_arrays(arrays, self.factor_names)
+        object.__setattr__(self, "label_names", tuple(self.label_names))
+        if self.label_names:
+            _check_label_names(arrays.get("label"), self.label_names)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -77,7 +83,9 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """One more than the greatest label; `check_labels` compares labels with a number of your own.
+        """How many `label_names` there are or, without them, one more than the greatest label.
+
+        `check_labels` compares labels with a number of your own.
 
         Raises:
           ValueError: there are no labels, or a negative one.
@@ -87,7 +95,7 @@ class Dataset:
         if self.label.min() < 0:
             first = int(np.argmax(self.label < 0))
             raise ValueError(f"label[{first}] of {self.name!r} is {self.label[first]}: labels count from 0")
-        return int(self.label.max()) + 1
+        return len(self.label_names) or int(self.label.max()) + 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -329,6 +337,15 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], factor_names: tuple[str, ...
     if factor_names and ("factors" not in arrays or len(factor_names) != arrays["factors"].shape[1]):
         actual = arrays["factors"].shape if "factors" in arrays else "no factors"
         raise ValueError(f"factor_names are {len(factor_names)}, one for each column of factors [N, F], got {actual}")
+
+
+def _check_label_names(label: np.ndarray | None, names: tuple[Any, ...]) -> None:
+    if label is None:
+        raise ValueError(f"{len(names)} label_names, and no labels")
+    if len(set(names)) < len(names):
+        raise ValueError(f"label_names must differ, got {names}")
+    if label.size:
+        check_labels(label, len(names))
 
 
 def per_example(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -30,13 +30,14 @@ def folder(
     fit: Fit = "crop",
     colour: Colour | None = None,
     skip_unreadable: bool = False,
+    label_names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The pictures of a folder, PNG, JPEG or WebP, as a `Dataset` of 256 levels: x [N, H, W, C] uint8.
 
     Pictures come in the order of their paths. Those in sub-folders are labelled by the first one's name, counted from 0
-    in alphabetical order, which the set's name lists; hidden files and folders are left out. A picture is turned as its
-    camera says, and what is transparent is laid on black.
+    in alphabetical order, which `label_names` of the set lists; hidden files and folders are left out. A picture is
+    turned as its camera says, and what is transparent is laid on black.
 
     Args:
       directory: where they are; `~` is the home directory.
@@ -45,12 +46,13 @@ def folder(
         "pad": scaled so that it fits in, on black; "resize": stretched.
       colour: "grey" (C = 1) or "rgb" (C = 3); grey where all pictures are.
       skip_unreadable: leave out files that are no pictures, whatever their names say, instead of raising.
+      label_names: those of another set, so that sub-folders of its names keep their numbers.
       progress: called with (pictures read, pictures in all).
 
     Raises:
       FileNotFoundError: no such folder, or none with a picture.
       ValueError: files that are no pictures, all of them named; pictures of several sizes where none is asked for;
-        pictures both in sub-folders and beside them.
+        pictures both in sub-folders and beside them; a sub-folder that is none of `label_names`.
       ModuleNotFoundError: Pillow is missing.
     """
     from jaxvae.data import _pictures  # Pillow, which only this needs
@@ -86,12 +88,14 @@ def folder(
             f"{len(broken)} of {len(headers)} files in {root} cannot be read as pictures: {listed}; mend them, or pass "
             "skip_unreadable=True to leave them out"
         )
-    arrays, name = {"x": x if not broken else x[[path not in broken for path in readable]]}, root.name
-    if labels := _labels(root, kept):
-        classes = sorted(set(labels))
-        arrays["label"] = np.array([classes.index(each) for each in labels], np.int32)
-        name = f"{root.name} ({', '.join(classes)})"
-    return Dataset(name, arrays, make_prepare(BYTE_LEVELS), LEVELS)
+    arrays = {"x": x if not broken else x[[path not in broken for path in readable]]}
+    labels = _labels(root, kept)
+    names = tuple(label_names) or tuple(sorted(set(labels)))
+    if unknown := sorted(set(labels) - set(names)):
+        raise ValueError(f"{root} has a folder {unknown[0]!r}, which is none of {', '.join(map(repr, names))}")
+    if labels:
+        arrays["label"] = np.array([names.index(each) for each in labels], np.int32)
+    return Dataset(root.name, arrays, make_prepare(BYTE_LEVELS), LEVELS, label_names=names if labels else ())
 
 
 def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: int | None = None) -> Dataset:

@@ -1,14 +1,14 @@
 """Tables: CSV and Parquet files, and pandas' data frames, with columns of several kinds and holes."""
 
-import csv
-import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxvae.data._table_files import Decimal, check_text, pandas, read_table
 from jaxvae.data.dataset import Dataset, from_arrays
 from jaxvae.data.domain import Domain
 from jaxvae.types import Column
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ColumnKind = Literal["real", "counts", "categories"]
-SUFFIXES = (".csv", ".parquet")
 MOST_CATEGORIES = 1024
 LARGEST_COUNT = 2**24  # up to which float32 has every whole number
 FEW = 20  # values: more than these, and more than half as many as there are rows, are no categories
+VALUES = (str, bool, int, float, np.generic)  # what categories may be
 
 
 def from_table(
@@ -28,9 +28,12 @@ def from_table(
     *,
     name: str | None = None,
     label: str | None = None,
+    label_names: Sequence[Any] = (),
     drop: Sequence[str] = (),
     columns: Mapping[str, ColumnKind] | Sequence[Column] | None = None,
     standardize: bool = True,
+    decimal: Decimal = ".",
+    missing: Sequence[str] = (),
 ) -> Dataset:
     """A table as a `Dataset`: x [N, C] float32, with a mask `observed` where there are holes.
 
@@ -43,35 +46,40 @@ def from_table(
     Args:
       table: a `.csv` or `.parquet` file, or a `pandas.DataFrame`.
       name: what errors and pictures call it; the file's name unless given.
-      label: the title of a column of labels, which is no part of x: categories, numbered as others are.
+      label: the title of a column of labels, which is no part of x: categories, numbered as others are. What they were
+        is `label_names` of the set.
+      label_names: those of another set, such as `run.dataset.label_names`, so that its labels keep their numbers.
       drop: titles of columns to leave out.
       columns: the kinds of some columns by their titles; or all `Column`s of another set, such as
         `run.dataset.domain.columns`, so that new rows are read as those of the training were.
-      standardize: whether real columns are standardised.
+      standardize: whether real columns are standardised, unless all `columns` are known.
+      decimal: of numbers in a `.csv` file.
+      missing: what stands for a missing entry in a `.csv` file, such as "?", beside what pandas takes for one: nothing
+        between two separators, "NA", "nan", "null", "None" and the like.
+
+    The separator of a `.csv` file is found: the comma, semicolon, tab or bar that its first line has most of.
 
     Raises:
       ImportError: pandas is missing, or for Parquet pyarrow.
       FileNotFoundError: no such file.
-      TypeError: a column of dates, or of values of several types.
-      ValueError: no rows or columns, titles that are twice there or not at all, a column without two values, an
-        infinite number, text that is no category (nearly every row has its own), counts that are none, or a category
-        that the other set does not have. Each names the column and the way out.
+      TypeError: a column of dates, complex numbers, or of values of several types; titles that are no text.
+      ValueError: lines of several lengths, a first line of numbers, no rows or columns, titles that are twice there or
+        not at all, a column without two values or that numbers the rows, an infinite number, text that is numbers or
+        no category (nearly every row has its own), counts that are none, or a category that the other set does not
+        have. Each names the column and the way out.
     """
-    frame, called = _read(table)
     kinds = columns if isinstance(columns, Mapping) else {}
     given = None if columns is None or isinstance(columns, Mapping) else tuple(columns)
-    _check_titles(frame, {*kinds, *drop, *([] if label is None else [label])})
-    for title, kind in kinds.items():
-        if kind not in get_args(ColumnKind):
-            raise ValueError(f"column {title!r} may be {', '.join(map(repr, get_args(ColumnKind)))}, got {kind!r}")
+    _check_options(kinds, given, label, drop)
+    if label_names and label is None:
+        raise ValueError("label_names are of a column of labels: pass its title as label")
+    frame, called = read_table(table, decimal=decimal, missing=missing, text=_of_text(given, label, label_names))
+    left_out = [*drop, *([] if label is None else [label])]
+    _check_titles(frame, {*kinds, *left_out})
     arrays: dict[str, Any] = {}
     if label is not None:
-        values = _categories(frame[label], label)
-        if values.isna().any():
-            raise ValueError(f"label column {label!r} has no value in row {int(np.argmax(values.isna()))}")
-        found = _described(values, label, "categories", standardize)
-        arrays["label"] = _codes(values, found).astype(np.int32)
-    frame = frame.drop(columns=[*drop, *([] if label is None else [label])])
+        arrays["label"], label_names = _labels(frame[label], label, label_names)
+    frame = frame.drop(columns=left_out)
     if given is not None:
         _check_titles(frame, {column.name for column in given})
         frame = frame[[column.name for column in given]]
@@ -81,7 +89,8 @@ def from_table(
     x = np.stack([_numbers(frame[column.name], column) for column in known], axis=1)
     if np.isnan(x).any():
         arrays["observed"] = ~np.isnan(x)
-    return from_arrays(name or called, x.astype(np.float32), domain=Domain("table", columns=known), **arrays)
+    read = from_arrays(name or called, x, domain=Domain("table", columns=known), **arrays)
+    return replace(read, label_names=tuple(label_names))
 
 
 def to_frame(x: ArrayLike, columns: Sequence[Column]) -> "pd.DataFrame":
@@ -92,7 +101,7 @@ def to_frame(x: ArrayLike, columns: Sequence[Column]) -> "pd.DataFrame":
     Raises:
       ValueError: x has another number of columns.
     """
-    pd = _pandas()
+    pd = pandas()
     values = np.asarray(x, np.float64)
     if values.ndim != 2 or values.shape[1] != len(columns):
         raise ValueError(f"expected x (N, {len(columns)}), a column for each, got {values.shape}")
@@ -109,43 +118,42 @@ def to_frame(x: ArrayLike, columns: Sequence[Column]) -> "pd.DataFrame":
     return pd.DataFrame(found)
 
 
-def _pandas() -> Any:
-    """The package, which only this file needs."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("tables need pandas: pip install 'jaxvae[tables]'") from error
-    return pandas
+def _check_options(
+    kinds: Mapping[str, ColumnKind], given: tuple[Column, ...] | None, label: str | None, drop: Sequence[str]
+) -> None:
+    if isinstance(drop, str):
+        raise TypeError(f"drop is a list of titles: pass drop=[{drop!r}]")
+    if given is not None and not (given and all(isinstance(each, Column) for each in given)):
+        raise TypeError(f"columns are kinds by their titles, or all Columns of another set, got {given}")
+    for title, kind in kinds.items():
+        if kind not in get_args(ColumnKind):
+            raise ValueError(f"column {title!r} may be {', '.join(map(repr, get_args(ColumnKind)))}, got {kind!r}")
+    named = [*kinds, *drop, *([] if label is None else [label])]
+    if twice := sorted({title for title in named if named.count(title) > 1}):
+        raise ValueError(f"{', '.join(map(repr, twice))}: a column is the label, left out, or of a kind, one of them")
 
 
-def _read(table: "str | Path | pd.DataFrame") -> "tuple[pd.DataFrame, str]":
-    pd = _pandas()
-    if isinstance(table, pd.DataFrame):
-        return table, "table"
-    path = Path(table).expanduser()
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"expected a {' or '.join(SUFFIXES)} file or a pandas.DataFrame, got {path}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if path.suffix == ".parquet":
-        try:
-            return pd.read_parquet(path, dtype_backend="numpy_nullable"), path.stem
-        except ImportError as error:
-            raise ImportError("Parquet files need pyarrow: pip install 'jaxvae[tables]'") from error
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        titles = next(csv.reader(file), [])
-    if twice := sorted({title for title in titles if titles.count(title) > 1}):
-        raise ValueError(f"{path} has several columns {', '.join(map(repr, twice))}: give each a title of its own")
-    try:
-        return pd.read_csv(path, dtype_backend="numpy_nullable"), path.stem  # integers with holes stay integers
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+def _of_text(given: tuple[Column, ...] | None, label: str | None, label_names: Sequence[Any]) -> list[str]:
+    """Columns whose known categories are all text, even where those of these rows look like numbers."""
+    known = {column.name: column.categories for column in given or ()} | ({label: label_names} if label else {})
+    return [name for name, values in known.items() if values and all(isinstance(each, str) for each in values)]
+
+
+def _labels(values: "pd.Series[Any]", title: str, label_names: Sequence[Any]) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """The labels [N] int32 and what they are called: as they are known, or in the order of their values."""
+    if _categories(values, title).isna().any():
+        raise ValueError(f"label column {title!r} has no value in row {int(np.argmax(values.isna()))}")
+    known = Column(title, "categories", tuple(label_names)) if label_names else _described(values, title, "categories")
+    return _codes(values, known).astype(np.int32), known.categories
 
 
 def _check_titles(frame: "pd.DataFrame", wanted: set[str]) -> None:
     if not len(frame):
         raise ValueError("the table has no rows")
     titles = list(frame.columns)
+    if not all(isinstance(title, str) for title in titles):
+        other = next(title for title in titles if not isinstance(title, str))
+        raise TypeError(f"titles must be text, got {other!r}: frame.columns = frame.columns.map(str)")
     if twice := sorted({str(title) for title in titles if titles.count(title) > 1}):
         raise ValueError(f"the table has several columns {', '.join(map(repr, twice))}: give each a title of its own")
     if missing := sorted(wanted - set(titles)):
@@ -161,24 +169,42 @@ def _column(values: "pd.Series[Any]", title: str, kind: ColumnKind | None, stand
     if types.is_datetime64_any_dtype(values) or types.is_timedelta64_dtype(values):
         raise TypeError(f"column {title!r} holds dates: make numbers of them, or leave it out by drop=[{title!r}]")
     there = values.dropna()
+    if not numeric:
+        _categories(there, title)  # what cannot even be told apart is refused first
     if there.nunique() < 2:
         said = "no value" if not len(there) else f"one value, {there.iloc[0]!r}"
         raise ValueError(f"column {title!r} has {said} and says nothing: leave it out by drop=[{title!r}]")
     if kind is None:
-        whole = types.is_integer_dtype(values)
-        if not numeric or (whole and there.isin([0, 1]).all()):
-            kind = "categories"
-        else:
-            kind = "counts" if whole and (there >= 0).all() else "real"
+        kind = _kind_of(values, title, numeric)
     if kind != "categories" and not numeric:
         raise TypeError(f"column {title!r} holds {there.iloc[0]!r}, which is no number, so it cannot be {kind!r}")
-    return _described(_categories(values, title) if kind == "categories" else values, title, kind, standardize)
+    return _described(values, title, kind, standardize)
 
 
-def _described(values: "pd.Series[Any]", title: str, kind: ColumnKind, standardize: bool) -> Column:
+def _kind_of(values: "pd.Series[Any]", title: str, numeric: bool) -> ColumnKind:
+    """What a column holds by its values, where nobody has said it."""
+    from pandas.api import types
+
+    if not numeric:
+        check_text(values, title)
+        return "categories"
+    there = values.dropna()
+    if not types.is_integer_dtype(values):
+        return "real"
+    if len(there) > FEW and len(there) == len(values) and (np.diff(there.to_numpy(np.float64)) == 1).all():
+        raise ValueError(
+            f"column {title!r} numbers the rows, from {there.iloc[0]} to {there.iloc[-1]}: leave it out by "
+            f"drop=[{title!r}], or pass columns={{{title!r}: 'counts'}} if it is meant"
+        )
+    if there.isin([0, 1]).all():
+        return "categories"
+    return "counts" if (there >= 0).all() else "real"
+
+
+def _described(values: "pd.Series[Any]", title: str, kind: ColumnKind, standardize: bool = False) -> Column:
     there = values.dropna()
     if kind == "categories":
-        found = sorted(there.unique().tolist())
+        found = sorted(_categories(there, title).unique().tolist())
         if len(found) > max(FEW, len(there) // 2) or len(found) > MOST_CATEGORIES:
             raise ValueError(
                 f"column {title!r} has {len(found)} different values in {len(there)} rows, which are no categories: "
@@ -187,25 +213,26 @@ def _described(values: "pd.Series[Any]", title: str, kind: ColumnKind, standardi
         return Column(title, kind, tuple(found))
     if kind == "counts" or not standardize:
         return Column(title, kind)
-    numbers = there.to_numpy(np.float64)
-    if not np.isfinite(numbers).all():
-        row = there.index[int(np.argmin(np.isfinite(numbers)))]
-        raise ValueError(f"column {title!r} has an infinite number in row {row}: make it a hole (NaN), or mend it")
-    centre = numbers.mean()
-    return Column(title, kind, (), float(centre), float(np.sqrt(np.square(numbers - centre).mean())))
+    numbers = _floats(values, title)
+    with np.errstate(over="ignore", under="ignore"):
+        centre, scale = np.nanmean(numbers), np.nanstd(numbers)
+    if not (np.isfinite(scale) and scale > 0):
+        low, high = np.nanmin(numbers), np.nanmax(numbers)
+        raise ValueError(f"column {title!r} lies in [{low}, {high}], whose standard deviation is {scale}: rescale it")
+    return Column(title, kind, (), float(centre), float(scale))
 
 
 def _categories(values: "pd.Series[Any]", title: str) -> "pd.Series[Any]":
-    """Values that can be sorted: of one type, and not dates or lists."""
-    there = values.dropna()
-    types = {type(value) for value in there}
+    """Values that can be told apart and sorted: text, truth values or numbers, of one type."""
+    types = {type(value) for value in values.dropna()}
+    if strange := [each.__name__ for each in types if not issubclass(each, VALUES)]:
+        raise TypeError(
+            f"column {title!r} holds values of type {strange[0]}, which are no categories: make text or numbers of "
+            f"them, or leave it out by drop=[{title!r}]"
+        )
     if len(types) > 1:
         named = " and ".join(sorted(each.__name__ for each in types))
         raise TypeError(f"column {title!r} holds values of several types, {named}: make them of one")
-    if any(issubclass(each, datetime.date | list | dict | set) for each in types):
-        raise TypeError(
-            f"column {title!r} holds {next(iter(types)).__name__}s, which are no categories: drop=[{title!r}]"
-        )
     return values
 
 
@@ -222,20 +249,28 @@ def _codes(values: "pd.Series[Any]", column: Column) -> np.ndarray:
     return found
 
 
-def _numbers(values: "pd.Series[Any]", column: Column) -> np.ndarray:
-    """The column as x has it, [N] float64, NaN for holes."""
+def _floats(values: "pd.Series[Any]", title: str) -> np.ndarray:
+    """Numbers [N] float64, NaN for holes."""
     from pandas.api import types
 
-    if column.kind == "categories":
-        return _codes(values, column)
-    if not types.is_numeric_dtype(values):
-        raise TypeError(f"column {column.name!r} must hold numbers, being {column.kind!r}, got {values.dtype}")
+    if types.is_complex_dtype(values):
+        raise TypeError(f"column {title!r} holds complex numbers: make two real columns of it")
     numbers = values.to_numpy(np.float64, na_value=np.nan)
     if np.isinf(numbers).any():
         row = int(np.argmax(np.isinf(numbers)))
-        raise ValueError(
-            f"column {column.name!r} has an infinite number in row {row}: make it a hole (NaN), or mend it"
-        )
+        raise ValueError(f"column {title!r} has an infinite number in row {row}: make it a hole (NaN), or mend it")
+    return numbers
+
+
+def _numbers(values: "pd.Series[Any]", column: Column) -> np.ndarray:
+    """The column as x has it, [N] float32, NaN for holes."""
+    from pandas.api import types
+
+    if column.kind == "categories":
+        return _codes(values, column).astype(np.float32)
+    if not types.is_numeric_dtype(values) and values.notna().any():
+        raise TypeError(f"column {column.name!r} must hold numbers, being {column.kind!r}, got {values.dtype}")
+    numbers = _floats(values, column.name)
     if column.kind == "counts":
         wrong = ~np.isnan(numbers) & ((numbers < 0) | (numbers != np.floor(numbers)) | (numbers > LARGEST_COUNT))
         if wrong.any():
@@ -244,4 +279,9 @@ def _numbers(values: "pd.Series[Any]", column: Column) -> np.ndarray:
                 f"column {column.name!r} has {numbers[row]} in row {row}, which is no count in [0, 2**24]: pass "
                 f"columns={{{column.name!r}: 'real'}}"
             )
-    return (numbers - column.location) / column.scale
+    with np.errstate(over="ignore"):
+        x = ((numbers - column.location) / column.scale).astype(np.float32)
+    if np.isinf(x).any():
+        row = int(np.argmax(np.isinf(x)))
+        raise ValueError(f"column {column.name!r} has {numbers[row]} in row {row}, too large for 32 bits: rescale it")
+    return x

@@ -34,15 +34,21 @@ class TableEncoder(nn.Module):
         if x.ndim != 2 or x.shape[1] not in (count, 2 * count):
             raise ValueError(f"a table of {count} columns is x (B, {count}), got {x.shape}")
         mask = x[:, count:]
-        seen = []
-        for i, column in enumerate(self.columns):
-            own = x[:, i]
-            if column.kind == "categories":
-                shown = jax.nn.one_hot(own.astype(jnp.int32), len(column.categories), dtype=x.dtype)
+        widths = [len(column.categories) if column.kind == "categories" else 1 for column in self.columns]
+        starts = np.cumsum([0, *widths])
+        seen, places = [], []
+        for (kind, _), members in _groups(self.columns).items():  # all columns of a group at once: compiled in no time
+            own = x[:, np.array(members)]
+            if kind == "categories":
+                shown = jax.nn.one_hot(own.astype(jnp.int32), widths[members[0]], dtype=x.dtype)
             else:
-                shown = (jnp.log1p(own) if column.kind == "counts" else own)[:, None]
-            seen.append(shown * mask[:, i : i + 1] if mask.size else shown)
-        return self.encoder(jnp.concatenate([*seen, mask], axis=1))
+                shown = (jnp.log1p(own) if kind == "counts" else own)[..., None]
+            if mask.size:
+                shown = shown * mask[:, np.array(members), None]
+            seen.append(shown.reshape(len(x), -1))
+            places += [starts[i] + place for i in members for place in range(widths[i])]
+        in_order = jnp.concatenate(seen, axis=1)[:, np.argsort(places)]
+        return self.encoder(jnp.concatenate([in_order, mask], axis=1))
 
 
 class InUnits(NamedTuple):
@@ -106,9 +112,7 @@ class TableLikelihood(nn.Module):
         """The record."""
         if output.ndim != 2 or output.shape[1] != self.num_parameters:
             raise ValueError(f"the decoder's output must be (B, {self.num_parameters}), got {output.shape}")
-        groups: dict[tuple[str, int], list[int]] = {}
-        for i, column in enumerate(self.columns):
-            groups.setdefault((column.kind, len(column.categories)), []).append(i)
+        groups = _groups(self.columns)
         starts = np.cumsum([0, *map(_parameters, self.columns)])
         records: list[Any] = []
         for (kind, _), members in groups.items():
@@ -123,6 +127,14 @@ class TableLikelihood(nn.Module):
                 log_scale = jnp.asarray([np.log(self.columns[i].scale) for i in members], output.dtype)[None]
                 records.append(InUnits(PixelScale(DiagGaussian, self.lowest)(parameters), log_scale))
         return Heterogeneous(records, list(groups.values()))
+
+
+def _groups(columns: tuple[Column, ...]) -> dict[tuple[str, int], list[int]]:
+    """The places of the columns of each kind and number of categories."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i, column in enumerate(columns):
+        groups.setdefault((column.kind, len(column.categories)), []).append(i)
+    return groups
 
 
 def _parameters(column: Column) -> int:
