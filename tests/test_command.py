@@ -102,6 +102,7 @@ def test_what_was_trained_and_measured_is_printed(trained):
     assert f"samples: {trained / 'samples.png'}" in said
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(command, pictures, trained, tmp_path):
     out = shutil.copytree(trained, tmp_path / "run")
     (out / "run.pickle").unlink()  # as if it had been killed before the end

@@ -67,6 +67,7 @@ def test_the_label_costs_at_most_its_own_nats(trained):
     assert test["bayes_accuracy"] == (log_prob.argmax(axis=1) == images.label).mean()
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_beside_the_unconditional_model(trained):
     out, result, said = trained
     test, other = result["test"], result["unconditional"]

@@ -188,6 +188,7 @@ def test_one_process_goes_on_where_two_stopped(two_processes, one_device, tmp_pa
     assert_same_parameters(tmp_path / "run", one_device, step=88)
 
 
+@pytest.mark.slow
 def test_a_process_reads_what_its_own_devices_take_and_no_more(two_processes):
     out, _ = two_processes
     resident = jax.tree.leaves(train_on(data.Resident(noise(), ORDER), None))

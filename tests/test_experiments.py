@@ -232,6 +232,7 @@ def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path):
     assert_stopped("SIGTERM", said, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(digits, tmp_path, monkeypatch, undrawn):
     """Within an epoch too, whose steps count in its training mean whichever process took them."""
     options = ("digits", "--epochs", 4, *SMALL)

@@ -6,6 +6,7 @@ from decimal import Decimal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 from scipy import stats
@@ -260,7 +261,7 @@ def trained():
     columns = {"visitors": "counts"}  # with holes pandas makes them floating
     training = data.from_table(weather(holes=0.1), columns=columns)
     model = table_vae(training.domain.columns, latent_dim=2, hidden=(32,))
-    return jaxvae.train(model, training, epochs=200, batch_size=40, seed=0, progress=False)
+    return jaxvae.train(model, training, epochs=60, batch_size=40, optimizer=optax.adam(4e-3), seed=0, progress=False)
 
 
 def test_a_table_is_learned_sampled_and_saved(trained, tmp_path):

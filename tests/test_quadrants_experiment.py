@@ -44,6 +44,7 @@ def test_a_run_reports_three_estimates_and_the_baseline(trained):
         assert (out / f"{name}.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_baseline_inside_the_prior_stays_as_it_was(trained):
     out, _ = trained
     model, params, _, _ = checkpoint.load(out, quadrants.make_model)

@@ -245,7 +245,7 @@ def test_the_cvaes_methods_take_its_part_of_the_parameters(key):
 
 def test_what_does_not_fit_is_refused(key):
     model, batch = small(), small_batch()
-    params = init(model)
+    params = jax.jit(partial(init, model))()
     labelled = batch["labelled"]
     for wrong, error, message in (
         ({"x": batch["x"].astype(jnp.uint8)}, TypeError, "x must be floating, got uint8"),

@@ -33,7 +33,8 @@ def init(numbers=NUMBERS, optimizer=optax.sgd):
 
 
 @pytest.mark.parametrize(
-    ("how", "optimizer"), [("map", optax.sgd), pytest.param("vmap", optax.adam, marks=pytest.mark.slow)]
+    ("how", "optimizer"),
+    [pytest.param("map", optax.sgd, marks=pytest.mark.slow), pytest.param("vmap", optax.adam, marks=pytest.mark.slow)],
 )
 def test_a_member_is_the_run_with_its_numbers(how, optimizer):
     examples = batch(20)
