@@ -16,10 +16,13 @@ from numpy.typing import ArrayLike
 
 from jaxvae import data
 from jaxvae._checks import at_least
+from jaxvae._given import as_dataset, as_trained, evaluation_feed, observed_feed
 from jaxvae._variables import variables_of
 from jaxvae.evaluation.imputation import Imputed, impute
+from jaxvae.evaluation.inversion import WEIGHTED, Inverted, Method, invert
 from jaxvae.evaluation.likelihood import log_likelihood
 from jaxvae.evaluation.map import map_batches
+from jaxvae.evaluation.observations import Linear, Visible
 from jaxvae.keys import seed_key
 from jaxvae.models import CVAE, VQVAE, Autoencoder, PixelCNN
 from jaxvae.objectives._apply import model_inputs, observed_of
@@ -27,7 +30,6 @@ from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
-EVALUATION_BATCH = 256
 WEIGHTS = "weights.safetensors"
 
 
@@ -148,7 +150,7 @@ class Run:
           TypeError: the model has no form for missing entries.
           ValueError: nothing says which entries are missing.
         """
-        given = x if isinstance(x, data.Dataset) else self._as_dataset(x)
+        given = x if isinstance(x, data.Dataset) else as_dataset(self.dataset, x)
         if "observed" not in given.arrays:
             raise ValueError(f"{given.name!r} does not say which entries are observed: make it with observed=")
         given = as_trained(self.model, self.dataset, given)
@@ -159,6 +161,39 @@ class Run:
             num_samples=num_samples,
             num_draws=num_draws,
             prepare=given.prepare,
+        )
+
+    def invert(
+        self,
+        observed: ArrayLike | data.Dataset,
+        observation: Visible | Linear,
+        *,
+        method: Method = WEIGHTED,
+        num_draws: int = 10,
+        seed: int = 0,
+    ) -> Inverted:
+        """Draw what x may have been, given a part or a function of it, by `jaxvae.evaluation.invert`.
+
+        Args:
+          observed: of `Visible` x [N, ...] as the data set stores it, whose hidden entries are not looked at; of
+            `Linear` y [N, ...], A of x as a model sees it; or a set with either.
+          observation: what of x was observed.
+          method: `Importance`, `Gibbs` or `Langevin`.
+          num_draws: whole examples to draw for each, 2 or more.
+          seed: decides the draws.
+
+        Raises:
+          TypeError: the model has no form for it, such as a `VQVAE`; or y alone for a conditional model.
+          ValueError: `observed` does not fit.
+        """
+        source, indices, prepare = observed_feed(self.model, self.dataset, observed, observation)
+        return invert(
+            self.model,
+            *(self.params, self.model_state, source, indices, observation),
+            key=seed_key(seed),
+            method=method,
+            num_draws=num_draws,
+            prepare=prepare,
         )
 
     def save(self, directory: str | Path) -> Path:
@@ -181,25 +216,11 @@ class Run:
         return out
 
     def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
-        given = as_trained(self.model, self.dataset, x if isinstance(x, data.Dataset) else self._as_dataset(x))
+        given = as_trained(self.model, self.dataset, x if isinstance(x, data.Dataset) else as_dataset(self.dataset, x))
         feed = evaluation_feed(given)
         return map_batches(
             partial(function, self.model), self.params, self.model_state, *feed, key=seed_key(0), prepare=given.prepare
         )
-
-    def _as_dataset(self, x: ArrayLike) -> data.Dataset:
-        """Arrays in the domain of the training data, checked."""
-        if "condition" in self.dataset.arrays:
-            raise TypeError("a conditional model needs the conditions too: pass a data set that has them")
-        values = data.domain.stored_array(x, "x")
-        observed = None
-        if "observed" in self.dataset.arrays:  # a NaN is a missing entry here, as it was in training
-            floating = jnp.issubdtype(values.dtype, jnp.floating)
-            observed = ~np.isnan(values) if floating else np.ones(values.shape, bool)
-        own = data.from_arrays("x", values, domain=self.dataset.domain, observed=observed)
-        if own.x.shape[1:] != self.dataset.x.shape[1:]:
-            raise ValueError(f"expected x {('N', *self.dataset.x.shape[1:])}, got {own.x.shape}")
-        return own.with_prepare(self.dataset.prepare)
 
 
 def load(directory: str | Path) -> Run:
@@ -301,38 +322,6 @@ class _Evaluated(NamedTuple):
     params: PyTree
     model_state: PyTree
     step: Array
-
-
-def as_trained(model: Any, trained_on: data.Dataset, dataset: data.Dataset) -> data.Dataset:
-    """A set with what a model is trained with: its condition, and which entries are observed, or neither.
-
-    Raises:
-      ValueError: the set has no condition and no labels, or missing entries where the training data have none.
-    """
-    dataset = with_condition(model, dataset)
-    arrays = dict(dataset.arrays)
-    if "observed" in trained_on.arrays:
-        arrays.setdefault("observed", np.ones(dataset.x.shape, bool))
-    elif not arrays.pop("observed", np.True_).all():
-        raise ValueError(
-            f"{dataset.name!r} has missing entries, and the training data have none: the encoder takes no mask. Make "
-            "the training data with observed= too"
-        )
-    return dataclasses.replace(dataset, arrays=arrays)
-
-
-def with_condition(model: Any, dataset: data.Dataset) -> data.Dataset:
-    """The set as a model takes it: a conditional one has its labels as the condition, where there is none."""
-    if not isinstance(model, CVAE) or "condition" in dataset.arrays:
-        return dataset
-    if dataset.label is None:
-        raise ValueError(f"{dataset.name!r} has neither a condition nor labels, and the model is conditional")
-    return dataclasses.replace(dataset, arrays={**dataset.arrays, "condition": dataset.label})
-
-
-def evaluation_feed(dataset: data.Dataset) -> tuple[Batch, Array]:
-    """`jaxvae.data.evaluation_feed` in batches of a fixed size, or as one where there are fewer."""
-    return data.evaluation_feed(dataset, max(1, min(len(dataset), EVALUATION_BATCH)))
 
 
 def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvae import data
-from jaxvae._run import Run, evaluation_feed
+from jaxvae._given import evaluation_feed
+from jaxvae._run import Run
 from jaxvae.keys import seed_key
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.fit import Earlier, Progress

@@ -23,7 +23,8 @@ import numpy as np
 import optax
 
 from jaxvae import data
-from jaxvae._run import Run, absolute, as_trained, check_pickles, load, with_condition, write
+from jaxvae._given import as_trained, with_condition
+from jaxvae._run import Run, absolute, check_pickles, load, write
 from jaxvae._watch import MONITORED, Watch
 from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli

@@ -23,6 +23,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 if "JAX_NUM_CPU_DEVICES" not in os.environ:
     jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Where in Python an operation comes from need not be written into every program: an eighth of the suite's time.
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 def hashed_uniform(key, lower, upper, shape, dtype, out_sharding=None):

@@ -150,6 +150,7 @@ def test_a_sweep_resumes(sweep, tmp_path, monkeypatch, undrawn):
     assert result["members"] == sweep[1]["members"]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nonsense")  # of the processes alone: here JAX has started
     done = run(rate_distortion.main, *SWEEP, "--how", "processes", "--out", tmp_path / "run")

@@ -180,7 +180,13 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("x", "how", "name", "likelihood"), KINDS, ids=[f"{n}, {b}" for _, _, n, b in KINDS])
+@pytest.mark.parametrize(
+    ("x", "how", "name", "likelihood"),
+    [
+        pytest.param(*each, id=f"{each[2]}, {each[3]}", marks=[pytest.mark.slow] * (i in (1, 2, 5)))
+        for i, each in enumerate(KINDS)
+    ],
+)
 def test_the_data_choose_the_model_and_its_likelihood(key, x, how, name, likelihood):
     dataset = data.from_arrays("x", x, **how)
     assert models.default_name(dataset) == name

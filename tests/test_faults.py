@@ -456,7 +456,11 @@ def disk(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free", "code", "said"), [(0, 2, "No space left on device"), (100_000, 1, "the last good checkpoint is step 38")]
+    ("free", "code", "said"),
+    [
+        pytest.param(0, 2, "No space left on device", marks=pytest.mark.slow),
+        (100_000, 1, "the last good checkpoint is step 38"),
+    ],
 )
 def test_a_full_disk_ends_the_run_in_one_line(free, code, said, disk, stopped):
     directory, _ = disk

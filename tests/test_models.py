@@ -19,6 +19,7 @@ B = 6
 SELDOM = {
     *("categorical", "one learned variance, four draws", "a variance per pixel", "continuous bernoulli"),
     *("negative binomial", "beta", "free bits", "hierarchical", "gaussian", "discretised logistic", "capacity"),
+    "flow posterior and prior",
 }
 
 

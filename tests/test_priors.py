@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy import special, stats
 from variants import SHAPE, batch, mlp
 
 import jaxvae
-from jaxvae.distributions import Categorical, DiagGaussian, Mixture, StandardNormal, rate
+from jaxvae.distributions import Categorical, DiagGaussian, EqualMixture, Mixture, StandardNormal, rate
 from jaxvae.keys import example_keys, sample_keys
 from jaxvae.losses import categorical_kl, gaussian_kl
+from jaxvae.priors import Examples, VampPrior
 
 B, D, NUM = 6, 3, 20_000
 MIXTURE = Mixture(
@@ -166,3 +168,84 @@ def test_what_cannot_be_sampled_says_why(key):
     wrong = model_of(lambda: (jnp.zeros((1, D)), jnp.zeros((1, D))))
     with pytest.raises(ValueError, match="the prior's sample returned 1 latents where 4 are asked for"):
         wrong.apply(init(wrong), 4, key=key, method="sample")
+
+
+# VampPrior
+
+VAMP = VampPrior(4, SHAPE)
+
+
+def parts_of(params):
+    """What a VAE of these networks without the prior takes."""
+    return {"params": {part: params["params"][part] for part in ("encoder", "decoder")}}
+
+
+def test_a_vamp_prior_is_the_mixture_of_the_posteriors_of_its_pseudo_inputs(key):
+    model = model_of(VAMP)
+    params = init(model)
+    record = model.apply(params, method="latent_prior")
+    posterior = model_of(StandardNormal()).apply(parts_of(params), params["params"]["prior"]["x"], method="encode")
+    mean, deviation = np.asarray(posterior.mean, float), np.exp(np.asarray(posterior.log_var, float) / 2)
+    z = np.random.default_rng(0).normal(size=(5, D))
+    of_each = stats.norm.logpdf(z[None], mean[:, None], deviation[:, None]).sum(axis=-1)
+    np.testing.assert_allclose(
+        record.log_prob(jnp.float32(z)), special.logsumexp(of_each, axis=0) - np.log(4), rtol=1e-5
+    )
+    # The general form, which flows take, says the same and draws the same distribution.
+    general = EqualMixture(posterior)
+    np.testing.assert_allclose(general.log_prob(jnp.float32(z)), record.log_prob(jnp.float32(z)), rtol=1e-5)
+    np.testing.assert_allclose(general.mean, record.mean, rtol=1e-5)
+    assert isinstance(record, Mixture)
+
+
+def test_an_equal_mixture_draws_each_component_as_often_and_with_its_own_noise(key):
+    apart = EqualMixture(DiagGaussian(jnp.float32([[-100.0], [0.0], [100.0]]), jnp.zeros((3, 1))))
+    samples = np.asarray(jax.jit(lambda: apart.sample(NUM, key=key))())
+    for middle in (-100, 0, 100):
+        own = samples[np.abs(samples - middle) < 50]
+        assert len(own) / NUM == pytest.approx(1 / 3, abs=5 * np.sqrt(2 / 9 / NUM))
+        assert own.std() == pytest.approx(1, abs=0.05)
+    keys = example_keys(key, jnp.arange(8))
+    np.testing.assert_array_equal(apart.sample(8, key=keys)[3:5], apart.sample(2, key=keys[3:5]))
+
+
+def test_with_the_whole_set_for_pseudo_inputs_it_is_the_aggregate_posterior(key):
+    """The mean rate is I(x; z), which cannot exceed log N."""
+    x = batch(40)["x"]
+    model = model_of(VampPrior(40, SHAPE, Examples(x)))
+    params = jax.tree.map(lambda leaf: 4 * leaf, init(model))  # codes that know something
+    params["params"]["prior"]["x"] = params["params"]["prior"]["x"] / 4
+    np.testing.assert_array_equal(np.sort(params["params"]["prior"]["x"], axis=0), np.sort(x, axis=0))
+    terms, _ = jax.jit(partial(jaxvae.objectives.terms_of, model, num_samples=500))(params, (), batch(40), key=key)
+    posterior = model.apply(params, x, method="encode")
+    whole = jaxvae.evaluation.aggregate_posterior(posterior.mean, posterior.log_var, key=key)
+    rate = -np.asarray(terms.log_ratio, float).mean()
+    assert rate == pytest.approx(whole.mutual_information, abs=5 * whole.standard_error + 0.02)
+    assert 1 < rate < np.log(40)
+
+
+class DropsOut(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        features = nn.Dropout(0.5, deterministic=not train)(nn.Dense(16)(x.reshape(len(x), -1)))
+        return nn.Dense(D)(features), nn.Dense(D)(features)
+
+
+def test_pseudo_inputs_are_encoded_as_in_evaluation(key):
+    model = jaxvae.VAE(DropsOut(), mlp(D)[1], prior=VAMP, latent_dim=D)
+    params = init(model)
+    still, other = (
+        model.apply(params, method="latent_prior", **options) for options in ({}, {"rngs": {"dropout": key}})
+    )
+    jax.tree.map(np.testing.assert_array_equal, still, other)
+
+
+def test_a_vamp_prior_that_does_not_fit_says_so(key):
+    with pytest.raises(ValueError, match="num_pseudo_inputs must be at least 1, got 0"):
+        VampPrior(0, SHAPE).init(key)
+    for count, shape in ((3, SHAPE), (2, (9,))):
+        with pytest.raises(ValueError, match=rf"expected at least {count} examples .*, got \(2, {SHAPE[0]}, "):
+            VampPrior(count, shape, Examples(batch(2)["x"])).init(key)
+    cvae = jaxvae.CVAE(*map(jaxvae.Conditioned, mlp(D)), prior=VAMP)
+    with pytest.raises(TypeError, match="a VampPrior mixes posteriors of x alone"):
+        cvae.init(key, batch(1)["x"], jnp.zeros((1, 2)))

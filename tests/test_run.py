@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 import jaxvae
-from jaxvae import data
+from jaxvae import data, evaluation
 from jaxvae.training.fit import NonFiniteError
 
 SHAPE, N, D = (4, 4, 1), 120, 2
@@ -248,3 +248,25 @@ def test_what_cannot_be_is_refused(run, tmp_path):
 def test_a_run_that_is_not_finite_says_so():
     with pytest.raises(NonFiniteError, match="not finite at step"):
         quietly(vae(), MINE, epochs=2, optimizer=optax.sgd(1e30))
+
+
+def test_what_x_may_have_been_is_drawn_from_a_part_or_a_function_of_it(run):
+    mask = np.arange(4)[:, None, None] >= np.zeros(SHAPE) + 2
+    part, options = evaluation.Visible(mask), {"method": evaluation.Importance(20), "num_draws": 3}
+    drawn = run.invert(IMAGES[:5], part, seed=4, **options)
+    other = np.where(mask, IMAGES[:5], 255)  # nobody looks at what is hidden
+    jax.tree.map(np.testing.assert_array_equal, run.invert(MINE.take(slice(5)), part, seed=4, **options), drawn)
+    jax.tree.map(np.testing.assert_array_equal, run.invert(other, part, seed=4, **options), drawn)
+    x = np.float32(IMAGES[:5] / 255)
+    parts = (run.model, run.params, run.model_state, {"x": x, "index": np.arange(5)}, np.arange(5)[None], part)
+    by_hand = evaluation.invert(*parts, key=jax.random.key(4), **options)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), by_hand, drawn)
+    halves = evaluation.Linear(lambda x: x[:, :2] - x[:, 2:], 0.1, of_mean=True)
+    of_halves = run.invert(np.asarray(halves(x)), halves, **options)
+    assert of_halves.draws.shape == (5, 3, *SHAPE)
+    off = np.abs(np.asarray(halves(of_halves.mean)) - halves(x)).mean()
+    assert off < 0.8 * np.abs(np.asarray(halves(x)) - halves(run.sample(5))).mean()
+    with pytest.raises(ValueError, match=r"y must be \(5, 2, 4, 1\), as A x is, got \(5, 4\)"):
+        run.invert(np.zeros((5, 4), np.float32), halves, **options)
+    with pytest.raises(ValueError, match=r"mask must be \(4, 4, 1\), as one x is, got \(4, 4\)"):
+        run.invert(IMAGES[:5], evaluation.Visible(mask[..., 0]), **options)

@@ -56,6 +56,13 @@ def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, prior=STANDARD_NORMA
     return variant(jaxvae.VAE(encoder, decoder, likelihood, prior=prior), loss, **options)
 
 
+def flows():
+    posterior = jaxvae.flows.FlowPosterior((jaxvae.flows.Autoregressive((8,)),))
+    encoder = jaxvae.MLPEncoder(3, (16,), context_dim=2)
+    prior = jaxvae.priors.FlowPrior((jaxvae.flows.AffineCoupling((8,)),), 3)
+    return variant(jaxvae.VAE(encoder, mlp()[1], posterior=posterior, prior=prior))
+
+
 def hierarchical(loss, **options):
     return variant(
         jaxvae.HierarchicalVAE(
@@ -122,6 +129,8 @@ VARIANTS = {
     "free bits": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=1.0, free_bits=0.05),
     "total correlation": vae(*mlp(), Bernoulli, jaxvae.tc_vae_loss, pairs=True, num_examples=100),
     "mixture prior": vae(*mlp(), Bernoulli, prior=jaxvae.GaussianMixture(4, 3)),
+    "vamp prior": vae(*mlp(), Bernoulli, prior=jaxvae.priors.VampPrior(4, SHAPE)),
+    "flow posterior and prior": flows(),
     "iwae": vae(*mlp(), Bernoulli, jaxvae.iwae_loss, num_samples=4),
     "doubly reparameterised": hierarchical(jaxvae.iwae_loss, num_samples=4, doubly_reparameterized=True),
     "hierarchical": hierarchical(jaxvae.sampled_vae_loss),

@@ -12,6 +12,7 @@ from jaxvae.distributions.counts import (
     ZeroInflatedPoisson,
 )
 from jaxvae.distributions.gaussian import DiagGaussian, FullGaussian, Mixture, StandardNormal
+from jaxvae.distributions.mixtures import EqualMixture, equal_mixture
 from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
 from jaxvae.distributions.rates import rate
 from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
@@ -23,6 +24,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiagGaussian",
     "DiscretizedLogistic",
+    "EqualMixture",
     "FullGaussian",
     "Heterogeneous",
     "Laplace",
@@ -36,5 +38,6 @@ __all__ = [
     "UnitInterval",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
+    "equal_mixture",
     "rate",
 ]

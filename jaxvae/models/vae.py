@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import at_least, check_shape, check_x
-from jaxvae.distributions import Bernoulli, DiagGaussian, Masked, StandardNormal, rate
+from jaxvae.distributions import Bernoulli, DiagGaussian, Masked, StandardNormal, equal_mixture, rate
 from jaxvae.keys import check_key, sample_keys
 from jaxvae.models._parts import adopt_parts, check_nats, record_of
 from jaxvae.networks._run import run
+from jaxvae.priors import PseudoInputs
 from jaxvae.types import Array, Distribution, Likelihood, Prior, PRNGKey, Terms
 
 POSITIONAL = (
@@ -100,6 +101,11 @@ class VAE(nn.Module):
         """
         count = len(condition[0]) if condition else 0
         record = run(self.prior, *self.embedded(condition, count), train=self.has_rng("dropout"))
+        if isinstance(record, PseudoInputs):
+            if condition:
+                raise TypeError("a VampPrior mixes posteriors of x alone, and those of this model take a condition too")
+            output = run(self.encoder, record.x, train=False)
+            record = equal_mixture(record_of(self.posterior, output, len(record.x), train=False))
         if isinstance(record, tuple) and not hasattr(record, "log_prob"):
             record = _gaussian(record)
         if isinstance(record, StandardNormal) and record.shape is None:
