@@ -114,9 +114,14 @@ def manifold(
 
 
 def latent_scatter(
-    path: str | Path, codes: ArrayLike, labels: ArrayLike | None = None, *, title: str | None = None
+    path: str | Path,
+    codes: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    circles: bool = True,
+    title: str | None = None,
 ) -> Path:
-    """Codes [N, 2], such as posterior means, coloured by label [N], with the prior's 1σ and 2σ circles."""
+    """Codes [N, 2], such as posterior means, coloured by label [N], with N(0, I)'s 1σ and 2σ `circles`."""
     points = _check_codes(codes)
     kinds = _check_labels(np.zeros(len(points), np.int32) if labels is None else labels, points)
     classes, kind = np.unique(kinds, return_inverse=True)
@@ -124,7 +129,7 @@ def latent_scatter(
     figure = new_figure(5.2 + 0.7 * legend_columns, 5.2, layout="constrained")
     axes = figure.add_subplot()
     colors = _class_colors(len(classes))
-    _scatter(axes, points, colors[kind], prior=True)
+    _scatter(axes, points, colors[kind], prior=circles)
     if title:
         axes.set_title(title, fontsize=11, color=INK)
     if labels is not None:

@@ -1,7 +1,8 @@
 """The linear VAE: encoder, decoder and prior all linear and Gaussian, so that everything is known in closed form.
 
-Its best ELBO is the log-likelihood of probabilistic PCA (`jaxvae.evaluation.classical`), reached where the decoder's
-columns are orthogonal: an oracle for a whole training stack.
+Its best ELBO is the log-likelihood of probabilistic PCA or, with a variance for each element, of factor analysis
+(`jaxvae.evaluation.classical`), reached where the posterior's covariance is diagonal: an oracle for a whole training
+stack.
 
 References:
   Lucas, Tucker, Grosse and Norouzi, Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, 2019.
@@ -32,6 +33,9 @@ class LinearEncoder(nn.Module):
         return mean, jnp.broadcast_to(log_var, mean.shape)
 
 
-def linear_vae(shape: Sequence[int], latent_dim: int) -> VAE:
-    """A `VAE` with q(z|x) = N(Vx + c, diag(s²)) and p(x|z) = N(Wz + b, σ²I); all of V, c, s, W, b, σ are learned."""
-    return VAE(LinearEncoder(latent_dim), MLPDecoder(shape, hidden=()), SharedScale())
+def linear_vae(shape: Sequence[int], latent_dim: int, *, per_element: bool = False) -> VAE:
+    """A `VAE` with q(z|x) = N(Vx + c, diag(s²)) and p(x|z) = N(Wz + b, σ²I); all of V, c, s, W, b, σ are learned.
+
+    With `per_element` p(x|z) = N(Wz + b, diag(σ²)): factor analysis in place of PPCA.
+    """
+    return VAE(LinearEncoder(latent_dim), MLPDecoder(shape, hidden=()), SharedScale(per_element=per_element))

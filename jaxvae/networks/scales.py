@@ -29,7 +29,7 @@ def logistic_image(mean: Array, log_scale: Array) -> UnitInterval:
 
 
 class SharedScale(nn.Module):
-    """One scale for all elements of all examples, learned with the model.
+    """One scale for all elements of all examples, or one for each element, learned with the model.
 
     The σ-VAE: the scale finds the weight between rate and distortion by maximum likelihood. It is 20 · tanh of a
     twentieth of the parameter, so that no variance overflows.
@@ -37,6 +37,7 @@ class SharedScale(nn.Module):
     Attributes:
       record: (mean, scale) -> a likelihood.
       initial: the log variance or log scale it starts at, between -20 and 20.
+      per_element: whether each element has a scale of its own, the same for all examples, as in factor analysis.
 
     References:
       Rybkin, Daniilidis and Levine, Simple and Effective VAE Training with Calibrated Decoders, 2021.
@@ -44,6 +45,7 @@ class SharedScale(nn.Module):
 
     record: Callable[[Array, Array], Any] = DiagGaussian
     initial: float = 0.0
+    per_element: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where no parameter leads to `initial`."""
@@ -54,8 +56,9 @@ class SharedScale(nn.Module):
     def __call__(self, output: Array) -> Any:
         """The decoder's output [B, ...] is the mean."""
         start = nn.initializers.constant(_before_bound("initial", self.initial))
-        scale = self.param("scale", start, (), jnp.float32)
-        return self.record(output, soft_bound(scale, SCALE_LIMIT))
+        scale = self.param("scale", start, output.shape[1:] if self.per_element else (), jnp.float32)
+        bounded = soft_bound(scale, SCALE_LIMIT)
+        return self.record(output, bounded[None] if self.per_element else bounded)
 
 
 class PixelScale(nn.Module):

@@ -16,6 +16,7 @@ from jaxvae.objectives.elbo import (
 from jaxvae.objectives.iwae import iwae_loss
 from jaxvae.objectives.linear import linear_vae_loss
 from jaxvae.objectives.partial import init_partial_encoder, partial_encoder_loss
+from jaxvae.objectives.prior import init_prior, prior_loss, with_fitted_prior
 from jaxvae.objectives.quantized import vq_vae_loss
 from jaxvae.objectives.semi_supervised import semi_supervised_loss
 from jaxvae.objectives.tc import RateTerms, rate_terms, tc_vae_loss
@@ -29,12 +30,14 @@ __all__ = [
     "cvae_prior_log_weights",
     "cyclical_schedule",
     "init_partial_encoder",
+    "init_prior",
     "iwae_loss",
     "linear_vae_loss",
     "needs_whole_batch",
     "normalized_beta",
     "partial_encoder_loss",
     "pixel_cnn_loss",
+    "prior_loss",
     "rate_terms",
     "sampled_vae_loss",
     "semi_supervised_loss",
@@ -43,4 +46,5 @@ __all__ = [
     "vae_log_weights",
     "vae_loss",
     "vq_vae_loss",
+    "with_fitted_prior",
 ]

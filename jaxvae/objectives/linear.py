@@ -27,7 +27,8 @@ def linear_vae_loss(
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     r"""The exact negative ELBO of a linear VAE, mean over the batch: nothing is sampled.
 
-    .. math:: E_q[-\log p(x|z)] = -\log N(x; W\mu + b, \sigma^2 I) + \frac{1}{2\sigma^2} \sum_j s_j^2 \|W_j\|^2
+    .. math:: E_q[-\log p(x|z)] = -\log N(x; W\mu + b, \mathrm{diag}(\sigma^2))
+              + \sum_{ij} \frac{s_j^2 W_{ij}^2}{2\sigma_i^2}
 
     Args:
       model: from `linear_vae`.
@@ -55,8 +56,9 @@ def linear_vae_loss(
     posterior, _ = apply(model, params, model_state, x, method="encode")
     likelihood, _ = apply(model, params, model_state, posterior.mean, method="decode")
     check_shape(likelihood.mean.shape, x.shape)
-    columns = jnp.square(params["params"]["decoder"]["output"]["kernel"]).sum(axis=1)  # ‖W_j‖², [D]
-    spread = 0.5 * jnp.exp(-likelihood.log_var) * (jnp.exp(posterior.log_var) @ columns)
+    kernel = params["params"]["decoder"]["output"]["kernel"]  # Wᵀ, [D, elements]
+    precision = jnp.broadcast_to(jnp.exp(-likelihood.log_var), (1, *x.shape[1:])).reshape(-1)
+    spread = 0.5 * jnp.exp(posterior.log_var) @ (jnp.square(kernel) @ precision)
     distortion = spread - likelihood.log_prob(x)
     rate = losses.gaussian_kl(posterior.mean, posterior.log_var)
     metrics = {"rate": rate, "distortion": distortion, "negative_elbo": distortion + rate}
