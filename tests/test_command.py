@@ -419,3 +419,18 @@ def test_a_table_with_holes_is_trained_on_and_filled_in(command, tmp_path):
     assert done.code == 2
     assert "does not say which entries are observed" in done.err
     assert command("encode", tmp_path / "run", tmp_path / "whole.npy", "--out", tmp_path / "codes.npy").code == 0
+
+
+def test_zeros_and_ones_are_compressed_and_come_back(command, tmp_path):
+    x = np.random.default_rng(0).integers(0, 2, (40, 8), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    command("train", tmp_path / "x.npy", "--levels", 2, "--epochs", 1, "--hidden", 8, "--out", tmp_path / "run")
+    said = command("compress", tmp_path / "run", tmp_path / "x.npy", "--out", tmp_path / "x.bits")
+    size = (tmp_path / "x.bits").stat().st_size
+    assert f"{size:,} bytes, {8 * size / x.size:.4f} bits for each value" in said.out
+    command("decompress", tmp_path / "run", tmp_path / "x.bits", "--out", tmp_path / "again.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "again.npy"), x)
+    (tmp_path / "x.bits").write_bytes(b"something else")
+    done = commands.run(main, "decompress", tmp_path / "run", tmp_path / "x.bits")
+    assert done.code == 2
+    assert "these bytes are not of jaxvae.evaluation.compress" in done.said

@@ -102,6 +102,10 @@ def test_mistakes_are_one_line(trained):
         (("train", table, "--label", "no"), "the table has no column 'no'; it has 'id', 'sky'"),
         (("train", table, "--columns", "sky"), "--columns takes TITLE=KIND, with a kind such as real"),
         (("train", table), "column 'visitors' is text by '?' in row"),
+        (
+            ("train", table),
+            "pass --missing '?' if that stands for a hole in a .csv file",
+        ),
         (("train", table, *OPTIONS, "--columns", "sky=real"), "', which is no number, so it cannot be 'real'"),
         (
             ("train", table, *OPTIONS, "--model", "conv-vae"),

@@ -254,7 +254,7 @@ def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names(
                 for name in (name.split(".")[0] for name in names):
                     assert packages.get(name, name) in extra_of(said[0]), (path, name)
                     found.add(name)
-    assert found == {*packages, "matplotlib", "pandas", "rich", "tyro"}
+    assert found == {*packages, "constriction", "matplotlib", "pandas", "rich", "tyro"}
 
 
 @pytest.mark.parametrize("missing", ["tyro", "rich.console"])

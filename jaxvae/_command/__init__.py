@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the command jaxvae needs tyro: pip install 'jaxvae[all]'") from error
 
+from jaxvae._command.compress import Compress, Decompress
 from jaxvae._command.train import Train
 from jaxvae._command.use import Encode, Evaluate, Impute, Reconstruct, Sample
 from jaxvae._terminal import complain, user_errors
@@ -27,6 +28,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reconstruct": Reconstruct,
     "evaluate": Evaluate,
     "impute": Impute,
+    "compress": Compress,
+    "decompress": Decompress,
 }
 HELP = """Train a variational autoencoder on your data, and use it.
 
@@ -53,7 +56,9 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def _as_typed(message: str) -> str:
     """The way out that an error names, an argument of Python, as the option that it is here."""
-    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable|resume|out|label|drop|columns)=(True)?"
+    message = re.sub(r"\b(drop|missing)=\[([^]]*)\]", r"--\1 \2", message)
+    message = re.sub(r"\bcolumns=\{'([^']*)': '(\w+)'\}", r"--columns \1=\2", message)
+    arguments = r"\b(size|fit|colour|levels|validation|skip_unreadable|resume|out|label|drop|columns|decimal)=(True)?"
     return re.sub(arguments, lambda found: f"--{found[1].replace('_', '-')}{'' if found[2] else ' '}", message)
 
 

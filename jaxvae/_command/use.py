@@ -28,6 +28,14 @@ def load_run(directory: Path) -> Run:
         raise ValueError(f"the run in {directory} cannot be read: {error}") from error
 
 
+def read_data(
+    directory: Path, source: str, *, split: str | None = None, skip_unreadable: bool = False
+) -> tuple[Run, Dataset]:
+    """The run in a directory, and data as its model takes them."""
+    run = load_run(directory)
+    return run, data_for(run, directory.expanduser(), source, split=split, skip_unreadable=skip_unreadable)
+
+
 @dataclass(frozen=True)
 class _OfData:
     run: RunDirectory
@@ -42,10 +50,7 @@ class _OfData:
 
     def read(self) -> tuple[Run, Dataset]:
         """The run, and the data as its model takes them."""
-        run = load_run(self.run)
-        return run, data_for(
-            run, self.run.expanduser(), self.data, split=self.split, skip_unreadable=self.skip_unreadable
-        )
+        return read_data(self.run, self.data, split=self.split, skip_unreadable=self.skip_unreadable)
 
 
 @dataclass(frozen=True)

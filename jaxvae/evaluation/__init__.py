@@ -6,6 +6,7 @@
 import importlib
 from typing import Any
 
+from jaxvae.evaluation.compression import compress, decompress
 from jaxvae.evaluation.diagnostics import (
     AggregatePosterior,
     active_latents,
@@ -36,6 +37,8 @@ __all__ = [
     "active_latents",
     "active_units",
     "aggregate_posterior",
+    "compress",
+    "decompress",
     "impute",
     "invert",
     "kl_per_dimension",
