@@ -2,6 +2,7 @@
 
 from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.objectives._apply import terms_of
+from jaxvae.objectives.combined import combined_iwae_loss, multiple_iwae_loss, partial_iwae_loss
 from jaxvae.objectives.conditional import cvae_loss, cvae_prior_log_weights
 from jaxvae.objectives.density import autoencoder_loss, pixel_cnn_loss
 from jaxvae.objectives.elbo import (
@@ -26,6 +27,7 @@ __all__ = [
     "autoencoder_loss",
     "beta_from_normalized",
     "beta_vae_loss",
+    "combined_iwae_loss",
     "cvae_loss",
     "cvae_prior_log_weights",
     "cyclical_schedule",
@@ -33,9 +35,11 @@ __all__ = [
     "init_prior",
     "iwae_loss",
     "linear_vae_loss",
+    "multiple_iwae_loss",
     "needs_whole_batch",
     "normalized_beta",
     "partial_encoder_loss",
+    "partial_iwae_loss",
     "pixel_cnn_loss",
     "prior_loss",
     "rate_terms",
