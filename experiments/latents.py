@@ -2,7 +2,7 @@
 
   python -m experiments.latents mnist                      N(0, I) and a diagonal Gaussian, as in experiments.vae burda
   python -m experiments.latents mnist --prior flow         or mixture, vamp: a learned prior p(z)
-  python -m experiments.latents mnist --posterior iaf      or cholesky, planar, sylvester, spline: a richer q(z|x)
+  python -m experiments.latents mnist --posterior iaf      or cholesky, mixture, planar, sylvester, spline: a richer q
   python -m experiments.latents best                       the best of both
   python -m experiments.latents digits --prior flow        scikit-learn's digits; needs no data
 
@@ -47,6 +47,7 @@ from jaxvae.flows import (
     Sylvester,
 )
 from jaxvae.keys import example_keys, seed_key
+from jaxvae.posteriors import MixturePosterior
 from jaxvae.priors import Examples, FlowPrior, GaussianMixture, VampPrior
 from jaxvae.types import Array, Batch, PRNGKey, PyTree
 
@@ -59,8 +60,10 @@ NOISE = nn.initializers.uniform(1.0)
 class Config(vae.Config):
     """Options of this experiment."""
 
-    posterior: Literal["diagonal", "cholesky", "planar", "sylvester", "iaf", "spline"] = "diagonal"
-    """q(z|x): a Gaussian, diagonal or with all covariances, or a flow that starts from a diagonal one."""
+    posterior: Literal["diagonal", "cholesky", "mixture", "planar", "sylvester", "iaf", "spline"] = "diagonal"
+    """q(z|x): a Gaussian, diagonal or with all covariances, a mixture of them, or a flow that starts from one."""
+    posterior_components: int = 5
+    """Gaussians of a mixture as the posterior."""
     posterior_layers: int = 4
     """Bijections of a flow as the posterior."""
     posterior_hidden: tuple[int, ...] = (320,)
@@ -79,7 +82,10 @@ class Config(vae.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_numbers(
-            counts=("posterior_layers", "posterior_hidden", "context_dim", "components", "prior_layers", "prior_hidden")
+            counts=(
+                *("posterior_components", "posterior_layers", "posterior_hidden", "context_dim"),
+                *("components", "prior_layers", "prior_hidden"),
+            )
         )
         if self.network != "burda" or self.stochastic_layers != 1:
             raise ValueError("latents are compared in one network: --network burda with one stochastic layer")
@@ -98,6 +104,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "iaf": ("Inverse autoregressive flows as the posterior.", {"posterior": "iaf"}),
     "spline": ("Spline couplings as the posterior.", {"posterior": "spline", "posterior_hidden": (128,)}),
     "cholesky": ("A Gaussian with all covariances as the posterior.", {"posterior": "cholesky"}),
+    "mixtures": ("A mixture of five Gaussians as the posterior.", {"posterior": "mixture"}),
     "best": ("The best prior with the best posterior.", {"prior": "flow", "posterior": "iaf", "prior_layers": 10}),
 }
 PRESETS = {
@@ -117,6 +124,8 @@ def make_posterior(config: Any) -> Any:
         return DiagGaussian
     if config.posterior == "cholesky":
         return FullCovariance()
+    if config.posterior == "mixture":
+        return MixturePosterior(config.posterior_components)
     made = {
         "planar": lambda i: Planar(),
         "sylvester": lambda i: Sylvester(reverse=i % 2 == 1),

@@ -40,6 +40,7 @@ STREETS = {
     "jaxvae.convolution": {"jax", "flax", "numpy", "jaxvae.types", "jaxvae._checks"},
     "jaxvae.networks": {"jax", "flax", "numpy", *NETWORKS},
     "jaxvae.flows": {"jax", "flax", "numpy", "jaxvae.flows", *NETWORKS},
+    "jaxvae.posteriors": {"jax", "flax", "jaxvae.flows", *NETWORKS},
     "jaxvae.priors": {"jax", "flax", "numpy", "jaxvae.flows", *NETWORKS},
     "jaxvae.codebook": {"jax", *SHARED},
     "jaxvae.quantizers": {"jax", "numpy", *QUANTIZERS, *SHARED},

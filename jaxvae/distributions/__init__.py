@@ -12,7 +12,7 @@ from jaxvae.distributions.counts import (
     ZeroInflatedPoisson,
 )
 from jaxvae.distributions.gaussian import DiagGaussian, FullGaussian, Mixture, StandardNormal
-from jaxvae.distributions.mixtures import EqualMixture, equal_mixture
+from jaxvae.distributions.mixtures import EqualMixture, GaussianMixtures, equal_mixture
 from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
 from jaxvae.distributions.rates import rate
 from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
@@ -26,6 +26,7 @@ __all__ = [
     "DiscretizedLogistic",
     "EqualMixture",
     "FullGaussian",
+    "GaussianMixtures",
     "Heterogeneous",
     "Laplace",
     "LogNormal",

@@ -1,0 +1,50 @@
+"""Posteriors over latents: what an encoder's output stands for, from a diagonal Gaussian on.
+
+A posterior is called with the arrays that the encoder returned and gives a record with `log_prob`, `sample` and `mean`:
+`DiagGaussian` itself, or a module here, whose parameters are trained with the model. The modules take (mean, log_var)
+and a context of x, which the encoder makes with `context_dim=C`; without it what they add is the same for every x.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvae._checks import at_least
+from jaxvae.distributions import DiagGaussian, GaussianMixtures
+from jaxvae.flows import FlowPosterior, FullCovariance
+from jaxvae.flows._parameters import amortized, check_input
+from jaxvae.types import Array
+
+__all__ = ["DiagGaussian", "FlowPosterior", "FullCovariance", "MixturePosterior"]
+
+
+class MixturePosterior(nn.Module):
+    """q(z|x) as a mixture of K diagonal Gaussians around the encoder's.
+
+    Their means lie at first within a standard deviation of the encoder's, their variances are its own and their weights
+    equal; how far they move, a linear map of the context says. Draws are differentiable in all of it.
+
+    Attributes:
+      num_components: K.
+
+    References:
+      Morningstar et al., Automatic Differentiation Variational Inference with Mixtures, 2021, for mixtures;
+      `GaussianMixtures.sample` for the gradient.
+    """
+
+    num_components: int
+
+    @nn.compact
+    def __call__(self, mean: Array, log_var: Array, *context: Array) -> GaussianMixtures:
+        """The record, of means and log-variances [B, D]."""
+        at_least(1, num_components=self.num_components)
+        check_input(mean, context)
+        count, dim = self.num_components, mean.shape[1]
+        shape = (-1, count, dim)
+        offset = amortized(self, "offset", count * dim, context, nn.initializers.normal(0.5)).reshape(shape)
+        widened = amortized(self, "log_var", count * dim, context, nn.initializers.zeros).reshape(shape)
+        logits = amortized(self, "logits", count, context, nn.initializers.zeros)
+        return GaussianMixtures(
+            jnp.broadcast_to(logits, (len(mean), count)),
+            mean[:, None] + jnp.exp(0.5 * log_var)[:, None] * offset,
+            log_var[:, None] + widened,
+        )
