@@ -9,12 +9,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import at_least
-from jaxvae.distributions import DiagGaussian, GaussianMixtures
+from jaxvae.distributions import (
+    DiagGaussian,
+    GaussianMixtures,
+    OneHotCategorical,
+    RelaxedOneHot,
+    StraightThroughOneHot,
+)
 from jaxvae.flows import FlowPosterior, FullCovariance
 from jaxvae.flows._parameters import amortized, check_input
-from jaxvae.types import Array
+from jaxvae.types import Array, Schedule
 
-__all__ = ["DiagGaussian", "FlowPosterior", "FullCovariance", "MixturePosterior"]
+__all__ = ["DiagGaussian", "FlowPosterior", "FullCovariance", "GumbelSoftmax", "MixturePosterior"]
 
 
 class MixturePosterior(nn.Module):
@@ -48,3 +54,46 @@ class MixturePosterior(nn.Module):
             mean[:, None] + jnp.exp(0.5 * log_var)[:, None] * offset,
             log_var[:, None] + widened,
         )
+
+
+class GumbelSoftmax(nn.Module):
+    """q(z|x) as N categorical variables over K categories: relaxed draws in training, one-hot ones in evaluation.
+
+    The encoder returns (logits,), [B, N, K], as `jaxvae.networks.CategoricalEncoder` does; the decoder is given
+    [B, N, K]. The rate is the exact categorical KL in both. In training the loss is that of relaxed draws, which bounds
+    nothing: report what evaluation says. For few categories `jaxvae.objectives.enumerated_vae_loss` is exact.
+
+    Attributes:
+      temperature: above 0; or step -> temperature, counted by the module itself in the collection "annealing".
+      straight_through: whether draws in training are one-hot, with the gradient of the relaxed ones.
+
+    References:
+      Jang, Gu and Poole, Categorical Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih and Teh, The Concrete
+      Distribution, 2017.
+    """
+
+    temperature: float | Schedule = 0.67
+    straight_through: bool = False
+
+    @nn.compact
+    def __call__(self, logits: Array, *, train: bool) -> OneHotCategorical | RelaxedOneHot:
+        """The record.
+
+        Raises:
+          ValueError: logits that are not [B, N, K], or a temperature that is not a positive number.
+        """
+        if logits.ndim != 3 or logits.shape[-1] < 2:
+            raise ValueError(f"logits must be [B, N, K] of at least two categories, got {logits.shape}")
+        temperature: Array | float
+        if callable(self.temperature):
+            steps = self.variable("annealing", "steps", lambda: jnp.zeros((), jnp.int32))
+            temperature = self.temperature(steps.value)
+            if train and not self.is_initializing():
+                steps.value = steps.value + 1
+        else:
+            temperature = self.temperature
+            if not 0 < temperature < float("inf"):
+                raise ValueError(f"temperature must be a positive number, got {temperature}")
+        if not train:
+            return OneHotCategorical(logits)
+        return (StraightThroughOneHot if self.straight_through else RelaxedOneHot)(logits, temperature)

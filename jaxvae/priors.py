@@ -8,6 +8,7 @@ one that is the same for every example `sample(num, key=)`, of one that describe
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,22 @@ import numpy as np
 from flax import linen as nn
 
 from jaxvae._checks import at_least
-from jaxvae.distributions import Mixture, StandardNormal
+from jaxvae.distributions import Mixture, OneHotCategorical, SharedOneHot, StandardNormal
 from jaxvae.flows import FlowPrior
-from jaxvae.types import Array, PRNGKey
+from jaxvae.keys import noise
+from jaxvae.networks.masked import masked_layers, masked_network
+from jaxvae.types import Array, PRNGKey, PyTree
 
-__all__ = ["Examples", "FlowPrior", "GaussianMixture", "PseudoInputs", "StandardNormal", "VampPrior"]
+__all__ = [
+    "AutoregressiveCategorical",
+    "CategoricalPrior",
+    "Examples",
+    "FlowPrior",
+    "GaussianMixture",
+    "PseudoInputs",
+    "StandardNormal",
+    "VampPrior",
+]
 
 
 class GaussianMixture(nn.Module):
@@ -122,3 +134,112 @@ class Examples:
             raise ValueError(f"expected at least {shape[0]} examples {shape[1:]}, got {self.x.shape}")
         chosen = jax.random.choice(key, len(self.x), shape[:1], replace=False)
         return jnp.asarray(self.x, dtype)[chosen]
+
+
+class CategoricalPrior(nn.Module):
+    """N independent categorical variables over K categories, one-hot: uniform, or with learned probabilities.
+
+    Attributes:
+      num_variables: N.
+      num_categories: K.
+      learned: whether the probabilities are; they start uniform.
+    """
+
+    num_variables: int
+    num_categories: int
+    learned: bool = False
+
+    @nn.compact
+    def __call__(self, *condition: Array) -> SharedOneHot:
+        """The record.
+
+        Raises:
+          ValueError: no variables, or fewer than two categories.
+        """
+        shape = _categorical_shape(self.num_variables, self.num_categories)
+        logits = self.param("logits", nn.initializers.zeros, shape, jnp.float32) if self.learned else jnp.zeros(shape)
+        return SharedOneHot(logits[None])
+
+
+class AutoregressiveCategorical(nn.Module):
+    """N categorical variables over K categories, one-hot, each given those before it, by one masked network (MADE).
+
+    A density takes one pass, a draw N. It begins uniform.
+
+    Attributes:
+      num_variables: N.
+      num_categories: K.
+      hidden: widths of the masked layers.
+
+    References:
+      Germain et al., MADE: Masked Autoencoder for Distribution Estimation, 2015; van den Oord et al., Neural Discrete
+      Representation Learning, 2017, for an autoregressive prior of codes.
+    """
+
+    num_variables: int
+    num_categories: int
+    hidden: tuple[int, ...] = (128,)
+
+    def __call__(self, *condition: Array) -> "AutoregressiveOneHot":
+        """The record.
+
+        Raises:
+          ValueError: no variables, fewer than two categories, or no width.
+        """
+        shape = _categorical_shape(self.num_variables, self.num_categories)
+        at_least(1, hidden=self.hidden)
+        if not self.hidden:
+            raise ValueError("hidden must hold at least one width")
+        if self.is_initializing():
+            self.logits(jnp.zeros((1, *shape)))
+        unbound, variables = self.unbind()
+        return AutoregressiveOneHot(variables, unbound)
+
+    @nn.compact
+    def logits(self, x: Array) -> Array:
+        """Of each variable given those before it: one-hot x [B, N, K] -> [B, N, K]."""
+        count, size = self.num_variables, self.num_categories
+        place = np.repeat(np.arange(count), size)
+        degrees = [place + 1, *(np.arange(width) % count for width in self.hidden), place]
+        layers = masked_layers(self, degrees, (), nn.initializers.zeros)
+        return masked_network(layers, x.reshape(len(x), -1)).reshape(-1, count, size)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network"])
+@dataclass(frozen=True)
+class AutoregressiveOneHot:
+    """What an `AutoregressiveCategorical` says of every example.
+
+    Attributes:
+      variables: of the network.
+      network: the module.
+    """
+
+    variables: PyTree
+    network: AutoregressiveCategorical
+
+    def log_prob(self, x: Array) -> Array:
+        """`[B]` nats of one-hot x, [B, N, K]."""
+        return OneHotCategorical(self._logits(x)).log_prob(x)
+
+    def sample(self, num: int, *, key: PRNGKey) -> Array:
+        """[num, N, K], one variable after the other; one key, or `num`."""
+        at_least(1, num=num)
+        shape = (num, self.network.num_variables, self.network.num_categories)
+        gumbel = noise(jax.random.gumbel, key, shape)
+
+        def one_more(i: Array, x: Array) -> Array:
+            chosen = jnp.argmax(self._logits(x)[:, i] + gumbel[:, i], axis=-1)
+            return x.at[:, i].set(jax.nn.one_hot(chosen, shape[-1]))
+
+        return jax.lax.fori_loop(0, shape[1], one_more, jnp.zeros(shape))
+
+    def _logits(self, x: Array) -> Array:
+        logits: Any = self.network.apply(self.variables, x, method="logits")
+        return logits
+
+
+def _categorical_shape(num_variables: int, num_categories: int) -> tuple[int, int]:
+    at_least(1, num_variables=num_variables)
+    at_least(2, num_categories=num_categories)
+    return num_variables, num_categories

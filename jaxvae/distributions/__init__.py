@@ -13,6 +13,7 @@ from jaxvae.distributions.counts import (
 )
 from jaxvae.distributions.gaussian import DiagGaussian, FullGaussian, Mixture, StandardNormal
 from jaxvae.distributions.mixtures import EqualMixture, GaussianMixtures, equal_mixture
+from jaxvae.distributions.one_hot import OneHotCategorical, RelaxedOneHot, SharedOneHot, StraightThroughOneHot
 from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
 from jaxvae.distributions.rates import rate
 from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
@@ -33,8 +34,12 @@ __all__ = [
     "Masked",
     "Mixture",
     "NegativeBinomial",
+    "OneHotCategorical",
     "Poisson",
+    "RelaxedOneHot",
+    "SharedOneHot",
     "StandardNormal",
+    "StraightThroughOneHot",
     "StudentT",
     "UnitInterval",
     "ZeroInflatedNegativeBinomial",

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 
 from jaxvae import losses
 from jaxvae.distributions.gaussian import DiagGaussian, Mixture, StandardNormal
+from jaxvae.distributions.one_hot import OneHotCategorical, RelaxedOneHot, SharedOneHot, StraightThroughOneHot
 from jaxvae.distributions.pixels import Categorical
 from jaxvae.types import Array
+
+ONE_HOT = (OneHotCategorical, RelaxedOneHot, StraightThroughOneHot)
 
 
 def rate(posterior: Any, prior: Any, latent: Array, log_posterior: Array) -> Array:
     """KL(posterior || prior) of each example: by dimension and in closed form, where the pair has one.
 
-    Those are two diagonal Gaussians (a mixture of one is one) and two categoricals; for any other pair it is
-    log q(z) - log p(z) at the draws.
+    Those are two diagonal Gaussians (a mixture of one is one) and two categoricals, one-hot ones and relaxed posteriors
+    too; for any other pair it is log q(z) - log p(z) at the draws.
 
     Args:
       posterior: q, over [B, ...].
@@ -36,4 +39,7 @@ def rate(posterior: Any, prior: Any, latent: Array, log_posterior: Array) -> Arr
         return losses.gaussian_kl_terms(posterior.mean, posterior.log_var, prior.mean, prior.log_var)[None]
     if pair == (Categorical, Categorical):
         return losses.categorical_kl_terms(posterior.logits, prior.logits)[None]
+    if pair[0] in ONE_HOT and pair[1] in (OneHotCategorical, SharedOneHot):
+        logits = jnp.broadcast_to(prior.logits, posterior.logits.shape)
+        return losses.categorical_kl_terms(posterior.logits, logits)[None]
     return (log_posterior - jax.vmap(prior.log_prob)(latent))[..., None]

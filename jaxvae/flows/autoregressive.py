@@ -1,7 +1,6 @@
 """Autoregressive flows: each value is scaled and shifted by what comes before it."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from flax import linen as nn
 from jaxvae._checks import at_least
 from jaxvae.flows._parameters import check_input
 from jaxvae.networks._arrays import as_tuples
+from jaxvae.networks.masked import Layers, masked_layers, masked_network
 from jaxvae.networks.scales import soft_bound
 from jaxvae.types import Array
 
@@ -56,7 +56,7 @@ class Autoregressive(nn.Module):
           ValueError: as the other bijections of `jaxvae.flows`, for other shapes.
         """
         check_input(x, context)
-        log_scale, shift = self._affine(_network(self._layers(x, context), x, context))
+        log_scale, shift = self._affine(masked_network(self._layers(x, context), x, context))
         return x * jnp.exp(log_scale) + shift, log_scale.sum(axis=1)
 
     __call__ = forward
@@ -67,11 +67,11 @@ class Autoregressive(nn.Module):
         layers = self._layers(y, context)
 
         def one_more(_: int, x: Array) -> Array:
-            log_scale, shift = self._affine(_network(layers, x, context))
+            log_scale, shift = self._affine(masked_network(layers, x, context))
             return (y - shift) * jnp.exp(-log_scale)
 
         x = jax.lax.fori_loop(0, y.shape[1], one_more, jnp.zeros_like(y))
-        log_scale, _ = self._affine(_network(layers, x, context))
+        log_scale, _ = self._affine(masked_network(layers, x, context))
         return x, -log_scale.sum(axis=1)
 
     def _affine(self, output: Array) -> tuple[Array, Array]:
@@ -83,33 +83,9 @@ class Autoregressive(nn.Module):
         return jax.nn.log_sigmoid(gate), jax.nn.sigmoid(-gate) * second
 
     @nn.compact
-    def _layers(self, x: Array, context: tuple[Array, ...]) -> list[tuple[Array, ...]]:
-        """(kernel, bias, kernel of the context or nothing) of each layer, masked: value i sees only earlier ones.
-
-        Units of degree d see the first d values in the order; those of degree 0 the context alone.
-        """
+    def _layers(self, x: Array, context: tuple[Array, ...]) -> Layers:
+        """The masked layers: value i sees only earlier ones."""
         dim = x.shape[1]
         order = np.arange(dim)[::-1] if self.reverse else np.arange(dim)
         degrees = [order + 1, *(np.arange(width) % dim for width in self.hidden), np.tile(order, 2)]
-        layers: list[tuple[Array, ...]] = []
-        for i, (before, after) in enumerate(pairwise(degrees)):
-            last = i == len(self.hidden)
-            start = nn.initializers.zeros if last else nn.initializers.lecun_normal()
-            mask = jnp.asarray(after[None] >= before[:, None], x.dtype)
-            kernel = self.param(f"kernel_{i}", start, mask.shape) * mask
-            bias = self.param(f"bias_{i}", nn.initializers.zeros, mask.shape[1:])[None]
-            of_context: tuple[Array, ...] = ()
-            if context and not last:
-                shape = (context[0].shape[1], mask.shape[1])
-                of_context = (self.param(f"context_{i}", nn.initializers.lecun_normal(), shape),)
-            layers.append((kernel, bias, *of_context))
-        return layers
-
-
-def _network(layers: list[tuple[Array, ...]], x: Array, context: tuple[Array, ...]) -> Array:
-    for i, (kernel, bias, *of_context) in enumerate(layers):
-        x = x @ kernel + bias
-        if of_context:
-            x = x + context[0] @ of_context[0]
-        x = nn.relu(x) if i < len(layers) - 1 else x
-    return x
+        return masked_layers(self, degrees, context, nn.initializers.zeros)

@@ -11,12 +11,13 @@ module, not what `nn.initializers.orthogonal()` returns.
 from jaxvae.networks import _pickling as _pickling  # so that activations pickle
 from jaxvae.networks.conditioning import Conditioned, LabelEmbedding, Unconditioned
 from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
-from jaxvae.networks.mlp import GaussianHead, MLPDecoder, MLPEncoder
+from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import PixelScale, SharedScale, logistic_image, soft_bound
 from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
 
 __all__ = [
+    "CategoricalEncoder",
     "Conditioned",
     "ConvDecoder",
     "ConvEncoder",

@@ -92,3 +92,26 @@ class MLPDecoder(nn.Module):
         size = math.prod(self.output_shape)
         output = nn.Dense(size, dtype=self.dtype, kernel_init=self.kernel_init, name="output")(features)
         return widen(output).reshape(-1, *self.output_shape)
+
+
+class CategoricalEncoder(nn.Module):
+    """x [B, ...] -> (logits,), [B, N, K], of N variables over K categories, through dense layers of `hidden` widths."""
+
+    num_variables: int
+    num_categories: int
+    hidden: Sequence[int] = (500,)
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for sizes that do not fit."""
+        as_tuples(self, "hidden")
+        at_least(1, num_variables=self.num_variables, hidden=self.hidden)
+        at_least(2, num_categories=self.num_categories)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array]:
+        """Encode a batch."""
+        shape = (self.num_variables, self.num_categories)
+        return (MLPDecoder(shape, self.hidden, self.activation, self.dtype, name="logits")(x),)

@@ -14,6 +14,7 @@ from jaxvae.objectives.elbo import (
     vae_log_weights,
     vae_loss,
 )
+from jaxvae.objectives.enumerated import enumerated_vae_loss
 from jaxvae.objectives.iwae import iwae_loss
 from jaxvae.objectives.linear import linear_vae_loss
 from jaxvae.objectives.partial import init_partial_encoder, partial_encoder_loss
@@ -31,6 +32,7 @@ __all__ = [
     "cvae_loss",
     "cvae_prior_log_weights",
     "cyclical_schedule",
+    "enumerated_vae_loss",
     "init_partial_encoder",
     "init_prior",
     "iwae_loss",
