@@ -57,8 +57,18 @@ STREETS = {
     "jaxvae.data._table_files": {"pandas"},  # the same
     "jaxvae.data._prepared": {"numpy"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
+    "jaxvae.evaluation.refinement": {
+        "jax",
+        "numpy",
+        "optax",
+        "jaxvae.distributions",
+        "jaxvae.models",
+        "jaxvae.objectives",
+        "jaxvae.evaluation",
+        *SHARED,
+    },
     "jaxvae.evaluation": {
-        *("jax", "numpy", "jaxvae.distributions", "jaxvae.models", "jaxvae.objectives", "jaxvae.evaluation"),
+        *("jax", "numpy", "optax", "jaxvae.distributions", "jaxvae.models", "jaxvae.objectives", "jaxvae.evaluation"),
         *SHARED,
     },
     "jaxvae._sealed": {"jax", "numpy", "orbax", "jaxvae.types"},

@@ -21,6 +21,7 @@ from jaxvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from jaxvae.evaluation.map import map_batches
 from jaxvae.evaluation.observations import Linear, Visible
 from jaxvae.evaluation.probing import Probe, principal_components, probe
+from jaxvae.evaluation.refinement import Refined, refine
 
 __all__ = [
     "AggregatePosterior",
@@ -32,6 +33,7 @@ __all__ = [
     "Linear",
     "LogLikelihood",
     "Probe",
+    "Refined",
     "TrainedEncoder",
     "Visible",
     "active_latents",
@@ -46,6 +48,7 @@ __all__ = [
     "map_batches",
     "principal_components",
     "probe",
+    "refine",
     "sharpness_ratio",
 ]
 
