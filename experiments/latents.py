@@ -53,6 +53,7 @@ from jaxvae.types import Array, Batch, PRNGKey, PyTree
 
 CODES = 2000  # draws in the picture of the prior beside the aggregate posterior
 PAIRS = 32
+POSTERIORS, DRAWS, CELLS = 6, 20_000, 60  # in the picture of two latents
 NOISE = nn.initializers.uniform(1.0)
 
 
@@ -212,7 +213,9 @@ def save_pictures(run: Run, model: jaxvae.VAE, state: jaxvae.TrainState, dataset
     first, second = np.argsort(spread)[::-1][:2]
     drawn = np.concatenate([codes["draw"], of_prior])[:, [first, second]]
     named = np.repeat(["q(z|x)", "p(z)"], len(few))
+    of_two = posterior_pictures(run, model, variables, x[:POSTERIORS]) if codes["mean"].shape[1] == 2 else []
     return [
+        *of_two,
         figures.reconstructions(out / "reconstructions.png", *pairs),
         figures.learning_curves(out / "learning_curves.png", run.records()),
         figures.image_grid(out / "samples.png", as_pictures(samples), title="samples from the prior (means)"),
@@ -222,6 +225,26 @@ def save_pictures(run: Run, model: jaxvae.VAE, state: jaxvae.TrainState, dataset
             title=f"draws of latents {first} and {second}: all posteriors, and the prior",
         ),
     ]
+
+
+def posterior_pictures(run: Run, model: jaxvae.VAE, params: PyTree, x: Array) -> list[Path]:
+    """Of two latents, the exact p(z|x) of each image on a grid, above draws of q(z|x) on the same grid."""
+    exact, approximate = [], []
+    for i, one in enumerate(x):
+        many = jnp.broadcast_to(one[None], (DRAWS, *one.shape))
+        draws = np.asarray(model.apply(params, many, method="encode").sample(key=seed_key(i)))
+        centre, half = draws.mean(axis=0), 5 * draws.std(axis=0).max()
+        edges = [np.linspace(c - half, c + half, CELLS + 1) for c in centre]
+        middles = [(each[1:] + each[:-1]) / 2 for each in edges]
+        grid = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 1, 2).astype(np.float32)
+        log_likelihood, log_prior = model.apply(params, one[None], grid, method="log_joint")
+        joint = np.asarray(log_likelihood + log_prior, np.float64).reshape(CELLS, CELLS)
+        exact.append(np.exp(joint - joint.max()))
+        counted, *_ = np.histogram2d(*draws.T, bins=edges)
+        approximate.append(counted / counted.max())
+    images = np.stack(exact + approximate)[..., None].astype(np.float32)
+    title = f"p(z|x) of {len(exact)} test images, exact above, {run.settings['posterior']} below"
+    return [figures.image_grid(run.directory / "posteriors.png", images, columns=len(exact), title=title)]
 
 
 def _codes(model: jaxvae.VAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> dict[str, Array]:

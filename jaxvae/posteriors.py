@@ -5,6 +5,10 @@ A posterior is called with the arrays that the encoder returned and gives a reco
 and a context of x, which the encoder makes with `context_dim=C`; without it what they add is the same for every x.
 """
 
+import math
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -20,7 +24,7 @@ from jaxvae.flows import FlowPosterior, FullCovariance
 from jaxvae.flows._parameters import amortized, check_input
 from jaxvae.types import Array, Schedule
 
-__all__ = ["DiagGaussian", "FlowPosterior", "FullCovariance", "GumbelSoftmax", "MixturePosterior"]
+__all__ = ["CommittedGaussian", "DiagGaussian", "FlowPosterior", "FullCovariance", "GumbelSoftmax", "MixturePosterior"]
 
 
 class MixturePosterior(nn.Module):
@@ -54,6 +58,45 @@ class MixturePosterior(nn.Module):
             mean[:, None] + jnp.exp(0.5 * log_var)[:, None] * offset,
             log_var[:, None] + widened,
         )
+
+
+@dataclass(frozen=True)
+class CommittedGaussian:
+    """A diagonal Gaussian that cannot collapse: whatever the encoder says, each latent costs at least δ nats.
+
+    Its log-variances are softly bounded from above, so that KL(q || N(0, 1)) >= δ for every latent and every x. The
+    encoder must then make something of what is paid for anyway. For the prior N(0, I).
+
+    Attributes:
+      delta: δ, above 0, in nats for each latent.
+
+    Raises (when it is made):
+      ValueError: δ is not a positive number.
+
+    References:
+      Razavi et al., Preventing Posterior Collapse with delta-VAEs, 2019, section 2, for independent latents.
+    """
+
+    delta: float
+
+    def __post_init__(self) -> None:
+        """Check δ."""
+        if not 0 < self.delta < math.inf:
+            raise ValueError(f"delta must be a positive number of nats, got {self.delta}")
+
+    def __call__(self, mean: Array, log_var: Array) -> DiagGaussian:
+        """The record, of means and log-variances [B, D]."""
+        highest = self.highest
+        return DiagGaussian(mean, highest - jax.nn.softplus(highest - log_var))
+
+    @property
+    def highest(self) -> float:
+        """The largest log-variance v: where (exp(v) - 1 - v) / 2 = δ, below 0."""
+        low, high = -2 * self.delta - 1, 0.0  # the rate exceeds δ at the first, and is 0 at the second
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if math.expm1(middle) - middle > 2 * self.delta else (low, middle)
+        return low
 
 
 class GumbelSoftmax(nn.Module):

@@ -110,7 +110,7 @@ def test_a_run_of_latents_is_measured_and_drawn(options, tmp_path):
     assert test["nll"] < test["negative_elbo"] + 3 * test["nll_standard_error"]
     assert test["negative_elbo"] == pytest.approx(test["rate"] + test["distortion"], rel=1e-5)
     assert ("aggregate_kl" in test) == ("iaf" not in options)
-    for picture in ("samples", "prior", "reconstructions"):
+    for picture in ("samples", "prior", "reconstructions", "posteriors"):
         assert (tmp_path / "run" / f"{picture}.png").stat().st_size > 1000
 
 

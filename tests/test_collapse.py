@@ -1,0 +1,59 @@
+"""Posteriors that cannot collapse, and the experiment that shows collapse and its cures."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import run
+from scipy import optimize
+
+from experiments import collapse
+from jaxvae.losses import gaussian_kl_terms
+from jaxvae.posteriors import CommittedGaussian
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.5, 3.0, 40.0])
+def test_each_latent_costs_at_least_delta_whatever_the_encoder_says(delta):
+    posterior = CommittedGaussian(delta)
+    root = optimize.brentq(lambda v: 0.5 * (np.exp(v) - 1 - v) - delta, -2 * delta - 1, 0)
+    assert posterior.highest == pytest.approx(root, abs=1e-9)
+    mean, log_var = jnp.zeros((1, 5)), jnp.float32([[-50.0, -1.0, 0.0, 3.0, 100.0]])
+    record = posterior(mean, log_var)
+    zero = jnp.zeros(())
+    rates = np.asarray(gaussian_kl_terms(record.mean, record.log_var, zero, zero))
+    assert (rates >= delta * (1 - 1e-3) - 1e-6).all()
+    assert rates[0, -1] == pytest.approx(delta, rel=1e-2)
+    narrow = np.minimum(log_var[0, 0], posterior.highest)
+    assert record.log_var[0, 0] == pytest.approx(float(narrow), abs=1.0)  # far below the bound it is the encoder's
+    gradient = jax.grad(lambda v: posterior(mean, v).log_var.sum())(log_var)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_rate_that_is_none_is_refused():
+    for delta in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"delta must be a positive number of nats, got {delta}"):
+            CommittedGaussian(delta)
+    for option, value, text in (
+        ("--rate", 0.0, "rate must be a positive"),
+        ("--epochs", 0, "epochs must be at least 1"),
+    ):
+        done = run(collapse.main, option, value)
+        assert done.code == 2
+        assert text in done.said
+
+
+@pytest.mark.slow
+def test_what_collapses_is_cured_in_three_ways(tmp_path):
+    done = run(collapse.main, "--epochs", 80, "--out", tmp_path)
+    assert done.code == 0, done.said
+    test = json.loads((tmp_path / "collapse.json").read_text())["test"]
+    plain = test.pop("variance 1")
+    assert (plain["active_latents"], round(plain["rate"], 1)) == (0, 0)
+    assert set(test) == {"free bits", "committed", "learned variance"}
+    for name, of in test.items():
+        assert of["active_latents"] >= 5, name
+        assert of["error"] < 0.8 * plain["error"], name
+        assert of["mutual_information"] > 1, name
+    assert (tmp_path / "collapse.png").stat().st_size > 1000
