@@ -56,11 +56,37 @@ def vae(encoder, decoder, likelihood, loss=jaxvae.vae_loss, prior=STANDARD_NORMA
     return variant(jaxvae.VAE(encoder, decoder, likelihood, prior=prior), loss, **options)
 
 
+def moved(made):
+    """The variant from parameters away from where they start: what begins as the identity hides gradients behind it."""
+
+    def init(*, key):
+        params, state = made.init(key=key)
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        noise = (0.1 * jax.random.normal(each, leaf.shape) for each, leaf in zip(keys, leaves, strict=True))
+        return jax.tree.unflatten(tree, map(jnp.add, leaves, noise)), state
+
+    return made._replace(init=jax.jit(init))
+
+
 def flows():
     posterior = jaxvae.flows.FlowPosterior((jaxvae.flows.Autoregressive((8,)),))
     encoder = jaxvae.MLPEncoder(3, (16,), context_dim=2)
     prior = jaxvae.priors.FlowPrior((jaxvae.flows.AffineCoupling((8,)),), 3)
-    return variant(jaxvae.VAE(encoder, mlp()[1], posterior=posterior, prior=prior))
+    return moved(variant(jaxvae.VAE(encoder, mlp()[1], posterior=posterior, prior=prior)))
+
+
+def mixtures():
+    encoder = jaxvae.MLPEncoder(3, (16,), context_dim=4)
+    return moved(variant(jaxvae.VAE(encoder, mlp()[1], posterior=jaxvae.posteriors.MixturePosterior(2))))
+
+
+def categories():
+    encoder, prior = (
+        jaxvae.networks.CategoricalEncoder(2, 3, (16,)),
+        jaxvae.priors.AutoregressiveCategorical(2, 3, (8,)),
+    )
+    return moved(variant(jaxvae.VAE(encoder, mlp()[1], posterior=jaxvae.posteriors.GumbelSoftmax(), prior=prior)))
 
 
 def hierarchical(loss, **options):
@@ -131,6 +157,8 @@ VARIANTS = {
     "mixture prior": vae(*mlp(), Bernoulli, prior=jaxvae.GaussianMixture(4, 3)),
     "vamp prior": vae(*mlp(), Bernoulli, prior=jaxvae.priors.VampPrior(4, SHAPE)),
     "flow posterior and prior": flows(),
+    "mixture posterior": mixtures(),
+    "categorical latents": categories(),
     "iwae": vae(*mlp(), Bernoulli, jaxvae.iwae_loss, num_samples=4),
     "doubly reparameterised": hierarchical(jaxvae.iwae_loss, num_samples=4, doubly_reparameterized=True),
     "hierarchical": hierarchical(jaxvae.sampled_vae_loss),
