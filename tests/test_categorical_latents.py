@@ -137,6 +137,7 @@ def test_in_evaluation_draws_are_one_hot_and_the_sampled_bound_is_the_exact_one(
     assert estimate.nll == pytest.approx(-log_p.mean(), abs=5 * estimate.nll_standard_error + 0.01)
 
 
+@pytest.mark.slow
 def test_relaxed_gradients_approach_the_exact_ones_as_they_cool(params, key):
     """A biased gradient, whose bias falls with the temperature: its direction is the exact one's."""
     exact = jax.grad(lambda p: enumerated_vae_loss(MODEL, p, (), batch(B), key=key, step=0)[0])(params)
@@ -152,6 +153,7 @@ def test_relaxed_gradients_approach_the_exact_ones_as_they_cool(params, key):
     assert cosine(0.3) > cosine(10.0)
 
 
+@pytest.mark.slow
 def test_training_relaxed_and_enumerated_lowers_the_exact_bound(params, key):
     fresh = jax.jit(MODEL.init)(jax.random.key(3), batch(1)["x"])
     examples = batch(64)
@@ -219,7 +221,10 @@ def test_an_autoregressive_prior_sums_to_one_is_causal_and_draws_what_it_scores(
     np.testing.assert_array_equal(record.sample(6, key=keys)[2:4], record.sample(2, key=keys[2:4]))
 
 
-@pytest.mark.parametrize("prior", [CategoricalPrior(N, K, learned=True), AutoregressiveCategorical(N, K, (8,))])
+@pytest.mark.parametrize(
+    "prior",
+    [pytest.param(CategoricalPrior(N, K, learned=True), marks=pytest.mark.slow), AutoregressiveCategorical(N, K, (8,))],
+)
 def test_learned_priors_train_and_are_drawn_from(prior, key):
     model = model_of(prior)
     params = jax.jit(model.init)(key, batch(1)["x"])

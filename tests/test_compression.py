@@ -63,7 +63,7 @@ def test_a_file_is_as_long_as_the_elbo_says(params, compressed):
     assert expected < 0.8 * X.size  # the model knows something
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [7, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 1000))])
 def test_batches_of_any_size_and_numbers_of_any_type(params, batch_size):
     some = X[:50].astype({1: bool, 7: np.float64, 1000: np.int8}[batch_size])
     seen = []

@@ -1,5 +1,6 @@
 """Folders of pictures and files of arrays: what they become, and what is refused with the way out."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -46,6 +47,11 @@ def test_sub_folders_label_their_pictures_however_deep(tmp_path):
     assert own.label.tolist() == [0, 1, 1]
     assert (own.name, own.label_names) == (tmp_path.name, ("ants", "cats"))
     np.testing.assert_array_equal(own.x, COLOURS[[1, 0, 2]])
+    assert own.example_names == ("ants/2.png", "cats/1.png", "cats/more/3.png")
+    assert own.take([2, 0]).example_names == ("cats/more/3.png", "ants/2.png")
+    assert data.split_validation(own, 1, seed=0)[1].example_names[0] in own.example_names
+    with pytest.raises(ValueError, match="example_names must be one for each of 3 examples, got 1"):
+        dataclasses.replace(own, example_names=["a"])
     known = data.folder(tmp_path, label_names=["bees", "cats", "ants"])  # of a set that had more
     assert (known.label.tolist(), known.num_classes) == ([2, 1, 1], 3)
     with pytest.raises(ValueError, match="has a folder 'ants', which is none of 'bees', 'cats'"):

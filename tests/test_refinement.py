@@ -72,6 +72,7 @@ def test_an_encoder_that_is_best_already_gains_nothing():
     assert (found.amortization_gap > -0.03).all()
 
 
+@pytest.mark.slow
 def test_a_richer_family_has_no_gap_left():
     model = model_of(0.3, 0.0, FullCovariance())
     params = model.init(jax.random.key(0), jnp.float32(X[:1]))

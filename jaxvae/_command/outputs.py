@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,25 @@ def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
     return _save(path, reconstructed)
 
 
-def write_codes(path: Path, codes: np.ndarray) -> Path:
-    """Codes [N, ...] as an array, or as a table with a row for each x and a line of names."""
+def write_codes(path: Path, codes: np.ndarray, example_names: Sequence[str] = ()) -> Path:
+    """Codes [N, ...] as an array, or as a table with a row for each x, after its name where it has one, and titles."""
     if path.suffix == ".npy":
         return _save(path, codes)
     rows = codes.reshape(len(codes), -1)
-    return _write_table(path, rows, "z" if np.issubdtype(rows.dtype, np.floating) else "code")
+    return _write_table(path, rows, "z" if np.issubdtype(rows.dtype, np.floating) else "code", example_names)
 
 
-def _write_table(path: Path, rows: np.ndarray, name: str) -> Path:
+def _write_table(path: Path, rows: np.ndarray, name: str, example_names: Sequence[str] = ()) -> Path:
     """Rows [N, D] as CSV, under a line of names counted from 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     floating = np.issubdtype(rows.dtype, np.floating)
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow([f"{name}{i}" for i in range(1, rows.shape[1] + 1)])
-        table.writerows([f"{value:.9g}" if floating else int(value) for value in row] for row in rows)
+        first = ["path"] if example_names else []
+        table.writerow([*first, *(f"{name}{i}" for i in range(1, rows.shape[1] + 1))])
+        for i, row in enumerate(rows):
+            values = (f"{value:.9g}" if floating else int(value) for value in row)
+            table.writerow([*example_names[i : i + 1], *values])
     return path
 
 

@@ -79,7 +79,7 @@ class Encode(_OfData):
     """Write the codes of data, means of q(z|x) or a VQ-VAE's indices: a row for each x, pictures by their paths."""
 
     out: Out = None
-    """Where to, .npy or .csv. Default: codes.npy in RUN."""
+    """Where to, .npy or .csv, which has the pictures' paths too. Default: codes.npy in RUN."""
 
     def __call__(self) -> None:
         """Encode and write."""
@@ -87,7 +87,7 @@ class Encode(_OfData):
         run, dataset = self.read()
         codes = run.encode(dataset)
         console.print(f"{len(codes)} codes of {codes.shape[1:]}", highlight=False)
-        outputs.print_paths(codes=outputs.write_codes(path, codes))
+        outputs.print_paths(codes=outputs.write_codes(path, codes, dataset.example_names))
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ class Dataset:
       domain: which values x may take.
       factor_names: the names of the F columns.
       label_names: what the labels 0, 1, ... stand for, where that is known.
+      example_names: what the examples are called, where that is known, as the files of a folder are.
 
     Raises:
       TypeError: an array that is masked or holds no numbers; labels or factors that are not integers.
-      ValueError: no "x", arrays of other lengths than x, a wrong shape, or names that do not fit the factors or labels.
+      ValueError: no "x", arrays of other lengths than x, a wrong shape, or names that do not fit what they name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Dataset:
     domain: Domain
     factor_names: tuple[str, ...] = ()
     label_names: tuple[Any, ...] = ()
+    example_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         arrays = {}
@@ -57,6 +59,11 @@ class Dataset:
         object.__setattr__(self, "label_names", tuple(self.label_names))
         if self.label_names:
             _check_label_names(arrays.get("label"), self.label_names)
+        object.__setattr__(self, "example_names", tuple(self.example_names))
+        if len(self.example_names) not in (0, len(self.x)):
+            raise ValueError(
+                f"example_names must be one for each of {len(self.x)} examples, got {len(self.example_names)}"
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -114,7 +121,9 @@ class Dataset:
             indices = indices if indices.size else indices.astype(int)  # an empty list is floating
             if indices.ndim != 1:
                 raise ValueError(f"indices must be a slice or [M], got {indices.shape}")
-        return dataclasses.replace(self, arrays={name: values[indices] for name, values in self.arrays.items()})
+        names = np.array(self.example_names, object)[indices] if self.example_names else ()
+        arrays = {name: values[indices] for name, values in self.arrays.items()}
+        return dataclasses.replace(self, arrays=arrays, example_names=tuple(names))
 
     def prepared(self, count: int, *, key: PRNGKey) -> Batch:
         """The first `count` examples as a model sees them, on the device."""

@@ -95,7 +95,11 @@ def folder(
         raise ValueError(f"{root} has a folder {unknown[0]!r}, which is none of {', '.join(map(repr, names))}")
     if labels:
         arrays["label"] = np.array([names.index(each) for each in labels], np.int32)
-    return Dataset(root.name, arrays, make_prepare(BYTE_LEVELS), LEVELS, label_names=names if labels else ())
+    return Dataset(
+        *(root.name, arrays, make_prepare(BYTE_LEVELS), LEVELS),
+        label_names=names if labels else (),
+        example_names=tuple(str(path.relative_to(root)) for path in kept),
+    )
 
 
 def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: int | None = None) -> Dataset:
