@@ -44,7 +44,7 @@ def observed_feed(
         y = data.Dataset("y", {"x": values}, data.make_prepare(), data.Domain("real"))
         source, indices = evaluation_feed(y)
         return {"y": source["x"], "index": source["index"]}, indices, None
-    mask = observation.mask
+    mask = getattr(observation, "mask", None)
     if mask is not None and mask.shape == values.shape[1:]:
         values = np.where(mask, values, np.zeros((), values.dtype))  # what is hidden is not looked at
     given = as_dataset(trained_on, values)

@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxvae._checks import at_least
+from jaxvae._host import host_array
 from jaxvae.distributions import Mixture, OneHotCategorical, SharedOneHot, StandardNormal
 from jaxvae.flows import FlowPrior
 from jaxvae.keys import noise
@@ -116,13 +117,22 @@ class Examples:
 
     Attributes:
       x: [N, ...], as a model sees them: `dataset.prepared(1000, key=key)["x"]`.
+
+    Raises (when it is made):
+      TypeError: x is not floating.
+      ValueError: x is not finite.
     """
 
     x: Any
 
     def __post_init__(self) -> None:
-        """Keep them on the host."""
-        object.__setattr__(self, "x", np.asarray(self.x))
+        """Keep them on the host, checked: integers would be pixels that no `prepare` has scaled."""
+        x = host_array(self.x, "x")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x must be floating, as dataset.prepared(count, key=key)['x'] is, got {x.dtype}")
+        if not np.isfinite(x).all():
+            raise ValueError("x must be finite: pseudo-inputs have no missing entries but by a mask beside them")
+        object.__setattr__(self, "x", x)
 
     def __call__(self, key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
         """`shape[0]` different ones.

@@ -240,6 +240,21 @@ def test_learned_priors_train_and_are_drawn_from(prior, key):
     assert model.apply(params, 7, key=key, method="sample").mean.shape == (7, *SHAPE)
 
 
+def test_draws_without_a_gradient_and_relaxed_densities_are_refused(params, key):
+    """In training; in evaluation one-hot draws are what is asked for."""
+    hard = MODEL.clone(posterior=OneHotCategorical)
+    with pytest.raises(TypeError, match=r"draws of a OneHotCategorical have no gradient.*GumbelSoftmax\(\)"):
+        jaxvae.vae_loss(hard, params, (), batch(B), key=key, step=0)
+    exact = [enumerated_vae_loss(model, params, (), batch(B), key=key, step=0)[0] for model in (hard, MODEL)]
+    assert exact[0] == exact[1]
+    doubly = partial(jaxvae.iwae_loss, MODEL, num_samples=2, doubly_reparameterized=True)
+    with pytest.raises(TypeError, match=r"relaxed draws have no density log q\(z\|x\)"):
+        doubly(params, (), batch(B), key=key, step=0)
+    source = {name: np.asarray(values) for name, values in batch(B).items()}
+    with pytest.raises(TypeError, match="draws of categorical latents have no gradient to refine"):
+        jaxvae.evaluation.refine(MODEL, params, (), source, np.arange(B)[None], key=key, steps=1)
+
+
 def test_what_does_not_fit_is_refused(params, key):
     wide = jaxvae.VAE(
         CategoricalEncoder(9, 3, (4,)),

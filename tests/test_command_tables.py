@@ -77,10 +77,11 @@ def test_rows_are_drawn_in_the_units_of_the_table(trained):
 def test_holes_are_filled_in_and_new_rows_encoded_by_the_runs_own_columns(trained):
     truth = weather(50, seed=2)
     path, out, some = trained.folder / "new.csv", trained.folder / "filled.csv", truth.index < 10
+    truth = truth.assign(id=[f"{row:03}" for row in truth.index])  # which a number would not be
     truth.assign(sky=None, degrees=truth["degrees"].where(some)).to_csv(path, **WRITTEN)
     done = commands.run(main, "impute", trained.run, path, "--out", out, "--num-samples", 100)
     assert done.code == 0, done.said
-    filled = pd.read_csv(out)
+    filled = pd.read_csv(out, dtype={"id": str})
     assert list(filled) == list(truth)  # those too that are no part of x
     for title in ("id", "visitors"):
         assert (filled[title] == truth[title]).all()

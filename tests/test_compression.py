@@ -132,6 +132,13 @@ def test_what_cannot_be_coded_is_refused(name):
         compress(model, params, (), x)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_parameters_that_are_no_numbers_are_noticed(params, part):
+    broken = {"params": params["params"] | {part: jax.tree.map(lambda leaf: leaf * np.nan, params["params"][part])}}
+    with pytest.raises(ValueError, match=f"the {part}'s output is not finite: its parameters are damaged"):
+        compress(MODEL, broken, (), X[:4])
+
+
 def test_the_package_that_is_missing_is_named(params, monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(ImportError, match=r"compression needs constriction: pip install 'jaxvae\[compression\]'"):

@@ -246,6 +246,10 @@ def test_a_vamp_prior_that_does_not_fit_says_so(key):
     for count, shape in ((3, SHAPE), (2, (9,))):
         with pytest.raises(ValueError, match=rf"expected at least {count} examples .*, got \(2, {SHAPE[0]}, "):
             VampPrior(count, shape, Examples(batch(2)["x"])).init(key)
+    with pytest.raises(TypeError, match=r"x must be floating, as dataset.prepared\(.*, got uint8"):
+        Examples(np.zeros((2, *SHAPE), np.uint8))  # of 256 levels, where a model sees [0, 1]
+    with pytest.raises(ValueError, match="x must be finite"):
+        Examples(np.full((2, *SHAPE), np.nan, np.float32))
     cvae = jaxvae.CVAE(*map(jaxvae.Conditioned, mlp(D)), prior=VAMP)
     with pytest.raises(TypeError, match="a VampPrior mixes posteriors of x alone"):
         cvae.init(key, batch(1)["x"], jnp.zeros((1, 2)))

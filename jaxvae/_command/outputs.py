@@ -105,7 +105,9 @@ def write_imputed(path: Path, filled: Imputed, run: Run, *, table: Mapping[str, 
         for i, column in enumerate(columns):
             if column.kind == "categories":
                 rows[:, i] = _most_frequent(filled.draws[:, :, i])
-        whole, _ = read_table(**table)
+        numbers = {column.name for column in columns if column.kind != "categories"}
+        titles, _ = read_table(**table)
+        whole, _ = read_table(**table, text=[title for title in titles if title not in numbers])  # "007" stays itself
         means = to_frame(rows, columns).set_axis(whole.index)
         for title in means:
             whole[title] = whole[title].astype(object).where(whole[title].notna(), means[title])

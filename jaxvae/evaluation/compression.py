@@ -68,7 +68,8 @@ def compress(
     Raises:
       ImportError: the package constriction is missing.
       TypeError: the model is another one.
-      ValueError: x has other values than 0 and 1, no examples, or another shape.
+      ValueError: x has other values than 0 and 1, no examples, or another shape; latents that are not [B, D]; a network
+        whose output is not finite.
 
     References:
       Townsend, Bird and Barber, Practical Lossless Compression with Latent Variables Using Bits Back Coding, 2019.
@@ -149,6 +150,8 @@ def _coders(model: Any, params: PyTree, model_state: PyTree, shape: tuple[int, .
                 f"bits back is written for a {expected.__name__} as the {name}, and this model's is a "
                 f"{type(record).__name__}"
             )
+    if posterior.mean.ndim != 2:
+        raise ValueError(f"bits back is written for latents [B, D], and this model's are {posterior.mean.shape}")
     if likelihood.logits.shape[1:] != shape:
         raise ValueError(f"the model is of x {likelihood.logits.shape[1:]}, and x is {shape}")
 
@@ -167,13 +170,21 @@ def _coders(model: Any, params: PyTree, model_state: PyTree, shape: tuple[int, .
         return whole
 
     def run_encoder(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, scale = encode(padded(x))
-        return np.asarray(mean, np.float64)[: len(x)], np.asarray(scale, np.float64)[: len(x)]
+        mean, scale = (np.asarray(each, np.float64)[: len(x)] for each in encode(padded(x)))
+        _check_finite("encoder", mean, scale)
+        return mean, scale
 
     def run_decoder(z: np.ndarray) -> np.ndarray:
-        return np.asarray(decode(padded(z)), np.float64)[: len(z)]
+        probability = np.asarray(decode(padded(z)), np.float64)[: len(z)]
+        _check_finite("decoder", probability)
+        return probability
 
     return Coders(run_encoder, run_decoder, shape, posterior.mean.shape[1])
+
+
+def _check_finite(network: str, *outputs: np.ndarray) -> None:
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise ValueError(f"the {network}'s output is not finite: its parameters are damaged")
 
 
 def _constriction() -> Any:

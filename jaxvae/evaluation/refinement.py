@@ -11,7 +11,7 @@ import optax
 
 from jaxvae._checks import at_least
 from jaxvae._variables import variables_of
-from jaxvae.distributions import rate
+from jaxvae.distributions import OneHotCategorical, rate
 from jaxvae.evaluation.map import map_batches
 from jaxvae.losses import iwae_bound
 from jaxvae.models.vae import sample_latents
@@ -150,6 +150,8 @@ def _refined(
 def _own_parameters(record: Any, count: int) -> Any:
     """The record with arrays of each example alone; `TypeError` where it has others."""
     leaves = jax.tree.leaves(record)
+    if isinstance(record, OneHotCategorical):
+        raise TypeError("draws of categorical latents have no gradient to refine q(z|x) by")
     if not isinstance(record, tuple) or not all(leaf.ndim >= 2 for leaf in leaves):
         raise TypeError(
             f"the posterior is a {type(record).__name__}, whose parameters are not arrays of each example: refine that "

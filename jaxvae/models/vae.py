@@ -12,7 +12,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import at_least, check_shape, check_x
-from jaxvae.distributions import Bernoulli, DiagGaussian, Masked, StandardNormal, equal_mixture, rate
+from jaxvae.distributions import (
+    Bernoulli,
+    DiagGaussian,
+    Masked,
+    OneHotCategorical,
+    RelaxedOneHot,
+    StandardNormal,
+    equal_mixture,
+    rate,
+)
 from jaxvae.keys import check_key, sample_keys
 from jaxvae.models._parts import adopt_parts, check_nats, record_of
 from jaxvae.networks._run import run
@@ -77,14 +86,21 @@ class VAE(nn.Module):
         """q(z|x): x [B, ...] -> a record over latents [B, D].
 
         Raises:
-          TypeError: x is not floating, `observed` is not boolean, or the encoder's output is no tuple.
+          TypeError: x is not floating, `observed` is not boolean, the encoder's output is no tuple, or in training a
+            posterior whose draws have no gradient.
           ValueError: x is empty, `observed` has another shape, or the encoder's output does not fit the posterior.
         """
         check_x(x)
         train = self.has_rng("dropout")
         seen = x if observed is None else with_mask(x, observed)
         output = run(self.encoder, seen, *self.embedded(condition, len(x)), train=train)
-        return record_of(self.posterior, output, len(x), train=train)
+        record = record_of(self.posterior, output, len(x), train=train)
+        if train and isinstance(record, OneHotCategorical):
+            raise TypeError(
+                "draws of a OneHotCategorical have no gradient, and the encoder would not learn from the likelihood: "
+                "pass posterior=jaxvae.posteriors.GumbelSoftmax(), or train by objectives.enumerated_vae_loss"
+            )
+        return record
 
     def decode(self, latent: Array, *condition: Array) -> Likelihood:
         """p(x|z): latents [B, D] -> a record over x [B, ...]."""
@@ -141,7 +157,13 @@ class VAE(nn.Module):
     def log_posterior(self, x: Array, *condition_and_latent: Array, observed: Array | None = None) -> Array:
         """Log q(z|x) of latents [S, B, D], the last argument, [S, B] nats."""
         *condition, latent = condition_and_latent
-        return log_prob_of_each(self.encode(x, *condition, observed=observed), latent, "the posterior")
+        posterior = self.encode(x, *condition, observed=observed)
+        if isinstance(posterior, RelaxedOneHot):
+            raise TypeError(
+                "relaxed draws have no density log q(z|x), which the doubly reparameterised gradient needs: train by "
+                "vae_loss, or iwae_loss with doubly_reparameterized=False"
+            )
+        return log_prob_of_each(posterior, latent, "the posterior")
 
     def log_joint(self, x: Array, *condition_and_latent: Array, observed: Array | None = None) -> tuple[Array, Array]:
         """Log p(x|z) and log p(z) of latents [S, B, D], the last argument, each [S, B] nats."""

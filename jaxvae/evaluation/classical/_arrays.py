@@ -4,8 +4,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxvae._checks import at_least
 from jaxvae._host import host_reals
-from jaxvae.keys import noise
+from jaxvae.keys import check_key, noise
 from jaxvae.types import PRNGKey
 
 
@@ -32,6 +33,19 @@ def centre(x: ArrayLike, mean: np.ndarray) -> np.ndarray:
 
 def squared_norm(rows: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", rows, rows)  # without a copy of the data's size
+
+
+def linear_draws(
+    mean: np.ndarray, weights: np.ndarray, noise_variance: float | np.ndarray, num: int, key: PRNGKey
+) -> np.ndarray:
+    """mean + W z + √ψ ε, [num, ...]; `ValueError` where `num` is below 1."""
+    check_key(key)
+    at_least(1, num=num)
+    latent_key, noise_key = jax.random.split(key)
+    dim, latent_dim = weights.shape
+    samples = normal(latent_key, (num, latent_dim)) @ weights.T
+    samples += np.sqrt(noise_variance) * normal(noise_key, (num, dim))
+    return mean + samples.reshape(num, *mean.shape)
 
 
 def normal(key: PRNGKey, shape: tuple[int, ...]) -> np.ndarray:

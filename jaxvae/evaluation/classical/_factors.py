@@ -2,13 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxvae._checks import at_least
-from jaxvae.evaluation.classical._arrays import centre, finite, flat, normal
-from jaxvae.keys import check_key
+from jaxvae.evaluation.classical._arrays import centre, finite, flat, linear_draws
 from jaxvae.losses import LOG_2PI
 from jaxvae.types import PRNGKey
 
@@ -58,13 +55,7 @@ class FactorAnalysis(NamedTuple):
 
     def sample(self, num: int, *, key: PRNGKey) -> np.ndarray:
         """Draw mean + W z + √ψ ε, `[num, ...]`; `ValueError` where `num` is below 1."""
-        check_key(key)
-        at_least(1, num=num)
-        latent_key, noise_key = jax.random.split(key)
-        dim, latent_dim = self.weights.shape
-        samples = normal(latent_key, (num, latent_dim)) @ self.weights.T
-        samples += np.sqrt(self.noise_variance) * normal(noise_key, (num, dim))
-        return self.mean + samples.reshape(num, *self.mean.shape)
+        return linear_draws(self.mean, self.weights, self.noise_variance, num, key)
 
     def _standardised(self, x: ArrayLike) -> np.ndarray:
         return centre(x, self.mean) / np.sqrt(self.noise_variance)
