@@ -59,6 +59,7 @@ def train(
     loss: Callable[..., Any] | None = None,
     optimizer: optax.GradientTransformation | None = None,
     ema: float | None = None,
+    skip_above: float | None = None,
     batch_size: int | None = None,
     validation: float | int | data.Dataset = 0.1,
     patience: int | None = None,
@@ -83,6 +84,8 @@ def train(
       ema: the decay, such as 0.999, of an exponential moving average of the parameters over the steps, which is then
         evaluated and returned in their place (`jaxvae.training.with_ema`); it changes nothing of how they are trained.
         What networks and quantisers keep, such as batch statistics and codes, is not averaged.
+      skip_above: a step whose gradient has a larger norm changes nothing (`jaxvae.make_train_step`); the share of such
+        steps is "skipped" in the history. None: every step counts.
       batch_size: 128 unless given, or all examples where they are fewer.
       validation: the examples that training is measured on after every epoch: a share of the data set, a number of
         examples, or a set of its own. 0: none, and the last state is returned.
@@ -120,13 +123,15 @@ def train(
     optimizer = optimizer if ema is None else with_ema(optimizer, ema)
 
     state = init_train_state(partial(_initial, model, first), optimizer, key=seed_key(seed))
-    train_epoch = make_train_epoch(make_train_step(objective, optimizer, prepare=training.prepare))
+    train_step = make_train_step(objective, optimizer, prepare=training.prepare, skip_above=skip_above)
+    train_epoch = make_train_epoch(train_step)
     large = training.x.nbytes > data.STREAM_ABOVE_BYTES
     feed: Any = data.Streamed(training, order) if large else data.Resident(training, order)
     evaluated = _evaluated(model, objective, state, training)
     kept = training.take(slice(SEEDING_EXAMPLES))
     run_of = partial(Run, model, objective=evaluated, dataset=kept)
     settings: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_size": size, "ema": ema}
+    settings |= {} if skip_above is None else {"skip_above": skip_above}
     if place is not None:
         settings |= _description(training) | {"model": _described(model), "loss": _described(loss)}
         settings["validation"] = _described(validation)

@@ -96,6 +96,58 @@ class TestStep:
             assert int(state.first_bad) == 3
         assert float(state.model_state["seen"]) == 3
 
+    @pytest.mark.parametrize("epoch", [False, True])
+    def test_a_step_with_a_large_gradient_changes_nothing_and_is_counted(self, epoch):
+        """The slope is 10 at every third step, which a norm of 5 does not let through, and 1 at the others."""
+
+        def init(*, key):
+            del key
+            return {"w": jnp.zeros(1)}, {"seen": jnp.float32(0)}
+
+        def loss_fn(params, model_state, batch, *, key, step):
+            del batch, key
+            loss = params["w"].sum() * jnp.where(step % 3 == 2, 10.0, 1.0)
+            return loss, ({"seen": model_state["seen"] + 1}, {"loss": loss})
+
+        optimizer = jaxvae.training.with_ema(optax.adam(0.1), 0.5)
+        state = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
+        step = jaxvae.make_train_step(loss_fn, optimizer, skip_above=5.0)
+        small = jax.jit(jaxvae.make_train_step(partial(loss_fn), optimizer))
+        if epoch:
+            indices = jnp.zeros((7, 1), jnp.int32)
+            state, metrics = jaxvae.make_train_epoch(step)(state, {"x": jnp.zeros((1, 1))}, indices)
+            assert metrics["skipped"].tolist() == [0, 0, 1, 0, 0, 1, 0]
+        else:
+            for n in range(7):
+                before, (state, metrics) = state, jax.jit(step)(state, {})
+                assert metrics["skipped"] == (n % 3 == 2)
+                assert state.step == n + 1
+                if metrics["skipped"]:
+                    chex.assert_trees_all_equal(state, before.replace(step=before.step + 1))
+                    assert metrics["grad_norm"] == 10
+        assert state.first_bad == -1
+        assert state.model_state["seen"] == 5
+        # Where the large ones are left out, the others are an ordinary run of five steps.
+        plain = jaxvae.init_train_state(init, optimizer, key=jax.random.key(0))
+        for n in (0, 1, 3, 4, 6):
+            plain, _ = small(plain.replace(step=jnp.int32(n)), {})
+        chex.assert_trees_all_close(state.params, plain.params, rtol=1e-6)
+        chex.assert_trees_all_close(state.opt_state, plain.opt_state, rtol=1e-6)
+
+    def test_what_is_not_finite_is_an_error_and_not_skipped(self):
+        init, loss_fn = straight(jnp.nan)
+        state = jaxvae.init_train_state(init, ADAM, key=jax.random.key(0))
+        step = jax.jit(jaxvae.make_train_step(loss_fn, ADAM, skip_above=1.0))
+        for _ in range(4):
+            state, metrics = step(state, batch(2))
+        assert state.first_bad == 2
+        assert metrics["skipped"] == 0
+
+    @pytest.mark.parametrize("norm", [0.0, -1.0, math.nan])
+    def test_a_norm_that_is_none(self, norm):
+        with pytest.raises(ValueError, match="skip_above must be a positive norm"):
+            jaxvae.make_train_step(VARIANT.loss_fn, ADAM, skip_above=norm)
+
     def test_weak_types_do_not_compile_twice(self):
         def init(*, key):
             del key

@@ -25,6 +25,7 @@ def jit_train_step(
     *,
     prepare: Prepare | None = None,
     mesh: Mesh | None = None,
+    skip_above: float | None = None,
 ) -> TrainStep:
     """`make_train_step` under `jax.jit`, the state donated.
 
@@ -34,7 +35,7 @@ def jit_train_step(
     Raises:
       ValueError: when called: B is not a multiple of the devices.
     """
-    train_step = make_train_step(loss_fn, optimizer, prepare=prepare)
+    train_step = make_train_step(loss_fn, optimizer, prepare=prepare, skip_above=skip_above)
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)
     everywhere = replicated(mesh)
@@ -50,6 +51,7 @@ def shard_map_train_step(
     *,
     prepare: Prepare | None = None,
     mesh: Mesh | None = None,
+    skip_above: float | None = None,
 ) -> TrainStep:
     """`make_train_step` under `jax.shard_map`: each device runs the step on its share of the batch, then they average.
 
@@ -59,7 +61,7 @@ def shard_map_train_step(
       ValueError: when called: the objective needs the whole batch, or B is not a multiple of the devices.
     """
     mesh = data_mesh() if mesh is None else mesh
-    body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data")
+    body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data", skip_above=skip_above)
     everywhere, share = PartitionSpec(), PartitionSpec("data")
     sharded = jax.shard_map(body, mesh=mesh, in_specs=(everywhere, share), out_specs=(everywhere, everywhere))
     return _OverMesh(jax.jit(sharded, donate_argnums=0), mesh)
@@ -71,6 +73,7 @@ def pmap_train_step(
     *,
     prepare: Prepare | None = None,
     mesh: Mesh | None = None,
+    skip_above: float | None = None,
 ) -> TrainStep:
     """`make_train_step` under `jax.pmap`, which JAX keeps working and no longer develops; prefer `jit_train_step`.
 
@@ -81,7 +84,7 @@ def pmap_train_step(
       ValueError: when called: the objective needs the whole batch, or B is not a multiple of the devices.
     """
     mesh = data_mesh() if mesh is None else mesh
-    body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data")
+    body = make_train_step(loss_fn, optimizer, prepare=prepare, axis_name="data", skip_above=skip_above)
     compiled = jax.pmap(
         body, axis_name="data", in_axes=(None, 0), out_axes=(None, None), devices=list(mesh.devices.ravel())
     )

@@ -30,6 +30,7 @@ def make_train_step(
     *,
     prepare: Prepare | None = None,
     axis_name: str | None = None,
+    skip_above: float | None = None,
 ) -> TrainStep:
     """Return `(state, batch) -> (state, metrics)`, for `jit`, `scan` or `vmap`.
 
@@ -46,6 +47,11 @@ def make_train_step(
     The optimiser also gets the loss (`value`), the gradient (`grad`) and the loss as a function of the parameters
     (`value_fn`), for those that want them: `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`.
 
+    With `skip_above` a step whose gradient's norm is larger changes nothing but the step's number, and is no error: the
+    parameters, the optimiser's state, an average of the parameters and the model's state stay what they were. The
+    metric "skipped" is 1 at such a step and otherwise 0, so that its mean is the share of steps that were skipped. Very
+    deep hierarchies meet a batch that would undo hours of training once in some thousand steps (Child, 2021).
+
     With `axis_name` it is the body of one device under `shard_map` or `pmap`: the state is the same on all, the batch
     is the device's share, and loss, metrics, gradient and model state are means over the devices. That is right where
     the objective is a mean over examples.
@@ -55,9 +61,14 @@ def make_train_step(
     Raises:
       ValueError: when first traced: a batch without examples, a metric or loss that is not a scalar, a new model state
         of another structure; with `axis_name`, an objective that needs the whole batch, or a line search.
+        `skip_above` that is not a positive number raises at once.
       TypeError: when first traced: an optimiser that wants what no step can give, a key that is not threefry's.
     """
-    return _TrainStep(loss_fn, optimizer, prepare, axis_name)
+    if skip_above is not None and not skip_above > 0:
+        raise ValueError(
+            f"skip_above must be a positive norm of the gradient, or None to skip no step, got {skip_above}"
+        )
+    return _TrainStep(loss_fn, optimizer, prepare, axis_name, skip_above)
 
 
 def make_eval_step(loss_fn: LossFn, *, prepare: Prepare | None = None) -> EvalStep:
@@ -92,6 +103,7 @@ class _TrainStep(PicklesByParts):
     optimizer: optax.GradientTransformation
     prepare: Prepare | None = None
     axis_name: str | None = None
+    skip_above: float | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take one step, or stand still; writes over the state where it is donated."""
@@ -133,6 +145,10 @@ class _TrainStep(PicklesByParts):
 
         moves = jnp.isfinite(loss) & ~jnp.isnan(grad_norm) & finite & (state.step != until) & (state.first_bad < 0)
         # A branch: on CPU it costs nothing measurable, where selecting each leaf slows a small step.
+        if self.skip_above is not None:
+            skips = moves & (grad_norm > self.skip_above)
+            metrics = {**metrics, "skipped": skips.astype(loss.dtype)}
+            move = partial(jax.lax.cond, skips, lambda: state.replace(step=state.step + 1), move)
         new = jax.lax.cond(moves, move, lambda: state)
         sound = _opt_state_is_finite(moves & large, state.opt_state, new.opt_state)
         sound &= is_finite(new.model_state)
