@@ -36,7 +36,7 @@ from jaxvae.distributions import (
     UnitInterval,
 )
 from jaxvae.evaluation.likelihood import log_likelihood
-from jaxvae.models import CVAE, VAE, VQVAE, Autoencoder, HierarchicalVAE, PixelCNN, SemiSupervisedVAE
+from jaxvae.models import CVAE, VAE, VQVAE, Autoencoder, HierarchicalVAE, PixelCNN, SemiSupervisedVAE, TopDownVAE
 from jaxvae.networks import (
     Conditioned,
     ConvDecoder,
@@ -109,6 +109,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "SharedScale",
     "StandardNormal",
+    "TopDownVAE",
     "TrainState",
     "Unconditioned",
     "UnitInterval",

@@ -110,13 +110,17 @@ class Run:
             first = num
         return np.asarray(self.model.apply(self.variables, first, key=seed_key(seed), method="sample").mean)
 
-    def encode(self, x: ArrayLike | data.Dataset) -> np.ndarray:
-        """The codes of x [N, ...], as the data set stores it: the posteriors' means [N, D], or a VQ-VAE's indices."""
+    def encode(self, x: ArrayLike | data.Dataset) -> Any:
+        """The codes of x [N, ...], as the data set stores it: the posteriors' means [N, D], or a VQ-VAE's indices.
+
+        Of a `TopDownVAE` a tuple, those of z_1 to z_L, each [N, ...].
+        """
         return self._map(_encoded, x)
 
     def reconstruct(self, x: ArrayLike | data.Dataset) -> np.ndarray:
         """The means of p(x|z) at the codes of x [N, ...], as models see it: an image in [0, 1]."""
-        return self._map(_reconstructed, x)
+        means: np.ndarray = self._map(_reconstructed, x)
+        return means
 
     def interpolate(self, start: ArrayLike, end: ArrayLike, *, num: int = 11) -> np.ndarray:
         """Decode the lines between the codes of two arrays [N, ...], [N, num, ...]: means of p(x|z).
@@ -126,14 +130,19 @@ class Run:
         """
         at_least(2, num=num)
         first, last = self.encode(start), self.encode(end)
-        if not np.issubdtype(first.dtype, np.floating):
+        leaf = jax.tree.leaves(first)[0]
+        if not np.issubdtype(leaf.dtype, np.floating):
             raise TypeError(f"the codes of a {type(self.model).__name__} are indices: there is nothing between them")
-        if first.shape != last.shape:
-            raise ValueError(f"start and end must be as many, got {len(first)} and {len(last)}")
-        share = np.linspace(0, 1, num, dtype=first.dtype).reshape(1, num, *[1] * (first.ndim - 1))
-        between = (1 - share) * first[:, None] + share * last[:, None]
-        decoded = self.model.apply(self.variables, between.reshape(-1, *first.shape[1:]), method="decode").mean
-        return np.asarray(decoded).reshape(len(first), num, *decoded.shape[1:])
+        if jax.tree.map(np.shape, first) != jax.tree.map(np.shape, last):
+            raise ValueError(f"start and end must be as many, got {len(leaf)} and {len(jax.tree.leaves(last)[0])}")
+
+        def line(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+            share = np.linspace(0, 1, num, dtype=start.dtype).reshape(1, num, *[1] * (start.ndim - 1))
+            between = (1 - share) * start[:, None] + share * end[:, None]
+            return between.reshape(-1, *start.shape[1:])
+
+        decoded = self.model.apply(self.variables, jax.tree.map(line, first, last), method="decode").mean
+        return np.asarray(decoded).reshape(len(leaf), num, *decoded.shape[1:])
 
     def impute(
         self, x: ArrayLike | data.Dataset, *, num_samples: int = 1000, num_draws: int = 10, seed: int = 0
@@ -215,7 +224,7 @@ class Run:
         write(self, out)
         return out
 
-    def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> np.ndarray:
+    def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> Any:
         given = as_trained(self.model, self.dataset, x if isinstance(x, data.Dataset) else as_dataset(self.dataset, x))
         feed = evaluation_feed(given)
         return map_batches(
@@ -324,13 +333,15 @@ class _Evaluated(NamedTuple):
     step: Array
 
 
-def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
+def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> PyTree:
     del key
     if isinstance(model, VQVAE):
         return model.encode_indices(params, model_state, batch["x"])
     observed = observed_of(batch, model, "encode")
     code = model.apply(variables_of(params, model_state), *model_inputs(batch), method="encode", **observed)
-    return code if isinstance(code, jax.Array) else code.mean
+    if isinstance(code, jax.Array):
+        return code
+    return code.mean if hasattr(code, "mean") else tuple(each.mean for each in code)
 
 
 def _reconstructed(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:

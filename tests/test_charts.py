@@ -111,6 +111,20 @@ def test_learning_curves_leave_out_what_is_missing(tmp_path):
         figures.learning_curves(tmp_path / "none.png", [])
 
 
+def test_group_rates_draw_a_line_for_each_group(tmp_path):
+    def at(epoch, split="test"):
+        rates = {f"rate_z{i}": float(i) for i in range(1, 13)}
+        return {"epoch": epoch, split: {"rate": 78.0, **rates}}
+
+    drawn = read(figures.group_rates(tmp_path / "rates.png", [at(1), at(2), at(3)]))
+    silent = [at(1), at(2), {"epoch": 3, "test": at(3)["test"] | {"rate_z4": 0.0}}]
+    assert not np.array_equal(read(figures.group_rates(tmp_path / "silent.png", silent)), drawn)
+    both = [record | {"train": at(1, "train")["train"] | {"rate_z1": 50.0}} for record in (at(1), at(2), at(3))]
+    np.testing.assert_array_equal(read(figures.group_rates(tmp_path / "both.png", both)), drawn)
+    with pytest.raises(ValueError, match=r"records hold no rate_z1, rate_z2, ... under train, validation, test"):
+        figures.group_rates(tmp_path / "none.png", [{"epoch": 1, "test": {"rate": 1.0}}])
+
+
 def test_the_first_epoch_does_not_squash_the_rest():
     low, high = _robust_limits(np.array([5000.0, *np.linspace(110, 100, 19)]))
     assert 99 < low < 100

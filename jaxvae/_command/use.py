@@ -86,6 +86,8 @@ class Encode(_OfData):
         path = outputs.checked_suffix(self.out or self.run / "codes.npy", ".npy", ".csv")
         run, dataset = self.read()
         codes = run.encode(dataset)
+        if isinstance(codes, tuple):  # of several groups of latents, those of z_1 first
+            codes = np.concatenate([each.reshape(len(each), -1) for each in codes], axis=1)
         console.print(f"{len(codes)} codes of {codes.shape[1:]}", highlight=False)
         outputs.print_paths(codes=outputs.write_codes(path, codes, dataset.example_names))
 

@@ -12,6 +12,7 @@ logits and values of 0 .. 255 are), `TypeError` for masked arrays, and `ImportEr
 from jaxvae.figures._charts import (
     factor_information,
     frontier,
+    group_rates,
     kl_bars,
     learning_curves,
     metrics_by_beta,
@@ -37,6 +38,7 @@ __all__ = [
     "completions",
     "factor_information",
     "frontier",
+    "group_rates",
     "image_grid",
     "index_maps",
     "interpolation",

@@ -1,6 +1,7 @@
 """Numbers over epochs, latents, models and factors."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ _QUANTITIES = {
 }
 
 
+GROUP = re.compile(r"rate_z\d+")
+LEAST_RATE = 0.01  # nats, the bottom of a logarithmic axis
 _INACTIVE = "#b4c4d2"  # the colour of latents that are not active
 
 
@@ -56,6 +59,34 @@ def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
     panels[-1].legend(frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
+    return save(figure, path)
+
+
+def group_rates(path: str | Path, records: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Path:
+    """The rate of each group of latents in nats against the epoch, a line for each, on a logarithmic scale from 0.01.
+
+    `records` are the lines of `metrics.jsonl`, as for `learning_curves`, with "rate_z1" and so on under "test",
+    "validation" or "train": the first of these that has them is drawn. A group that has fallen silent lies at the
+    bottom.
+    """
+    names = {name for record in records for split in SPLITS for name in record.get(split, {}) if GROUP.fullmatch(name)}
+    if not names:
+        raise ValueError(f"records hold no rate_z1, rate_z2, ... under {', '.join(SPLITS)}")
+    ordered = sorted(names, key=lambda name: int(name.removeprefix("rate_z")))
+    split = next(split for split in reversed(SPLITS) if any(ordered[0] in record.get(split, {}) for record in records))
+    figure = new_figure(5.2, 3.4, layout="constrained")
+    axes = figure.subplots()
+    for name, color in zip(reversed(ordered), _log_colors(1.0 + np.arange(len(ordered))), strict=True):
+        epochs, values = curve(records, split, name, along="epoch")
+        size = 4 if len(epochs) <= 20 else 0
+        label = name.removeprefix("rate_")
+        axes.plot(epochs, values.clip(LEAST_RATE), color=color, marker="o", markersize=size, linewidth=1.5, label=label)
+    axes.set(xlabel="epoch", ylabel=f"nats per example ({split})", yscale="log", ylim=(LEAST_RATE, None))
+    axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
+    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.legend(frameon=False, fontsize=8, ncols=1 + len(ordered) // 9, loc="center left", bbox_to_anchor=(1, 0.5))
+    tidy(axes)
+    axes.set_title(title or "rate of each group", fontsize=11, color=INK)
     return save(figure, path)
 
 

@@ -8,6 +8,7 @@ from jaxvae.models.partial_encoder import PartialEncoder
 from jaxvae.models.pixel_cnn import PixelCNN
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
 from jaxvae.models.table import table_vae
+from jaxvae.models.top_down import TopDownVAE, merged_posterior, residual_posterior, top_down_vae
 from jaxvae.models.vae import VAE
 from jaxvae.models.vq_vae import VQVAE
 
@@ -20,6 +21,10 @@ __all__ = [
     "PartialEncoder",
     "PixelCNN",
     "SemiSupervisedVAE",
+    "TopDownVAE",
     "linear_vae",
+    "merged_posterior",
+    "residual_posterior",
     "table_vae",
+    "top_down_vae",
 ]

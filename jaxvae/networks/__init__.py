@@ -15,12 +15,15 @@ from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, ML
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import PixelScale, SharedScale, logistic_image, soft_bound
 from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
+from jaxvae.networks.top_down import BottomUp, Descended, Rung, Stage
 
 __all__ = [
+    "BottomUp",
     "CategoricalEncoder",
     "Conditioned",
     "ConvDecoder",
     "ConvEncoder",
+    "Descended",
     "GaussianHead",
     "InUnits",
     "LabelEmbedding",
@@ -29,7 +32,9 @@ __all__ = [
     "PixelScale",
     "ResidualDecoder",
     "ResidualEncoder",
+    "Rung",
     "SharedScale",
+    "Stage",
     "TableEncoder",
     "TableLikelihood",
     "Unconditioned",

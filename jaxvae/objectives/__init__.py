@@ -15,6 +15,7 @@ from jaxvae.objectives.elbo import (
     vae_loss,
 )
 from jaxvae.objectives.enumerated import enumerated_vae_loss
+from jaxvae.objectives.hierarchical import hierarchical_vae_loss
 from jaxvae.objectives.iwae import iwae_loss
 from jaxvae.objectives.linear import linear_vae_loss
 from jaxvae.objectives.partial import init_partial_encoder, partial_encoder_loss
@@ -33,6 +34,7 @@ __all__ = [
     "cvae_prior_log_weights",
     "cyclical_schedule",
     "enumerated_vae_loss",
+    "hierarchical_vae_loss",
     "init_partial_encoder",
     "init_prior",
     "iwae_loss",

@@ -156,7 +156,7 @@ def beta_vae_loss(
       Improved Variational Inference with Inverse Autoregressive Flow, 2016 (free bits).
     """
     terms, model_state = terms_of(model, params, model_state, batch, key=key, num_samples=1)
-    _check_prior(terms)
+    check_prior(terms)
     if capacity is not None or callable(free_bits) or isinstance(free_bits, Array) or free_bits:
         needs_whole_batch("beta_vae_loss with a capacity or free bits", instead="evaluate by vae_loss")
     distortion = -terms.log_likelihood.mean()
@@ -190,18 +190,19 @@ def vae_log_weights(
 
 def total_rate(terms: Terms) -> Array:
     """The rate of each example, [B] nats: all groups of latents together."""
-    _check_prior(terms)
+    check_prior(terms)
     zeros = jnp.zeros_like(terms.log_likelihood[0])
     return sum((rate.sum(axis=-1).mean(axis=0) for rate in terms.rates.values()), zeros)
 
 
 def ratio_terms(terms: Terms) -> tuple[Array, Array]:
     """The terms whose sum is the log weight, each [S, B] nats."""
-    _check_prior(terms)
+    check_prior(terms)
     return terms.log_likelihood, terms.log_ratio
 
 
-def _check_prior(terms: Terms) -> None:
+def check_prior(terms: Terms) -> None:
+    """Raise `ValueError` where a model gives x no probability."""
     if not terms.rates:
         raise ValueError(
             "this model has no prior, so it gives x no probability: train and measure it by autoencoder_loss"

@@ -1,0 +1,477 @@
+"""Top-down hierarchies, against linear Gaussian chains of which everything is known."""
+
+import math
+import pickle
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from scipy import stats
+from variants import SHAPE, VARIANTS, batch
+
+import jaxvae
+from jaxvae.distributions import DiagGaussian, rate
+from jaxvae.models import TopDownVAE, merged_posterior, residual_posterior, top_down_vae
+from jaxvae.networks import BottomUp, Descended, Rung, Stage
+from jaxvae.objectives import hierarchical_vae_loss, vae_log_weights
+
+D, X, N = 3, 5, 4
+NOISE = 0.3  # the variance of x given z_1
+
+
+def chain(num_groups, seed=0):
+    """z_L ~ N(0, I), z_l = a_l z_{l+1} + N(0, v_l) by dimension, x = z_1 W + N(0, NOISE), the rows of W orthogonal.
+
+    So every posterior of a group given the one above and x is diagonal. Returns (a, v) of each group, z_1 first, and W.
+    """
+    rng = np.random.default_rng(seed)
+    steps = [(rng.uniform(0.5, 1.5, D), rng.uniform(0.2, 1.0, D)) for _ in range(num_groups - 1)]
+    basis, _ = np.linalg.qr(rng.normal(size=(X, D)))
+    return [*steps, (np.zeros(D), np.ones(D))], (basis * rng.uniform(0.5, 2.0, D)).T
+
+
+def seen(steps, weights):
+    """Of every group, what x says of it given nothing else: z_l's own estimate from x and that one's variance.
+
+    x W' / |w|² = z_1 + N(0, NOISE / |w|²), and z_1 / a_1 = z_2 + N(0, v_1 / a_1²), and so on.
+    """
+    square = (weights**2).sum(axis=1)
+    gain, variance = weights.T / square, NOISE / square
+    found = [(gain, variance)]
+    for a, v in steps[:-1]:
+        gain, variance = gain / a, (variance + v) / a**2
+        found.append((gain, variance))
+    return found
+
+
+class ChainRung:
+    """A group of the chain, whose state is the latent above. What x says is exact."""
+
+    def __init__(self, step, said, form):
+        self.factor, self.variance = (each[None] for each in step)
+        self.gain, self.said = said[0], said[1][None]
+        self.form = form
+
+    def start(self, num):
+        return jnp.zeros((num, D))
+
+    def prior(self, state):
+        mean = state * self.factor
+        return state, mean, jnp.log(self.variance)
+
+    def posterior(self, state, features):
+        """(mean, log_var) for the form that the model joins them by."""
+        prior = DiagGaussian(state * self.factor, jnp.log(self.variance))
+        mean, log_var = features @ self.gain, jnp.broadcast_to(jnp.log(self.said), (len(features), D))
+        if self.form is merged_posterior:
+            return mean, log_var
+        exact = 1 / (1 / self.variance + 1 / self.said)
+        exact_mean = exact * (prior.mean / self.variance + mean / self.said)
+        return exact_mean - prior.mean, jnp.broadcast_to(jnp.log(exact / self.variance), mean.shape)
+
+    def merge(self, state, latent):
+        return latent
+
+
+def chain_model(num_groups, form):
+    steps, weights = chain(num_groups)
+    rungs = [ChainRung(*pair, form) for pair in zip(steps, seen(steps, weights), strict=True)]
+
+    def encoder(x):
+        return [x] * num_groups
+
+    return TopDownVAE(
+        encoder, rungs, lambda z: z @ weights, partial(DiagGaussian, log_var=math.log(NOISE)), posterior=form
+    )
+
+
+def marginal(num_groups):
+    """The covariance of x."""
+    steps, weights = chain(num_groups)
+    variance = np.ones(D)
+    for a, v in reversed(steps[:-1]):
+        variance = a**2 * variance + v
+    return (weights.T * variance) @ weights + NOISE * np.eye(X)
+
+
+@pytest.mark.parametrize("form", [residual_posterior, merged_posterior])
+@pytest.mark.parametrize("num_groups", [1, 2, 3, 4, 5])
+def test_with_the_exact_posterior_every_log_weight_is_log_p_of_x(num_groups, form):
+    covariance = marginal(num_groups)
+    x = np.random.default_rng(1).multivariate_normal(np.zeros(X), covariance, N)
+    exact = stats.multivariate_normal(np.zeros(X), covariance).logpdf(x)
+    with jax.enable_x64(True):
+        model = chain_model(num_groups, form)
+        source = {"x": jnp.asarray(x), "index": jnp.arange(N)}
+        log_weights = partial(vae_log_weights, model, {}, (), key=jax.random.key(0), num_samples=7)
+        np.testing.assert_allclose(log_weights(source), np.broadcast_to(exact, (7, N)), rtol=0, atol=1e-10)
+
+
+def test_merged_and_residual_are_the_same_posterior_where_they_say_the_same():
+    prior = DiagGaussian(jnp.array([[0.5, -2.0]]), jnp.array([[0.3, -1.0]]))
+    mean, log_var = jnp.array([[1.5, -1.0]]), jnp.array([[-0.7, 0.4]])
+    merged = merged_posterior(prior, mean, log_var)
+    precisions = np.exp(-np.float64(prior.log_var)), np.exp(-np.float64(log_var))
+    np.testing.assert_allclose(merged.log_var, -np.log(sum(precisions)), rtol=1e-6)
+    weighted = np.float64(prior.mean) * precisions[0] + np.float64(mean) * precisions[1]
+    np.testing.assert_allclose(merged.mean, weighted / sum(precisions), rtol=1e-6)
+    residual = residual_posterior(prior, merged.mean - prior.mean, merged.log_var - prior.log_var)
+    np.testing.assert_allclose(residual.mean, merged.mean, rtol=1e-6)
+    np.testing.assert_allclose(residual.log_var, merged.log_var, rtol=1e-6)
+
+
+def kl(q, p):
+    return rate(q, p, q.mean[None], jnp.zeros((1, len(q.mean)))).sum()
+
+
+def test_what_x_does_not_say_costs_nothing():
+    prior = DiagGaussian(jnp.array([[0.5, -2.0]]), jnp.array([[0.3, -1.0]]))
+    mean = jnp.array([[3.0, 3.0]])
+    found = [kl(merged_posterior(prior, mean, jnp.full((1, 2), log_var)), prior) for log_var in (0.0, 5.0, 10.0, 20.0)]
+    assert all(np.diff(found) < 0)
+    assert found[0] > 1
+    assert found[-1] < 1e-8
+    assert kl(residual_posterior(prior, jnp.zeros((1, 2)), jnp.zeros((1, 2))), prior) == 0
+
+
+def test_the_residual_kl_is_the_papers_and_so_is_its_gradient():
+    prior = DiagGaussian(jnp.array([[0.5, -2.0]]), jnp.array([[0.3, -1.0]]))
+    mean, log_var = jnp.array([[0.7, -0.2]]), jnp.array([[-0.5, 0.6]])
+    own = jax.value_and_grad(lambda m, v: kl(residual_posterior(prior, m, v), prior), argnums=(0, 1))
+    value, (of_mean, of_log_var) = own(mean, log_var)
+    variance, m, v = (np.exp(np.float64(prior.log_var)), *map(np.float64, (mean, log_var)))
+    np.testing.assert_allclose(value, 0.5 * (m**2 / variance + np.exp(v) - v - 1).sum(), rtol=1e-6)
+    np.testing.assert_allclose(of_mean, m / variance, rtol=1e-5)
+    np.testing.assert_allclose(of_log_var, 0.5 * np.expm1(v), rtol=1e-5)
+
+
+MODEL, LOSS_FN, INIT = VARIANTS["top-down"][:3]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return INIT(key=jax.random.key(0))[0]
+
+
+def applied(params, *arguments, method, **options):
+    return jax.jit(partial(MODEL.apply, method=method, **options))(params, *arguments)
+
+
+def test_the_rates_are_the_divergences_at_the_draws_above(params, key):
+    x = batch(5)["x"]
+    keys = jaxvae.keys.example_keys(key, jnp.arange(5))
+    terms = applied(params, x, method="terms", key=keys, num_samples=3)
+    latents, log_posterior = applied(params, x, method="propose", key=keys, num_samples=3)
+    log_likelihood, log_prior = applied(params, x, latents, method="log_joint")
+    assert {name: rates.shape for name, rates in terms.rates.items()} == {"z1": (3, 5, 32), "z2": (3, 5, 3)}
+    np.testing.assert_allclose(terms.log_likelihood, log_likelihood, rtol=1e-5)
+    np.testing.assert_allclose(terms.log_ratio, log_prior - log_posterior, rtol=1e-4, atol=1e-3)
+    same = applied(params, x, latents, method="log_posterior")
+    np.testing.assert_allclose(same, log_posterior, rtol=1e-5)
+    # In the mean over many draws the sampled rate is the one in closed form.
+    many = applied(params, x[:1], method="terms", key=keys[:1], num_samples=4000)
+    closed = sum(rates.sum(axis=-1).mean() for rates in many.rates.values())
+    sampled = -many.log_ratio
+    assert abs(sampled.mean() - closed) < 5 * sampled.std() / math.sqrt(4000)
+
+
+class TestSampling:
+    def test_the_groups_above_are_shared_and_those_below_are_not(self, params):
+        def means(**options):
+            return np.asarray(applied(params, method="sample", num=6, key=jax.random.key(1), **options).mean)
+
+        everything, lowest = means(from_group=2), means(from_group=1)
+        assert np.array_equal(everything, means())
+        assert everything.std(axis=0).mean() > lowest.std(axis=0).mean() > 0
+        cold = means(temperature=0.0)
+        np.testing.assert_allclose(cold, np.broadcast_to(cold[:1], cold.shape), rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"temperature": -1.0}, "temperature must be a finite number, zero or more, got -1.0"),
+            ({"temperature": math.nan}, "temperature must be"),
+            ({"from_group": 3}, r"from_group must be a group of 1 .. 2, got 3"),
+            ({"from_group": 0}, "from_group must be at least 1, got 0"),
+            ({"num": 0}, "num must be at least 1, got 0"),
+        ],
+    )
+    def test_bad_options(self, params, options, message):
+        with pytest.raises(ValueError, match=message):
+            MODEL.apply(params, **{"num": 2, "key": jax.random.key(0), **options}, method="sample")
+
+    def test_latents_at_the_prior_have_its_moments(self):
+        """Of the chain, whose covariance is known: x = z_1 W without noise."""
+        model = chain_model(3, residual_posterior)
+        x = np.asarray(model.apply({}, 20_000, key=jax.random.key(0), method="sample").mean)
+        np.testing.assert_allclose(np.cov(x.T), marginal(3) - NOISE * np.eye(X), atol=0.15)
+        half = np.asarray(model.apply({}, 20_000, key=jax.random.key(0), temperature=0.5, method="sample").mean)
+        np.testing.assert_allclose(half, 0.5 * x, atol=1e-4)
+
+
+def test_each_rung_brings_the_reconstruction_closer():
+    """On the chain, at the posterior's means: what x has decided cannot be further than what the prior says."""
+    model = chain_model(3, merged_posterior)
+    x = np.random.default_rng(2).multivariate_normal(np.zeros(X), marginal(3), 500).astype(np.float32)
+    errors = [np.square(x - model.apply({}, x, up_to=i, method="reconstruct").mean).mean() for i in (3, 2, 1)]
+    assert errors[0] > errors[1] > errors[2]
+    with pytest.raises(ValueError, match=r"up_to must be a group of 1 .. 3, got 4"):
+        model.apply({}, x, up_to=4, method="reconstruct")
+
+
+def test_codes_decode_to_the_reconstruction(params):
+    x = batch(3)["x"]
+    posteriors = applied(params, x, method="encode")
+    assert [q.mean.shape for q in posteriors] == [(3, 4, 4, 2), (3, 3)]
+    decoded = applied(params, tuple(q.mean for q in posteriors), method="decode").mean
+    np.testing.assert_allclose(decoded, applied(params, x, method="reconstruct").mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(decoded, jax.jit(MODEL.apply)(params, x).mean, rtol=1e-5, atol=1e-6)
+
+
+class TestNetworks:
+    @pytest.mark.parametrize(
+        ("shape", "stages"),
+        [
+            ((7, 2), [Stage(4, (1,), 2), Stage(4, (2,), 1), Stage(4, (3,))]),
+            ((5, 6, 1), [Stage(4, (), 1), Stage(4, (1, 2), 2), Stage(4, (3,), 2)]),
+            ((3, 4, 5, 1), [Stage(4, (1,), 2), Stage(4, (2,), 2)]),
+            ((9,), [Stage(8, (4,)), Stage(4, (2,))]),
+            ((3, 3), [Stage(8, (4, 2))]),
+        ],
+    )
+    def test_any_shape_of_x_comes_back_at_its_size(self, shape, stages):
+        model = top_down_vae(shape, stages, blocks=0)
+        x = jnp.ones((2, *shape)) / 2
+        outputs, _ = jax.jit(model.init_with_output)(jax.random.key(0), x)
+        assert outputs.mean.shape == (2, *shape)
+
+    @pytest.mark.parametrize("normalization", [None, partial(nn.GroupNorm, num_groups=2)])
+    def test_examples_do_not_see_each_other(self, normalization, key):
+        model = top_down_vae(SHAPE, [Stage(4, (1,), 2), Stage(4, (2,))], normalization=normalization)
+        x = batch(3)["x"]
+        params = jax.jit(model.init)(key, x)
+        apply = jax.jit(lambda x: model.apply(params, x).mean)
+        np.testing.assert_allclose(apply(x)[:1], apply(x[:1]), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.slow
+    def test_checkpointed_activations_are_the_same_model(self, key):
+        stages = [Stage(4, (1,), 2), Stage(4, (2,))]
+        plain, checkpointed = (top_down_vae(SHAPE, stages, checkpoint=each) for each in (False, True))
+        params = jax.jit(plain.init)(key, batch(1)["x"])
+
+        def gradient(model):
+            loss = partial(jaxvae.vae_loss, model, model_state=(), batch=batch(3), key=key, step=0)
+            return jax.jit(jax.grad(lambda params: loss(params)[0]))(params)
+
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient(plain), gradient(checkpointed))
+
+    def test_an_unconditional_rung_knows_nothing_of_those_above(self, key):
+        """The variational ladder autoencoder: every prior is N(0, I), every posterior sees x alone."""
+        model = top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, (3,))], conditional=False)
+        x = batch(2)["x"]
+        params = jax.jit(model.init)(key, x)
+        first, second = (model.apply(params, x, key=jax.random.key(i), method="encode") for i in (1, 2))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), first, second)
+        _, log_prior = model.apply(params, x, tuple(q.mean[None] for q in first), method="log_joint")
+        standard = sum(stats.norm.logpdf(q.mean).reshape(2, -1).sum(axis=1) for q in first)
+        np.testing.assert_allclose(log_prior[0], standard, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("make", "error", "message"),
+        [
+            (lambda: top_down_vae(SHAPE, []), ValueError, "last stage must have a group"),
+            (lambda: top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, ())]), ValueError, "last stage must have a group"),
+            (lambda: top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, (2,), 2)]), ValueError, "stands above one without"),
+            (lambda: top_down_vae(SHAPE, [Stage(8, (0,))]), ValueError, "latents must be at least 1"),
+            (lambda: top_down_vae(SHAPE, [(8,)]), TypeError, r"stages must be of jaxvae.networks.Stage"),
+            (lambda: top_down_vae(SHAPE, [Stage(8, (1,), 0)]), ValueError, "shrink must be at least 1"),
+            (lambda: top_down_vae(SHAPE, [Stage(8, (1,))], blocks=-1), ValueError, "blocks must be at least 0"),
+            (lambda: top_down_vae((0,), [Stage(8, (1,))]), ValueError, "shape must be at least 1"),
+            (
+                lambda: top_down_vae(SHAPE, [Stage(8, (1,))], normalization=partial(nn.BatchNorm, momentum=0.9)),
+                ValueError,
+                "normalization must look at one example alone",
+            ),
+            (lambda: Rung(0, 4), ValueError, "latent must be at least 1"),
+            (lambda: Descended((0,)), ValueError, "output_shape must be at least 1"),
+            (lambda: BottomUp([Stage(4, (1,))], blocks=-1), ValueError, "blocks must be at least 0"),
+        ],
+    )
+    def test_sizes_that_do_not_fit(self, make, error, message):
+        with pytest.raises(error, match=message):
+            make()
+
+    def test_x_without_positions_under_a_stage_that_has_them(self):
+        with pytest.raises(ValueError, match=r"needs x \[B, \*positions, C\], got \(2, 9\)"):
+            top_down_vae((9,), [Stage(8, (1,), 2)]).init(jax.random.key(0), jnp.ones((2, 9)))
+
+
+class TestPlugged:
+    """What a user plugs in is used, or refused by name."""
+
+    def model(self, **changed):
+        parts = {"encoder": lambda x: [x, x], "rungs": [Rung(2, 4), Rung(3, 4)], "decoder": Descended((9,))}
+        return TopDownVAE(**parts | changed)
+
+    @pytest.mark.parametrize(
+        ("changed", "error", "message"),
+        [
+            ({"rungs": []}, ValueError, "at least one rung"),
+            ({"rungs": [nn.Dense(3)]}, TypeError, r"rungs\[0\], a Dense, has no method prior and no posterior"),
+            ({"rungs": [Rung]}, TypeError, "got the class Rung"),
+            ({"encoder": None}, TypeError, "encoder must be a network"),
+        ],
+    )
+    def test_parts_that_are_none(self, changed, error, message):
+        with pytest.raises(error, match=message):
+            self.model(**changed)
+
+    @pytest.mark.parametrize(
+        ("encoder", "message"),
+        [
+            (lambda x: [x], "features of each of the 2 groups, got 1 of them"),
+            (lambda x: x, "features of each of the 2 groups, got"),
+            (lambda x: [x, x[:1]], r"features of z_2 must be \(2, ...\)"),
+        ],
+    )
+    def test_features_that_do_not_fit(self, encoder, message):
+        with pytest.raises(ValueError, match=message):
+            self.model(encoder=encoder).init(jax.random.key(0), jnp.ones((2, 9)))
+
+    def test_latents_that_do_not_fit(self, params):
+        with pytest.raises(ValueError, match="tuple of z_1 to z_2, got 1 of them"):
+            MODEL.apply(params, (jnp.zeros((2, 3)),), method="decode")
+        with pytest.raises(ValueError, match="as many of each group"):
+            MODEL.apply(params, (jnp.zeros((2, 4, 4, 2)), jnp.zeros((1, 3))), method="decode")
+        with pytest.raises(ValueError, match=r"z_2 must be \(2, 3\), as its prior is, got \(2, 4\)"):
+            MODEL.apply(params, (jnp.zeros((2, 4, 4, 2)), jnp.zeros((2, 4))), method="decode")
+
+    def test_integers_and_missing_entries(self, params):
+        with pytest.raises(TypeError, match="x must be floating"):
+            MODEL.apply(params, jnp.ones((1, *SHAPE), jnp.int32))
+        observed = jnp.ones((2, *SHAPE), bool)
+        with pytest.raises(TypeError, match=r"TopDownVAE.terms has no argument observed"):
+            LOSS_FN(params, (), batch(2) | {"observed": observed}, key=jax.random.key(0), step=0)
+
+    def test_it_pickles(self, params):
+        again = pickle.loads(pickle.dumps(MODEL))
+        x = batch(2)["x"]
+        np.testing.assert_array_equal(jax.jit(again.apply)(params, x).mean, jax.jit(MODEL.apply)(params, x).mean)
+
+
+@pytest.fixture(scope="module")
+def measured(params):
+    """The objective, and by hand each group's rate, the distortion and the groups' sizes."""
+    loss = partial(hierarchical_vae_loss, MODEL, params, (), batch(6), key=jax.random.key(3), step=7)
+    terms = MODEL.apply(
+        params,
+        batch(6)["x"],
+        key=jaxvae.keys.example_keys(jax.random.key(3), jnp.arange(6)),
+        num_samples=1,
+        method="terms",
+    )
+    rates = np.array([np.float64(r).sum(axis=-1).mean() for r in terms.rates.values()])
+    return loss, rates, -np.float64(terms.log_likelihood).mean(), np.array([32, 3])
+
+
+class TestObjective:
+    """`hierarchical_vae_loss`, by hand from the model's own rates."""
+
+    def test_without_options_it_is_the_bound(self, measured, params):
+        loss, rates, distortion, _ = measured
+        value, (_, metrics) = loss()
+        np.testing.assert_allclose(value, distortion + rates.sum(), rtol=1e-5)
+        np.testing.assert_allclose([metrics[f"rate_z{i}"] for i in (1, 2)], rates, rtol=1e-4)
+        plain, (_, of_plain) = jaxvae.vae_loss(MODEL, params, (), batch(6), key=jax.random.key(3), step=7)
+        np.testing.assert_allclose(value, plain, rtol=1e-6)
+        for name in ("rate", "distortion", "negative_elbo"):
+            np.testing.assert_allclose(metrics[name], of_plain[name], rtol=1e-5)
+
+    def test_a_group_pays_nothing_for_its_first_nats(self, measured):
+        loss, rates, distortion, _ = measured
+        floor = float(rates.mean())
+        value, (_, metrics) = loss(beta=0.5, free_bits=floor)
+        np.testing.assert_allclose(value, distortion + 0.5 * np.maximum(rates, floor).sum(), rtol=1e-5)
+        np.testing.assert_allclose(metrics["rate"], rates.sum(), rtol=1e-4)
+        by_schedule, _ = loss(beta=lambda step: 0.5 * step / 7, free_bits=lambda step: floor * step / 7)
+        np.testing.assert_allclose(by_schedule, value, rtol=1e-6)
+
+    def test_balanced_groups_pay_by_their_rate_for_each_latent(self, measured):
+        loss, rates, distortion, sizes = measured
+        shares = (rates + 0.01) / sizes
+        expected = distortion + 0.5 * (rates * shares / shares.mean()).sum()
+        value, _ = loss(beta=0.5, balanced=True)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        at_one, _ = loss(beta=1.0, balanced=True)
+        np.testing.assert_allclose(at_one, distortion + rates.sum(), rtol=1e-5)
+
+    def test_no_gradient_goes_through_the_balance(self, measured, params):
+        _, rates, _, sizes = measured
+        shares = (rates + 0.01) / sizes
+        factors = jnp.asarray(shares / shares.mean(), jnp.float32)
+
+        def by_hand(params):
+            keys = jaxvae.keys.example_keys(jax.random.key(3), jnp.arange(6))
+            terms = MODEL.apply(params, batch(6)["x"], key=keys, num_samples=1, method="terms")
+            each = jnp.stack([r.sum(axis=-1).mean() for r in terms.rates.values()])
+            return -terms.log_likelihood.mean() + 0.5 * (each * factors).sum()
+
+        def loss(params):
+            options = {"key": jax.random.key(3), "step": 7, "beta": 0.5, "balanced": True}
+            return hierarchical_vae_loss(MODEL, params, (), batch(6), **options)[0]
+
+        expected, found = (jax.jit(jax.grad(each))(params) for each in (by_hand, loss))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, expected)
+
+    @pytest.mark.parametrize("options", [{"beta": -1.0}, {"free_bits": -0.1}, {"free_bits": math.nan}])
+    def test_numbers_that_are_no_weights(self, measured, options):
+        with pytest.raises(ValueError, match="finite number, zero or more"):
+            measured[0](**options)
+
+    @pytest.mark.parametrize("options", [{"free_bits": 0.1}, {"balanced": True}])
+    def test_what_crosses_the_batch_is_refused_in_evaluation(self, params, options):
+        step = partial(jaxvae.make_eval_step(partial(hierarchical_vae_loss, MODEL, **options)), key=jax.random.key(0))
+        with pytest.raises(ValueError, match="hierarchical_vae_loss with free bits or balanced"):
+            jax.eval_shape(partial(step, step=0), params, (), batch(2) | {"weight": jnp.ones(2)})
+
+
+def test_a_run_of_it_is_asked_kept_and_loaded(tmp_path):
+    model = top_down_vae(SHAPE, [Stage(6, (3,)), Stage(4, (2,))], blocks=0, normalization=None)
+    x = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), dtype=np.uint8)
+    dataset = jaxvae.data.from_arrays("noise", x)
+    options = {"epochs": 1, "batch_size": 8, "ema": 0.9, "skip_above": 1e6, "progress": False}
+    run = jaxvae.train(model, dataset, **options)
+    assert run.history[0]["train"]["skipped"] == 0
+    codes = run.encode(x[:3])
+    assert [code.shape for code in codes] == [(3, 3), (3, 2)]
+    assert run.sample(2).shape == (2, *SHAPE)
+    lines = run.interpolate(x[:2], x[2:4], num=3)
+    np.testing.assert_allclose(lines[:, 0], run.reconstruct(x[:2]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(lines[:, 2], run.reconstruct(x[2:4]), rtol=1e-4, atol=1e-5)
+    again = jaxvae.load(run.save(tmp_path / "run"))
+    np.testing.assert_array_equal(again.encode(x[:3])[0], codes[0])
+    with pytest.raises(ValueError, match="start and end must be as many, got 1 and 2"):
+        run.interpolate(x[:1], x[:2])
+
+
+@pytest.mark.slow
+def test_every_skipped_step_and_the_average_survive_a_kill(tmp_path):
+    """Stopped after an epoch and continued, to the bit; some steps are skipped, and the average is of the others."""
+    model = top_down_vae(SHAPE, [Stage(4, (1,), 2), Stage(6, (2,))], blocks=0)
+    x = np.random.default_rng(0).integers(0, 256, (80, *SHAPE), dtype=np.uint8)
+    dataset = jaxvae.data.from_arrays("noise", x)
+    loss = partial(hierarchical_vae_loss, free_bits=0.5)
+    norms = jaxvae.train(model, dataset, epochs=1, batch_size=8, loss=loss, progress=False).history[0]["train"]
+    train = partial(
+        *(jaxvae.train, model, dataset),
+        **{"batch_size": 8, "loss": loss, "ema": 0.9, "progress": False, "skip_above": norms["grad_norm"]},
+    )
+    whole = train(epochs=3)
+    train(epochs=1, out=tmp_path / "run")
+    resumed = train(epochs=3, out=tmp_path / "run", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert resumed.history == whole.history
+    assert 0 < sum(record["train"]["skipped"] for record in whole.history) < 3
