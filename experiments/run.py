@@ -113,9 +113,12 @@ class Run:
         order: data.Order,
         *,
         monitor: str | None = None,
+        skip_above: float | None = None,
         **options: Any,
     ) -> jaxvae.TrainState:
         """Train from the newest checkpoint, or from the seed; the options are those of `fit` below.
+
+        `skip_above` is that of `jaxvae.make_train_step`.
 
         Every batch is split over the devices. The state that comes back is on one device of each process: the last
         one, or where `monitor` names what is to be small, the best one.
@@ -125,7 +128,7 @@ class Run:
             state = self.restore(state)
         if self.mesh is not None:
             state = everywhere(state, self.mesh)
-        train_step = jaxvae.make_train_step(loss_fn, optimizer, prepare=dataset.prepare)
+        train_step = jaxvae.make_train_step(loss_fn, optimizer, prepare=dataset.prepare, skip_above=skip_above)
         train_epoch = jaxvae.make_train_epoch(train_step, mesh=self.mesh)
         state = self.fit(state, train_epoch, make_feed(dataset, order, self.mesh), monitor=monitor, **options)
         return state if monitor is None else self.best(state)
