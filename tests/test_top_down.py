@@ -335,6 +335,7 @@ class TestPlugged:
             (lambda x: [x], "features of each of the 2 groups, got 1 of them"),
             (lambda x: x, "features of each of the 2 groups, got"),
             (lambda x: [x, x[:1]], r"features of z_2 must be \(2, ...\)"),
+            (lambda x: [x, x[:, None]], r"features \(2, 1, 9\) must have the positions of this rung's state \(2, 4\)"),
         ],
     )
     def test_features_that_do_not_fit(self, encoder, message):

@@ -380,4 +380,6 @@ def top_down_vae(
     shrink = math.prod(shrinks) if len(shrinks) == len(below) else None
     kept = {name: value for name, value in options.items() if name != "checkpoint"}
     decoder = Descended((*shape, *channels), shrink, **kept)
-    return TopDownVAE(BottomUp(stages, blocks, **options), tuple(rungs), decoder, likelihood, posterior)
+    return TopDownVAE(
+        BottomUp(stages, blocks, input_shape=shape, **options), tuple(rungs), decoder, likelihood, posterior
+    )

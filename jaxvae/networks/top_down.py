@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxvae._checks import at_least
+from jaxvae._checks import at_least, check_shape
 from jaxvae.convolution import Conv, ConvTranspose, lecun_normal, widen
 from jaxvae.networks._arrays import as_tuples, check_not_empty, crop, flatten
 from jaxvae.networks.mlp import LOG_VAR_LIMIT
@@ -51,6 +51,7 @@ class BottomUp(nn.Module):
         none. Not `nn.BatchNorm`, which looks at the other examples.
       checkpoint: whether a block is computed again in the backward pass in place of being kept in memory.
       dtype: what the network computes in.
+      input_shape: of x without the batch, which is then checked.
     """
 
     stages: Sequence[Stage]
@@ -59,10 +60,13 @@ class BottomUp(nn.Module):
     normalization: Normalization | None = nn.LayerNorm
     checkpoint: bool = False
     dtype: DTypeLike | None = None
+    input_shape: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
         self.stages = checked_stages(self.stages)
+        if self.input_shape is not None:
+            as_tuples(self, "input_shape")
         at_least(0, blocks=self.blocks)
         _check_normalization(self.normalization)
         super().__post_init__()
@@ -71,6 +75,8 @@ class BottomUp(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, ...]:
         """Climb."""
         check_not_empty(x)
+        if self.input_shape is not None:
+            check_shape((0, *self.input_shape), x.shape)
         features, of_groups, block = x, [], 0
         for stage in self.stages:
             if stage.shrink is None:
@@ -143,6 +149,10 @@ class Rung(nn.Module):
 
     def posterior(self, state: Array, features: Array) -> tuple[Array, Array]:
         """What x says of the group beside those above: mean and log-variance."""
+        if features.shape[:-1] != state.shape[:-1]:
+            raise ValueError(
+                f"the encoder's features {features.shape} must have the positions of this rung's state {state.shape}"
+            )
         seen = jnp.concatenate([state, features], axis=-1) if self.conditional else features
         mean, log_var = jnp.split(self.of_x(seen), 2, axis=-1)
         return widen(mean), soft_bound(widen(log_var), LOG_VAR_LIMIT)
