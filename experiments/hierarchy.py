@@ -124,6 +124,7 @@ LADDER = dataclasses.replace(
     groups=(1,) * 5,
     latents=(64, 32, 16, 8, 4),
     epochs=60,
+    batch_size=256,
     beta_warmup=10.0,
     evaluate_every=5,
     nll_samples=5000,

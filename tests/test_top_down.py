@@ -357,6 +357,11 @@ class TestPlugged:
         with pytest.raises(TypeError, match=r"TopDownVAE.terms has no argument observed"):
             LOSS_FN(params, (), batch(2) | {"observed": observed}, key=jax.random.key(0), step=0)
 
+    def test_what_is_for_one_array_of_latents_says_so(self, params):
+        loss = partial(jaxvae.tc_vae_loss, MODEL, params, (), batch(2), key=jax.random.key(0), step=0, num_examples=9)
+        with pytest.raises(TypeError, match="a TopDownVAE has no latent_prior"):
+            loss()
+
     def test_it_pickles(self, params):
         again = pickle.loads(pickle.dumps(MODEL))
         x = batch(2)["x"]

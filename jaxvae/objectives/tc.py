@@ -146,11 +146,16 @@ def tc_vae_loss(
       "negative_elbo", "mutual_information", "total_correlation" and "dimension_kl", means over the batch, in nats.
 
     Raises:
-      TypeError: x is not floating, the key is not typed, or the posterior does not factorise.
+      TypeError: x is not floating, the key is not typed, the posterior does not factorise, or the model is no VAE.
       ValueError: x does not have the model's shape, a weight is negative or not a number, or as `rate_terms`.
     """
     inputs, run = model_inputs(batch), partial(apply, model, params, model_state, networks_key=networks_key(key, batch))
     observed = observed_of(batch, model, "encode")
+    if not hasattr(model, "latent_prior"):
+        raise TypeError(
+            f"a {type(model).__name__} has no latent_prior: the total correlation is of one array of latents under a "
+            "prior of its own, as a VAE or a CVAE has; train it by vae_loss"
+        )
     posterior, new_state = run(*inputs, method="encode", **observed)
     needs_whole_batch("tc_vae_loss", instead="evaluate by vae_loss")
     latent, log_posterior = sample_latents(posterior, key=batch_keys(key, batch), num_samples=1)
