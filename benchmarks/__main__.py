@@ -21,6 +21,7 @@ WORKLOADS = {  # steps of a turn on an accelerator, where a turn is over too soo
     "iwae": ["--steps", "2000"],
     "vq_vae": ["--steps", "500"],
     "beta_vae": ["--steps", "500"],
+    "top_down": ["--steps", "500"],
     "quantizer": ["--calls", "500"],
 }
 BASELINES = Path(__file__).parent / "baselines"

@@ -26,7 +26,7 @@ from jax.extend.core import jaxprs_in_params
 from rich.table import Table
 
 import jaxvae
-from benchmarks.contestants import beta_vae_jaxvae, iwae_jaxvae, vae_jaxvae, vq_vae_jaxvae
+from benchmarks.contestants import beta_vae_jaxvae, iwae_jaxvae, top_down_jaxvae, vae_jaxvae, vq_vae_jaxvae
 from benchmarks.timing import DISTURBED, console, foreign_seconds, make_parser, own_cores, write_json
 from benchmarks.training import initializer
 from jaxvae import data
@@ -43,6 +43,7 @@ WORKLOADS = {
     },
     "VQ-VAE": (vq_vae_jaxvae.make_model, partial(jaxvae.vq_vae_loss, variance=1.0), (128, 32, 32, 3)),
     "β-VAE": (beta_vae_jaxvae.make_model, partial(jaxvae.vae_loss, beta=4.0), (64, 64, 64, 1)),
+    "Top-down VAE, 6 groups": (partial(top_down_jaxvae.make_model, 6), jaxvae.vae_loss, (128, 28, 28, 1)),
 }
 
 

@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 import jaxvae
 from benchmarks.contestants.shared_jax import serve_jax, stepwise
 from jaxvae import data
-from jaxvae.networks import convolutional, residual
+from jaxvae.networks import convolutional, residual, top_down
 from jaxvae.training.mesh import replicated
 
 
@@ -25,10 +25,11 @@ def parse(description):
     parser.add_argument("--bfloat16", action="store_true", help="what the networks compute in")
     parser.add_argument("--devices", type=int, default=1, help="of the epoch program; on a CPU virtual ones")
     parser.add_argument("--samples", type=int, help="of the importance weighted bound")
+    parser.add_argument("--groups", type=int, help="of latents")
     args = parser.parse_args()
     args.dtype = jnp.bfloat16 if args.bfloat16 else None
     if args.stock:
-        for networks in (convolutional, residual):
+        for networks in (convolutional, residual, top_down):
             networks.Conv, networks.ConvTranspose = nn.Conv, nn.ConvTranspose
     if args.devices > 1:
         jax.config.update("jax_num_cpu_devices", args.devices)
@@ -39,7 +40,9 @@ def serve_training(args, loss_fn, optimizer):
     """Train on x of the problem, from its parameters and, where it has codes, from these."""
     problem = unflatten_dict(dict(args.problem), sep="/")
     x, indices = problem["x"], problem["indices"]
-    params = {"params": {name: problem[name] for name in ("encoder", "decoder")}}
+    params = {
+        "params": {name: tree for name, tree in problem.items() if isinstance(tree, dict) and name != "quantizer"}
+    }
     model_state = {"quantizer": problem["quantizer"]} if "quantizer" in problem else ()
     source = {"x": x, "index": np.arange(len(x), dtype=np.int32)}
     prepare = data.make_prepare(256)

@@ -21,6 +21,7 @@ def parse(description):
     parser.add_argument("--bfloat16", action="store_true", help="autocast")
     parser.add_argument("--loader", action="store_true", help="through a DataLoader, Adam not fused")
     parser.add_argument("--samples", type=int, help="of the importance weighted bound")
+    parser.add_argument("--groups", type=int, help="of latents")
     args = parser.parse_args()
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
