@@ -69,13 +69,14 @@ MEANS_OVER_EXAMPLES = {
         "iwae",
         "doubly reparameterised",
         "hierarchical",
+        "top-down",
         "autoencoder",
         "semi-supervised",
     )
 } | {"conditional": conditional(), "pixel-cnn": autoregressive()}
-OF_THE_WHOLE_BATCH = {name: of_the_table(name) for name in ("capacity", "total correlation", "vq-vae, groups")} | {
-    "vq-vae with restarts": Case(RESTARTING.loss_fn, RESTARTING.init)
-}
+OF_THE_WHOLE_BATCH = {
+    name: of_the_table(name) for name in ("capacity", "total correlation", "ladder, free bits", "vq-vae, groups")
+} | {"vq-vae with restarts": Case(RESTARTING.loss_fn, RESTARTING.init)}
 CASES = MEANS_OVER_EXAMPLES | OF_THE_WHOLE_BATCH
 COMPILERS = {
     "jit": jaxvae.jit_train_step,
@@ -126,6 +127,8 @@ def on_one_device(name):
                 ("conditional", "pmap"),
                 ("convolutional", "jit"),
                 ("semi-supervised", "shard_map"),
+                ("top-down", "pmap"),
+                ("ladder, free bits", "jit"),
             )
         ),
     ],
@@ -178,6 +181,19 @@ def test_the_test_sees_a_step_that_forgets_to_average():
 
     with pytest.raises(AssertionError, match="Not equal"):
         assert_agree(on_one_device("beta schedule"), train(CASES["beta schedule"], SGD, forgetful, data_mesh(4)))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_every_device_skips_the_same_steps(compiler):
+    def uneven_loss(params, model_state, batch, *, key, step):
+        loss, (model_state, metrics) = mean_loss(params, model_state, batch, key=key, step=step)
+        return loss * jnp.where(step % 3 == 2, 1e6, 1.0), (model_state, metrics)
+
+    case, skipping = Case(uneven_loss, linear), partial(COMPILERS[compiler], skip_above=1e3)
+    one, many = (train(case, SGD, skipping, mesh, steps=6) for mesh in (data_mesh(1), data_mesh(4)))
+    assert_agree(one, many)
+    assert many[2]["skipped"] == 1
+    assert np.abs(many[0]["w"]).max() < 1  # a step of a million would have moved it away
 
 
 REFUSED = r"not a mean over examples.*jit_train_step\(..., mesh=mesh\)"
