@@ -62,6 +62,8 @@ class Config(RunConfig):
     """Channels of each group of a stage."""
     blocks: int = 1
     """Residual blocks of a stage on the way up, and of a group on the way down."""
+    bottleneck: int = 1
+    """How many times fewer channels there are inside a block."""
     posterior: Literal["residual", "merged"] = "residual"
     """What x says is added to the prior (NVAE), or multiplied with it (ladder VAE)."""
     conditional: bool = True
@@ -102,7 +104,16 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_numbers(
-            counts=("widths", "groups", "latents", "evaluate_every", "nll_samples", "num_labels"),
+            counts=(
+                "widths",
+                "groups",
+                "latents",
+                "blocks",
+                "bottleneck",
+                "evaluate_every",
+                "nll_samples",
+                "num_labels",
+            ),
             weights=("free_bits", "beta_warmup", "weight_decay"),
             positive=("learning_rate", "clip", "skip_above"),
         )
@@ -151,6 +162,7 @@ VDVAE = dataclasses.replace(
     groups=(6, 8, 6, 2),
     latents=(2, 4, 8, 16),
     blocks=2,
+    bottleneck=4,
     epochs=400,
     free_bits=0.0,
     learning_rate=5e-4,
@@ -226,6 +238,7 @@ def make_model(config: Any) -> Any:
         shape,
         [Stage(width, (latent,) * groups, shrink or None) for width, groups, latent, shrink in of_stages],
         blocks=config.blocks,
+        bottleneck=config.bottleneck,
         channels=channels,
         likelihood=likelihood,
         posterior=FORMS[config.posterior],

@@ -243,7 +243,7 @@ class TestNetworks:
         ],
     )
     def test_any_shape_of_x_comes_back_at_its_size(self, shape, stages):
-        model = top_down_vae(shape, stages, blocks=0)
+        model = top_down_vae(shape, stages, blocks=0, bottleneck=2)
         x = jnp.ones((2, *shape)) / 2
         outputs, _ = jax.jit(model.init_with_output)(jax.random.key(0), x)
         assert outputs.mean.shape == (2, *shape)
@@ -296,6 +296,7 @@ class TestNetworks:
                 "normalization must look at one example alone",
             ),
             (lambda: Rung(0, 4), ValueError, "latent must be at least 1"),
+            (lambda: Rung(2, 4, bottleneck=0), ValueError, "bottleneck must be at least 1"),
             (lambda: Descended((0,)), ValueError, "output_shape must be at least 1"),
             (lambda: BottomUp([Stage(4, (1,))], blocks=-1), ValueError, "blocks must be at least 0"),
         ],

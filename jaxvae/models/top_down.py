@@ -360,7 +360,7 @@ def top_down_vae(
       likelihood: as in `VAE`.
       posterior: as in `TopDownVAE`.
       conditional: as in `jaxvae.networks.Rung`.
-      **options: activation, normalization, checkpoint and dtype, as in `jaxvae.networks.BottomUp`.
+      **options: bottleneck, activation, normalization, checkpoint and dtype, as in `jaxvae.networks.BottomUp`.
 
     Raises:
       TypeError, ValueError: sizes that do not fit.
@@ -371,15 +371,17 @@ def top_down_vae(
     rungs = []
     for stage in stages:
         positions = () if stage.shrink is None else tuple(-(-size // stage.shrink) for size in positions)
-        made = (Rung(latent, stage.width, positions, blocks, conditional, **options) for latent in stage.latents)
+        made = (
+            Rung(latent, stage.width, positions, blocks, conditional=conditional, **options) for latent in stage.latents
+        )
         rungs += list(made)
     # What lies below the lowest group is grown at once, however many stages that is.
     first = next(i for i, stage in enumerate(stages) if stage.latents)
     below = [stage.shrink for stage in stages[: first + 1]]
     shrinks = [each for each in below if each is not None]
     shrink = math.prod(shrinks) if len(shrinks) == len(below) else None
-    kept = {name: value for name, value in options.items() if name != "checkpoint"}
+    kept = {name: value for name, value in options.items() if name not in ("bottleneck", "checkpoint")}
     decoder = Descended((*shape, *channels), shrink, **kept)
     return TopDownVAE(
-        BottomUp(stages, blocks, input_shape=shape, **options), tuple(rungs), decoder, likelihood, posterior
+        BottomUp(stages, blocks=blocks, input_shape=shape, **options), tuple(rungs), decoder, likelihood, posterior
     )

@@ -46,6 +46,7 @@ class BottomUp(nn.Module):
     Attributes:
       stages: from x upwards.
       blocks: residual blocks of a stage.
+      bottleneck: how many times fewer channels there are inside a block.
       activation: between the layers.
       normalization: makes the layer before them, such as `functools.partial(nn.GroupNorm, num_groups=8)`; None for
         none. Not `nn.BatchNorm`, which looks at the other examples.
@@ -56,6 +57,7 @@ class BottomUp(nn.Module):
 
     stages: Sequence[Stage]
     blocks: int = 1
+    bottleneck: int = 1
     activation: Callable[[Array], Array] = nn.silu
     normalization: Normalization | None = nn.LayerNorm
     checkpoint: bool = False
@@ -68,7 +70,7 @@ class BottomUp(nn.Module):
         if self.input_shape is not None:
             as_tuples(self, "input_shape")
         at_least(0, blocks=self.blocks)
-        _check_normalization(self.normalization)
+        _check_sizes(self)
         super().__post_init__()
 
     @nn.compact
@@ -100,7 +102,7 @@ class Rung(nn.Module):
       blocks: residual blocks after the latent has joined the state.
       conditional: whether the groups above tell prior and posterior of this one. If not, its prior is N(0, I) and its
         posterior sees x alone: the variational ladder autoencoder (Zhao, Song and Ermon, 2017).
-      activation, normalization, checkpoint, dtype: as in `BottomUp`.
+      bottleneck, activation, normalization, checkpoint, dtype: as in `BottomUp`.
     """
 
     latent: int
@@ -108,6 +110,7 @@ class Rung(nn.Module):
     positions: Sequence[int] = ()
     blocks: int = 1
     conditional: bool = True
+    bottleneck: int = 1
     activation: Callable[[Array], Array] = nn.silu
     normalization: Normalization | None = nn.LayerNorm
     checkpoint: bool = False
@@ -118,7 +121,7 @@ class Rung(nn.Module):
         as_tuples(self, "positions")
         at_least(1, latent=self.latent, width=self.width, positions=self.positions)
         at_least(0, blocks=self.blocks)
-        _check_normalization(self.normalization)
+        _check_sizes(self)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -268,11 +271,12 @@ class Body(nn.Module):
 
 
 def _body(
-    network: Any, hidden: int, features: int, kernel_init: Any = lecun_normal, name: str | None = None
+    network: Any, width: int, features: int, kernel_init: Any = lecun_normal, name: str | None = None
 ) -> nn.Module:
-    """A body with the options of the network that it belongs to."""
+    """A body of so wide a state, with the options of the network that it belongs to."""
     kind: Any = nn.remat(Body) if network.checkpoint else Body
     options = {name: getattr(network, name) for name in ("activation", "normalization", "dtype")}
+    hidden = max(1, width // network.bottleneck)
     made: nn.Module = kind(hidden, features, kernel_init, **options, name=name)
     return made
 
@@ -283,6 +287,12 @@ def _normalized(network: Any, x: Array) -> Array:
         return x
     normalized: Array = network.normalization(dtype=network.dtype)(x)
     return normalized
+
+
+def _check_sizes(network: BottomUp | Rung) -> None:
+    """Raise for what both have."""
+    at_least(1, bottleneck=network.bottleneck)
+    _check_normalization(network.normalization)
 
 
 def _check_normalization(normalization: Normalization | None) -> None:
