@@ -52,7 +52,7 @@ class Config(RunConfig):
 
     data: str = "mnist"
     """digits, or any image set that is prepared for tensorflow-datasets."""
-    widths: tuple[int, ...] = (24, 48, 64)
+    widths: tuple[int, ...] = (24, 48, 128)
     """Channels of each stage, from the image upwards."""
     shrinks: tuple[int, ...] = (2, 2, 0)
     """How many times smaller each stage is than the one below; 0: vectors, without positions."""
@@ -207,7 +207,7 @@ PRESETS = {
             VDVAE,
             preset="vdvae-cifar10",
             data="cifar10",
-            widths=(384, 384, 384, 384),
+            widths=(256, 256, 256, 256),
             shrinks=(1, 2, 2, 2),
             groups=(21, 11, 6, 5),
             latents=(16, 16, 16, 16),
