@@ -287,6 +287,7 @@ class TestNetworks:
             (lambda: top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, (2,), 2)]), ValueError, "stands above one without"),
             (lambda: top_down_vae(SHAPE, [Stage(8, (0,))]), ValueError, "latents must be at least 1"),
             (lambda: top_down_vae(SHAPE, [(8,)]), TypeError, r"stages must be of jaxvae.networks.Stage"),
+            (lambda: top_down_vae(SHAPE, [Stage(8, 2)]), TypeError, r"such as Stage\(24, \(1, 1\), 2\), got Stage"),
             (lambda: top_down_vae(SHAPE, [Stage(8, (1,), 0)]), ValueError, "shrink must be at least 1"),
             (lambda: top_down_vae(SHAPE, [Stage(8, (1,))], blocks=-1), ValueError, "blocks must be at least 0"),
             (lambda: top_down_vae((0,), [Stage(8, (1,))]), ValueError, "shape must be at least 1"),

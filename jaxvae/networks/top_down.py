@@ -223,8 +223,11 @@ def checked_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """
     made = []
     for stage in stages:
-        if not isinstance(stage, tuple) or len(stage) not in (2, 3):
-            raise TypeError(f"stages must be of jaxvae.networks.Stage(width, latents, shrink), got {stage!r}")
+        if not isinstance(stage, tuple) or len(stage) not in (2, 3) or not isinstance(stage[1], Sequence):
+            raise TypeError(
+                "stages must be of jaxvae.networks.Stage(width, latents, shrink), with the channels of each group in "
+                f"latents, such as Stage(24, (1, 1), 2), got {stage!r}"
+            )
         width, latents, *shrink = stage
         made.append(Stage(width, tuple(latents), *shrink))
         at_least(1, width=width, latents=made[-1].latents)
