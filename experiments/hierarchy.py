@@ -119,6 +119,10 @@ class Config(RunConfig):
         )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), 0 for none, got {self.ema}")
+        if self.balanced and not self.beta_warmup:
+            raise ValueError("groups are balanced while beta grows: pass --beta-warmup EPOCHS")
+        if self.flat and (self.shrinks or self.groups or len(self.latents) != 1):
+            raise ValueError("a flat model has one latent and no stages: begin from the preset flat")
         sizes = {name: len(getattr(self, name)) for name in ("widths", "shrinks", "groups", "latents")}
         if not self.flat and len(set(sizes.values())) > 1:
             raise ValueError(f"every stage needs a width, a shrink, groups and latents, got {sizes}")
@@ -272,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=2, evaluate_every=1, nll_samples=10, nll_images=20, num_labels=100)
     with user_errors():
         splits = load_splits(config)
+        check_probe(config, splits)
         splits = splits.binarized() if config.likelihood == "bernoulli" else splits
         order = data.Order(len(splits.train), config.batch_size, config.epochs, config.seed)
         run = Run("hierarchy", config, image_shape=splits.train.shape, decay_epochs=config.epochs)
@@ -297,6 +302,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["caveat"] = BITS_CAVEAT
         console.print(BITS_CAVEAT, highlight=False)
     run.finish(result, lambda: save_pictures(run, model, state.params, splits))
+
+
+def check_probe(config: Config, splits: Splits) -> None:
+    """Raise `ValueError`, before anything is trained, where the classes cannot share the labelled images."""
+    if splits.train.label is None or config.flat:
+        return
+    counts = np.unique(splits.train.label, return_counts=True)[1]
+    if config.num_labels % len(counts) or config.num_labels > len(counts) * counts.min():
+        most = len(counts) * int(counts.min())
+        raise ValueError(f"num_labels must be a multiple of {len(counts)} classes, at most {most}: {config.num_labels}")
 
 
 def averaged(evaluate: Evaluate) -> Evaluate:

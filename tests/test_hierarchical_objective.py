@@ -62,7 +62,7 @@ def test_balanced_groups_pay_by_their_rate_for_each_latent(measured):
     expected = distortion + 0.5 * (rates * shares / shares.mean()).sum()
     value, _ = loss(beta=0.5, balanced=True)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    at_one, _ = loss(beta=1.0, balanced=True)
+    at_one, _ = loss(beta=lambda step: step / 7, balanced=True)
     np.testing.assert_allclose(at_one, distortion + rates.sum(), rtol=1e-5)
 
 
@@ -91,8 +91,13 @@ def test_numbers_that_are_no_weights(measured, options):
         measured[0](**options)
 
 
-@pytest.mark.parametrize("options", [{"free_bits": 0.1}, {"balanced": True}])
+@pytest.mark.parametrize("options", [{"free_bits": 0.1}, {"balanced": True, "beta": 0.5}])
 def test_what_crosses_the_batch_is_refused_in_evaluation(params, options):
     step = partial(jaxvae.make_eval_step(partial(hierarchical_vae_loss, MODEL, **options)), key=jax.random.key(0))
     with pytest.raises(ValueError, match="hierarchical_vae_loss with free bits or balanced"):
         jax.eval_shape(partial(step, step=0), params, (), batch(2) | {"weight": jnp.ones(2)})
+
+
+def test_a_balance_that_would_balance_nothing(measured):
+    with pytest.raises(ValueError, match=r"balanced while β < 1, and it is 1.0: pass beta=optax\.linear_schedule"):
+        measured[0](balanced=True)

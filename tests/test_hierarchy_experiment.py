@@ -18,6 +18,10 @@ def test_bad_options():
         (("digits", "--free-bits", -1), "free_bits must be a finite number, zero or more"),
         (("digits", "--skip-above", 0), "skip_above must be a positive number"),
         (("digits", "--nll-images", 0), "nll_images must be at least 1"),
+        (("digits", "--balanced", "--beta-warmup", 0), "groups are balanced while beta grows"),
+        (("digits", "--flat"), "a flat model has one latent and no stages"),
+        (("digits", "--num-labels", 55), "num_labels must be a multiple of 10 classes"),
+        (("digits", "--num-labels", 5000), "num_labels must be a multiple of 10 classes, at most"),
     ):
         done = run(hierarchy.main, *options)
         assert done.code == 2

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from scipy import stats
 from variants import SHAPE, VARIANTS, batch
 
 import jaxvae
 from jaxvae.distributions import DiagGaussian, rate
 from jaxvae.models import TopDownVAE, merged_posterior, residual_posterior, top_down_vae
-from jaxvae.networks import BottomUp, Descended, Rung, Stage
+from jaxvae.networks import Rung, Stage, StateDecoder
 from jaxvae.objectives import hierarchical_vae_loss, vae_log_weights
 
 D, X, N = 3, 5, 4
@@ -231,91 +232,26 @@ def test_codes_decode_to_the_reconstruction(params):
     np.testing.assert_allclose(decoded, jax.jit(MODEL.apply)(params, x).mean, rtol=1e-5, atol=1e-6)
 
 
-class TestNetworks:
-    @pytest.mark.parametrize(
-        ("shape", "stages"),
-        [
-            ((7, 2), [Stage(4, (1,), 2), Stage(4, (2,), 1), Stage(4, (3,))]),
-            ((5, 6, 1), [Stage(4, (), 1), Stage(4, (1, 2), 2), Stage(4, (3,), 2)]),
-            ((3, 4, 5, 1), [Stage(4, (1,), 2), Stage(4, (2,), 2)]),
-            ((9,), [Stage(8, (4,)), Stage(4, (2,))]),
-            ((3, 3), [Stage(8, (4, 2))]),
-        ],
-    )
-    def test_any_shape_of_x_comes_back_at_its_size(self, shape, stages):
-        model = top_down_vae(shape, stages, blocks=0, bottleneck=2)
-        x = jnp.ones((2, *shape)) / 2
-        outputs, _ = jax.jit(model.init_with_output)(jax.random.key(0), x)
-        assert outputs.mean.shape == (2, *shape)
+class InNNX(nnx.Module):
+    """The methods of a rung, in another framework."""
 
-    @pytest.mark.parametrize("normalization", [None, partial(nn.GroupNorm, num_groups=2)])
-    def test_examples_do_not_see_each_other(self, normalization, key):
-        model = top_down_vae(SHAPE, [Stage(4, (1,), 2), Stage(4, (2,))], normalization=normalization)
-        x = batch(3)["x"]
-        params = jax.jit(model.init)(key, x)
-        apply = jax.jit(lambda x: model.apply(params, x).mean)
-        np.testing.assert_allclose(apply(x)[:1], apply(x[:1]), rtol=1e-5, atol=1e-6)
+    prior = posterior = merge = start = lambda self, *arguments: arguments
 
-    @pytest.mark.slow
-    def test_checkpointed_activations_are_the_same_model(self, key):
-        stages = [Stage(4, (1,), 2), Stage(4, (2,))]
-        plain, checkpointed = (top_down_vae(SHAPE, stages, checkpoint=each) for each in (False, True))
-        params = jax.jit(plain.init)(key, batch(1)["x"])
 
-        def gradient(model):
-            loss = partial(jaxvae.vae_loss, model, model_state=(), batch=batch(3), key=key, step=0)
-            return jax.jit(jax.grad(lambda params: loss(params)[0]))(params)
+class Hiding:
+    """A rung that is no module, and holds an array."""
 
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient(plain), gradient(checkpointed))
+    prior = posterior = merge = start = lambda self, *arguments: arguments
 
-    def test_an_unconditional_rung_knows_nothing_of_those_above(self, key):
-        """The variational ladder autoencoder: every prior is N(0, I), every posterior sees x alone."""
-        model = top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, (3,))], conditional=False)
-        x = batch(2)["x"]
-        params = jax.jit(model.init)(key, x)
-        first, second = (model.apply(params, x, key=jax.random.key(i), method="encode") for i in (1, 2))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), first, second)
-        _, log_prior = model.apply(params, x, tuple(q.mean[None] for q in first), method="log_joint")
-        standard = sum(stats.norm.logpdf(q.mean).reshape(2, -1).sum(axis=1) for q in first)
-        np.testing.assert_allclose(log_prior[0], standard, rtol=1e-5)
-
-    @pytest.mark.parametrize(
-        ("make", "error", "message"),
-        [
-            (lambda: top_down_vae(SHAPE, []), ValueError, "last stage must have a group"),
-            (lambda: top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, ())]), ValueError, "last stage must have a group"),
-            (lambda: top_down_vae(SHAPE, [Stage(8, (2,)), Stage(8, (2,), 2)]), ValueError, "stands above one without"),
-            (lambda: top_down_vae(SHAPE, [Stage(8, (0,))]), ValueError, "latents must be at least 1"),
-            (lambda: top_down_vae(SHAPE, [(8,)]), TypeError, r"stages must be of jaxvae.networks.Stage"),
-            (lambda: top_down_vae(SHAPE, [Stage(8, 2)]), TypeError, r"such as Stage\(24, \(1, 1\), 2\), got Stage"),
-            (lambda: top_down_vae(SHAPE, [Stage(8, (1,), 0)]), ValueError, "shrink must be at least 1"),
-            (lambda: top_down_vae(SHAPE, [Stage(8, (1,))], blocks=-1), ValueError, "blocks must be at least 0"),
-            (lambda: top_down_vae((0,), [Stage(8, (1,))]), ValueError, "shape must be at least 1"),
-            (
-                lambda: top_down_vae(SHAPE, [Stage(8, (1,))], normalization=partial(nn.BatchNorm, momentum=0.9)),
-                ValueError,
-                "normalization must look at one example alone",
-            ),
-            (lambda: Rung(0, 4), ValueError, "latent must be at least 1"),
-            (lambda: Rung(2, 4, bottleneck=0), ValueError, "bottleneck must be at least 1"),
-            (lambda: Descended((0,)), ValueError, "output_shape must be at least 1"),
-            (lambda: BottomUp([Stage(4, (1,))], blocks=-1), ValueError, "blocks must be at least 0"),
-        ],
-    )
-    def test_sizes_that_do_not_fit(self, make, error, message):
-        with pytest.raises(error, match=message):
-            make()
-
-    def test_x_without_positions_under_a_stage_that_has_them(self):
-        with pytest.raises(ValueError, match=r"needs x \[B, \*positions, C\], got \(2, 9\)"):
-            top_down_vae((9,), [Stage(8, (1,), 2)]).init(jax.random.key(0), jnp.ones((2, 9)))
+    def __init__(self):
+        self.scale = jnp.ones(3)
 
 
 class TestPlugged:
     """What a user plugs in is used, or refused by name."""
 
     def model(self, **changed):
-        parts = {"encoder": lambda x: [x, x], "rungs": [Rung(2, 4), Rung(3, 4)], "decoder": Descended((9,))}
+        parts = {"encoder": lambda x: [x, x], "rungs": [Rung(2, 4), Rung(3, 4)], "decoder": StateDecoder((9,))}
         return TopDownVAE(**parts | changed)
 
     @pytest.mark.parametrize(
@@ -325,6 +261,8 @@ class TestPlugged:
             ({"rungs": [nn.Dense(3)]}, TypeError, r"rungs\[0\], a Dense, has no method prior and no posterior"),
             ({"rungs": [Rung]}, TypeError, "got the class Rung"),
             ({"encoder": None}, TypeError, "encoder must be a network"),
+            ({"rungs": [InNNX()]}, TypeError, r"rungs\[0\], a InNNX, is an NNX module, of which only __call__"),
+            ({"rungs": [Hiding()]}, TypeError, r"rungs\[0\].*holds a JAX array float32\[3\] that no training reaches"),
         ],
     )
     def test_parts_that_are_none(self, changed, error, message):
@@ -343,6 +281,28 @@ class TestPlugged:
     def test_features_that_do_not_fit(self, encoder, message):
         with pytest.raises(ValueError, match=message):
             self.model(encoder=encoder).init(jax.random.key(0), jnp.ones((2, 9)))
+
+    @pytest.mark.parametrize(
+        ("form", "error", "message"),
+        [
+            (lambda prior, mean, log_var: mean, TypeError, "posterior of a group must be a DiagGaussian, got"),
+            (
+                lambda prior, mean, log_var: DiagGaussian(mean[:, :1], log_var),
+                ValueError,
+                r"q of z_2 must be \(2, 3\), as its prior is, got \(2, 1\)",
+            ),
+        ],
+    )
+    def test_posteriors_that_do_not_fit(self, form, error, message):
+        with pytest.raises(error, match=message):
+            self.model(encoder=lambda x: [x[:, :4]] * 2, posterior=form).init(jax.random.key(0), jnp.ones((2, 9)))
+
+    def test_a_posterior_of_ones_own_may_have_one_variance(self, key):
+        model = self.model(encoder=lambda x: [x[:, :4]] * 2, posterior=lambda p, m, v: DiagGaussian(m, jnp.float32(-1)))
+        x = jnp.ones((2, 9))
+        params = jax.jit(model.init)(key, x)
+        terms = model.apply(params, x, key=key, num_samples=2, method="terms")
+        assert [rates.shape for rates in terms.rates.values()] == [(2, 2, 2), (2, 2, 3)]
 
     def test_latents_that_do_not_fit(self, params):
         with pytest.raises(ValueError, match="tuple of z_1 to z_2, got 1 of them"):

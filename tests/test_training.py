@@ -147,6 +147,15 @@ class TestStep:
     def test_a_norm_that_is_none(self, norm):
         with pytest.raises(ValueError, match="skip_above must be a positive norm"):
             jaxvae.make_train_step(VARIANT.loss_fn, ADAM, skip_above=norm)
+        with pytest.raises(TypeError, match=r"skip_above must be a number, .* got True"):
+            jaxvae.make_train_step(VARIANT.loss_fn, ADAM, skip_above=True)
+
+    def test_a_run_whose_steps_are_all_skipped_says_so(self):
+        state, _, feed = setup(epochs=1)
+        step = jaxvae.make_train_step(VARIANT.loss_fn, ADAM, prepare=PREPARE, skip_above=1e-3)
+        with pytest.warns(UserWarning, match=r"all 5 steps since the last evaluation were skipped.*raise skip_above"):
+            reached = jaxvae.fit(state, jaxvae.make_train_epoch(step), feed)
+        assert int(reached.state.step) == 5
 
     def test_weak_types_do_not_compile_twice(self):
         def init(*, key):

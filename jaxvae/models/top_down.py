@@ -27,7 +27,7 @@ from jaxvae.keys import check_key, sample_keys
 from jaxvae.models._parts import adopt_parts
 from jaxvae.models.vae import decoded_log_prob, log_prob_of_each
 from jaxvae.networks._run import mode_of, run
-from jaxvae.networks.top_down import BottomUp, Descended, Rung, Stage, checked_stages
+from jaxvae.networks.top_down import BottomUp, Rung, Stage, StateDecoder, checked_stages
 from jaxvae.types import Array, Likelihood, PRNGKey, Terms
 
 Latents = tuple[Array, ...]  # z_1 to z_L
@@ -91,7 +91,7 @@ class TopDownVAE(nn.Module):
 
     Raises:
       ValueError: there is no rung, or as methods run: not as many features as rungs, latents of other shapes.
-      TypeError: a rung has not the methods above.
+      TypeError: a rung has not the methods above or is an NNX module; `posterior` returns no `DiagGaussian`.
     """
 
     encoder: Callable[[Array], Sequence[Array]]
@@ -109,7 +109,14 @@ class TopDownVAE(nn.Module):
             missing = [name for name in wanted if not callable(getattr(rung, name, None))]
             if missing:
                 raise TypeError(f"rungs[{i}], a {type(rung).__name__}, has no method {' and no '.join(missing)}")
+        given = self.rungs
         adopt_parts(self)
+        for i, (rung, taken) in enumerate(zip(given, self.rungs, strict=True)):
+            if taken is not rung:  # it would be a network of one method
+                raise TypeError(
+                    f"rungs[{i}], a {type(rung).__name__}, is an NNX module, of which only __call__ can be taken: make "
+                    "the rung a Linen module, whose networks may be NNX by flax.nnx.bridge.to_linen"
+                )
         super().__post_init__()
 
     def __call__(self, x: Array) -> Likelihood:
@@ -211,12 +218,9 @@ class TopDownVAE(nn.Module):
         descent = self._proposed(x, key=key, num_samples=num_samples)
         log_posterior = [_log_prob(q, z) for q, z in zip(descent.posteriors, descent.latents, strict=True)]
         log_ratio = _total(descent.priors, descent.latents) - sum(log_posterior[1:], log_posterior[0])
-        rates = {
-            f"z{i + 1}": rate(q, p, z[None], log_q[None]).reshape(num_samples, len(x), -1)
-            for i, (q, p, z, log_q) in enumerate(
-                zip(descent.posteriors, descent.priors, descent.latents, log_posterior, strict=True)
-            )
-        }
+        groups = zip(descent.posteriors, descent.priors, descent.latents, log_posterior, strict=True)
+        closed = [rate(q, p, z[None], log_q[None]) for q, p, z, log_q in groups]
+        rates = {f"z{i}": each.reshape(num_samples, len(x), -1) for i, each in enumerate(closed, start=1)}
         log_likelihood = decoded_log_prob(self._decoded, x, _by_sample(descent.state, num_samples))
         return Terms(log_likelihood, log_ratio.reshape(num_samples, -1), rates)
 
@@ -257,8 +261,7 @@ class TopDownVAE(nn.Module):
             prior, posterior = DiagGaussian(*moments), None
             prior = DiagGaussian(prior.mean, jnp.broadcast_to(prior.log_var, prior.mean.shape))
             if features is not None:
-                said = self._called(i, "posterior", state, features[i])
-                posterior = self.posterior(prior, *said)
+                posterior = self._posterior(i, prior, self._called(i, "posterior", state, features[i]))
                 posteriors.append(posterior)
             latent = draw(i, prior, posterior)
             if latent.shape != prior.mean.shape:
@@ -267,6 +270,15 @@ class TopDownVAE(nn.Module):
             latents.append(latent)
             priors.append(prior)
         return _Descent(state, tuple(latents[::-1]), tuple(priors[::-1]), tuple(posteriors[::-1]))
+
+    def _posterior(self, i: int, prior: DiagGaussian, said: tuple[Array, ...]) -> DiagGaussian:
+        """Q of a group, checked, its variances as many as its means."""
+        posterior: Any = self.posterior(prior, *said)
+        if type(posterior) is not DiagGaussian:
+            raise TypeError(f"the posterior of a group must be a DiagGaussian, got {type(posterior).__name__}")
+        if posterior.mean.shape != prior.mean.shape:
+            raise ValueError(f"q of z_{i + 1} must be {prior.mean.shape}, as its prior is, got {posterior.mean.shape}")
+        return DiagGaussian(posterior.mean, jnp.broadcast_to(posterior.log_var, posterior.mean.shape))
 
     def _called(self, i: int, method: str, *arguments: Any) -> Any:
         """A method of a rung, told whether the networks are in training."""
@@ -381,7 +393,7 @@ def top_down_vae(
     shrinks = [each for each in below if each is not None]
     shrink = math.prod(shrinks) if len(shrinks) == len(below) else None
     kept = {name: value for name, value in options.items() if name not in ("bottleneck", "checkpoint")}
-    decoder = Descended((*shape, *channels), shrink, **kept)
+    decoder = StateDecoder((*shape, *channels), shrink, **kept)
     return TopDownVAE(
         BottomUp(stages, blocks=blocks, input_shape=shape, **options), tuple(rungs), decoder, likelihood, posterior
     )

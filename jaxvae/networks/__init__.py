@@ -15,7 +15,7 @@ from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, ML
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import PixelScale, SharedScale, logistic_image, soft_bound
 from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
-from jaxvae.networks.top_down import BottomUp, Descended, Rung, Stage
+from jaxvae.networks.top_down import BottomUp, Rung, Stage, StateDecoder
 
 __all__ = [
     "BottomUp",
@@ -23,7 +23,6 @@ __all__ = [
     "Conditioned",
     "ConvDecoder",
     "ConvEncoder",
-    "Descended",
     "GaussianHead",
     "InUnits",
     "LabelEmbedding",
@@ -35,6 +34,7 @@ __all__ = [
     "Rung",
     "SharedScale",
     "Stage",
+    "StateDecoder",
     "TableEncoder",
     "TableLikelihood",
     "Unconditioned",

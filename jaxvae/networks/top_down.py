@@ -181,7 +181,7 @@ class Rung(nn.Module):
         return self.refine(crop(state, self.positions))
 
 
-class Descended(nn.Module):
+class StateDecoder(nn.Module):
     """The state below z_1, [N, *positions, width] or [N, width] -> a likelihood's parameters, [N, *output_shape]."""
 
     output_shape: Sequence[int]

@@ -31,8 +31,8 @@ def hierarchical_vae_loss(
     groups below have learnt to read it. Here they are of a whole group, in `beta_vae_loss` of each latent.
 
     Balanced, a group with a large rate for its size pays more and one with a small rate less while β < 1, as in NVAE:
-    γ_l is the group's rate divided by its number of latents, made to have mean 1 over the groups, and no gradient goes
-    through it. From β = 1 on every γ_l is 1.
+    γ_l is the group's rate divided by its number of latents (1 where the rate is sampled, as in a `HierarchicalVAE`),
+    made to have mean 1 over the groups, and no gradient goes through it. From β = 1 on every γ_l is 1.
 
     With β = 1 and neither, this is `vae_loss` with the rate of each group told: what a run is evaluated by.
 
@@ -55,8 +55,8 @@ def hierarchical_vae_loss(
 
     Raises:
       TypeError: x is not floating, or the key is not typed.
-      ValueError: x does not have the model's shape, β or free bits are negative or not a number, or the model has no
-        prior.
+      ValueError: x does not have the model's shape, β or free bits are negative or not a number, the model has no
+        prior, or `balanced` where β is a number from 1 on, which would balance nothing.
 
     References:
       Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, 2016 (free bits); Sønderby et al.,
@@ -68,6 +68,10 @@ def hierarchical_vae_loss(
     has_free_bits = callable(free_bits) or isinstance(free_bits, Array) or free_bits
     if has_free_bits or balanced:
         needs_whole_batch("hierarchical_vae_loss with free bits or balanced", instead="evaluate it without either")
+    if balanced and not callable(beta) and not isinstance(beta, Array) and beta >= 1:
+        raise ValueError(
+            f"groups are balanced while β < 1, and it is {beta}: pass beta=optax.linear_schedule(0.0, 1.0, steps)"
+        )
     weight, floor = weight_at("beta", beta, step), weight_at("free_bits", free_bits, step)
 
     distortion = -terms.log_likelihood.mean()

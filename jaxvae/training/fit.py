@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -164,6 +165,7 @@ def fit(
             if checkpointer is not None and (at_event or stopped):
                 checkpointer.save(state, value=value)
             if at_event:
+                _warn_of_skipped(history)
                 history.clear()
             if value is not None and progress_made.ended_by(value) and not stopped:
                 stopped = "early stopping"
@@ -220,6 +222,17 @@ def _progress(
     train = {name: float(values.mean()) for name, values in by_step.items()}
     left = (feed.total_steps - step) * feed.batch_size / rate
     return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left, by_step, state)
+
+
+def _warn_of_skipped(history: list[Mapping[str, np.ndarray]]) -> None:
+    """Say so where no step since the last evaluation has changed anything."""
+    if "skipped" in history[0] and all(each["skipped"].all() for each in history):
+        norms = np.concatenate([each["grad_norm"] for each in history])
+        warnings.warn(
+            f"all {len(norms)} steps since the last evaluation were skipped, so nothing was trained: the norms of "
+            f"their gradients lie between {norms.min():.3g} and {norms.max():.3g}; raise skip_above",
+            stacklevel=3,
+        )
 
 
 class _ProgressMade:

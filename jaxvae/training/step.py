@@ -49,8 +49,9 @@ def make_train_step(
 
     With `skip_above` a step whose gradient's norm is larger changes nothing but the step's number, and is no error: the
     parameters, the optimiser's state, an average of the parameters and the model's state stay what they were. The
-    metric "skipped" is 1 at such a step and otherwise 0, so that its mean is the share of steps that were skipped. Very
-    deep hierarchies meet a batch that would undo hours of training once in some thousand steps (Child, 2021).
+    metric "skipped" is 1 at such a step and otherwise 0, so that its mean is the share of steps that were skipped;
+    `fit` warns where that is all of them. Very deep hierarchies meet a batch that would undo hours of training once in
+    some thousand steps (Child, 2021).
 
     With `axis_name` it is the body of one device under `shard_map` or `pmap`: the state is the same on all, the batch
     is the device's share, and loss, metrics, gradient and model state are means over the devices. That is right where
@@ -61,14 +62,21 @@ def make_train_step(
     Raises:
       ValueError: when first traced: a batch without examples, a metric or loss that is not a scalar, a new model state
         of another structure; with `axis_name`, an objective that needs the whole batch, or a line search.
-        `skip_above` that is not a positive number raises at once.
+        `skip_above` that is not positive raises at once; a traced value is not checked.
       TypeError: when first traced: an optimiser that wants what no step can give, a key that is not threefry's.
     """
-    if skip_above is not None and not skip_above > 0:
+    _check_norm(skip_above)
+    return _TrainStep(loss_fn, optimizer, prepare, axis_name, skip_above)
+
+
+def _check_norm(skip_above: Any) -> None:
+    """Raise unless it is None, a positive number, or a traced value."""
+    if isinstance(skip_above, bool | str):
+        raise TypeError(f"skip_above must be a number, the largest norm of a gradient that counts, got {skip_above!r}")
+    if skip_above is not None and not isinstance(skip_above, jax.core.Tracer) and not skip_above > 0:
         raise ValueError(
             f"skip_above must be a positive norm of the gradient, or None to skip no step, got {skip_above}"
         )
-    return _TrainStep(loss_fn, optimizer, prepare, axis_name, skip_above)
 
 
 def make_eval_step(loss_fn: LossFn, *, prepare: Prepare | None = None) -> EvalStep:
