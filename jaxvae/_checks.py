@@ -40,7 +40,7 @@ def floating(values: Array, name: str) -> Array:
     return values
 
 
-def where_mask(encoded: Array, mask: Array) -> Array:
+def where_mask(encoded: Array, mask: Array, name: str = "encoded") -> Array:
     """Vectors [..., D], zero where the mask [...] is false, lest a NaN there spread.
 
     Raises:
@@ -50,7 +50,7 @@ def where_mask(encoded: Array, mask: Array) -> Array:
     if mask.dtype != bool:
         raise TypeError(f"mask must be bool, true where a position counts, got {mask.dtype}")
     if mask.shape != encoded.shape[:-1]:
-        raise ValueError(f"mask must be {encoded.shape[:-1]} for encoded {encoded.shape}, got {mask.shape}")
+        raise ValueError(f"mask must be {encoded.shape[:-1]} for {name} {encoded.shape}, got {mask.shape}")
     return jnp.where(mask[..., None], encoded, 0)
 
 

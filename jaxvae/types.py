@@ -108,6 +108,10 @@ class Quantized(NamedTuple):
       commitment: how far the vectors were from their codes, [B]: the squared difference, its mean over the example.
       loss: what moves parameters of the quantiser's own, [B]; zero where it has none.
       metrics: scalars that are means over the examples; what looks at the batch as a whole comes from `update`.
+      latent: `vectors` with the gradient that the decoder's is to take, [B, *positions, D]; None: it goes to the
+        encoder as it is (`codebook.straight_through`).
+      encoded: what the codes were chosen for, as `update` is to be given it, [B, *positions, D']: projected, say, or
+        the rests of a residual quantiser one after the other. None: the encoder's vectors.
     """
 
     vectors: Array
@@ -115,11 +119,16 @@ class Quantized(NamedTuple):
     commitment: Array
     loss: Array
     metrics: Metrics
+    latent: Array | None = None
+    encoded: Array | None = None
 
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """A codebook or its like. Parameters are what the gradient moves, the state is moved by `update` alone."""
+    """A codebook or its like. Parameters are what the gradient moves, the state is moved by `update` alone.
+
+    One that draws has a true attribute `needs_key`; in training its call then gets `key=`, a key for each example [B].
+    """
 
     @property
     def num_codes(self) -> int | tuple[int, ...]:
@@ -140,7 +149,10 @@ class Quantizer(Protocol):
     def update(
         self, state: PyTree, encoded: Array, indices: Array, *, mask: Array | None = None, key: PRNGKey
     ) -> tuple[PyTree, Metrics]:
-        """The next state, after a batch and what it was quantised to, and scalars about the change."""
+        """The next state, after a batch and what it was quantised to, and scalars about the change.
+
+        `encoded` is that of the `Quantized`, where it has one.
+        """
         ...
 
     def look_up(self, params: PyTree, state: PyTree, indices: Array) -> Array:

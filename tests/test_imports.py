@@ -42,8 +42,8 @@ STREETS = {
     "jaxvae.flows": {"jax", "flax", "numpy", "jaxvae.flows", *NETWORKS},
     "jaxvae.posteriors": {"jax", "flax", "jaxvae.flows", *NETWORKS},
     "jaxvae.priors": {"jax", "flax", "numpy", "jaxvae.flows", *NETWORKS},
-    "jaxvae.codebook": {"jax", *SHARED},
-    "jaxvae.quantizers": {"jax", "numpy", *QUANTIZERS, *SHARED},
+    "jaxvae.codebook": {"jax", "jaxvae.codebook", *SHARED},
+    "jaxvae.quantizers": {"jax", "numpy", "jaxvae._whole_batch", *QUANTIZERS, *SHARED},
     "jaxvae.models": {"jax", "flax", "numpy", *MODELS},
     "jaxvae.objectives": {"jax", "flax", "optax", "jaxvae.objectives", *MODELS},
     # Meets objectives only through LossFn.

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 import jaxvae
 from jaxvae.distributions import Bernoulli, Categorical, ContinuousBernoulli, DiagGaussian, NegativeBinomial
 from jaxvae.networks import Stage
+from jaxvae.quantizers import FiniteScalar, Projected, Residual
 
 SHAPE = (8, 8, 1)
 STANDARD_NORMAL = jaxvae.StandardNormal()
@@ -118,13 +119,13 @@ def conv(**options):
     return jaxvae.ConvEncoder(3, (4, 8), 16, **options), jaxvae.ConvDecoder(SHAPE, (4, 8), 16, **options)
 
 
-def vq_vae(quantizer, dim=4, **options):
+def vq_vae(quantizer, dim=4, draws=False, **options):
     model = jaxvae.VQVAE(
         jaxvae.ResidualEncoder(dim, (8,), 1, 4), jaxvae.ResidualDecoder(1, (8,), 1, 4), quantizer, Bernoulli
     )
     init = jax.jit(partial(model.init_with_quantizer, jnp.zeros((1, *SHAPE)), seeded=False))
     loss = jax.jit(partial(jaxvae.vq_vae_loss, model, **options))
-    return Variant(model, loss, init, None, draws=False, any_size=True)
+    return Variant(model, loss, init, None, draws=draws, any_size=True)
 
 
 def of_labels(loss, model_of, fields, **options):
@@ -188,6 +189,8 @@ VARIANTS = {
     "vq-vae": vq_vae(jaxvae.EMACodebook(8, restart_threshold=0.0)),
     "vq-vae, groups": vq_vae(jaxvae.Grouped(jaxvae.EMACodebook(8, restart_threshold=0.0), 2)),
     "vq-vae, gradient codes": vq_vae(jaxvae.GradientCodebook(8), commitment_weight=2.0),
+    "vq-vae, residual": vq_vae(Residual(jaxvae.EMACodebook(4, restart_threshold=0.0), 2, dropout=0.5), draws=True),
+    "vq-vae, finite scalar": vq_vae(Projected(FiniteScalar((5, 4), temperature=0.1), 2), draws=True),
 }
 
 

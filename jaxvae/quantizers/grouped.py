@@ -7,6 +7,15 @@ import jax.numpy as jnp
 
 from jaxvae._checks import at_least, floating, integers
 from jaxvae.keys import check_key
+from jaxvae.quantizers._parts import (
+    call,
+    check_quantizer,
+    encoded_of,
+    folded,
+    latent_of,
+    needs_key,
+    over_parts,
+)
 from jaxvae.types import Array, Metrics, PRNGKey, PyTree, Quantized, Quantizer
 
 
@@ -14,7 +23,8 @@ from jaxvae.types import Array, Metrics, PRNGKey, PyTree, Quantized, Quantizer
 class Grouped:
     """G quantisers of one kind, each for a slice of the vector [..., D / G]; indices are [..., G].
 
-    Parameters and state are the quantiser's, with a leading axis of G on every leaf.
+    Of a quantiser with M indices itself, such as `Residual`, they are [..., G M], group after group. Parameters and
+    state are the quantiser's, with a leading axis of G on every leaf.
 
     Attributes:
       quantizer: of one slice.
@@ -28,8 +38,7 @@ class Grouped:
 
     def __post_init__(self) -> None:
         """Raise `TypeError` where there is no quantiser, `ValueError` where there are no groups."""
-        if isinstance(self.quantizer, type) or not isinstance(self.quantizer, Quantizer):
-            raise TypeError(f"quantizer must have the methods of jaxvae.types.Quantizer, got {self.quantizer!r}")
+        check_quantizer(self.quantizer)
         at_least(1, groups=self.groups)
 
     @property
@@ -37,6 +46,11 @@ class Grouped:
         """The number of codes of each group."""
         each = self.quantizer.num_codes
         return (each if isinstance(each, tuple) else (each,)) * self.groups
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether training draws."""
+        return needs_key(self.quantizer)
 
     def init(self, dim: int, *, key: PRNGKey, encoded: Array | None = None) -> tuple[PyTree, PyTree]:
         """Parameters and state of the groups, each from a key and a slice of its own."""
@@ -52,20 +66,30 @@ class Grouped:
         of_group = jax.vmap(lambda key, each: self.quantizer.init(size, key=key, encoded=each), in_axes=(0, -2))
         return of_group(keys, slices)
 
-    def __call__(self, params: PyTree, state: PyTree, encoded: Array, *, mask: Array | None = None) -> Quantized:
+    def __call__(
+        self, params: PyTree, state: PyTree, encoded: Array, *, mask: Array | None = None, key: PRNGKey | None = None
+    ) -> Quantized:
         """Quantise each slice by its group: vectors [B, *positions, D], indices [B, *positions, G]."""
         self._check_leaves(params, state)
-        quantized = jax.vmap(
-            lambda params, state, each: self.quantizer(params, state, each, mask=mask),
-            in_axes=(0, 0, -2),
-            out_axes=Quantized(vectors=-2, indices=-1, commitment=0, loss=0, metrics=0),  # type: ignore[arg-type]
-        )(params, state, self._slices(encoded))
+        slices = self._slices(encoded)
+        groups = jnp.arange(self.groups)
+
+        def of_group(params: PyTree, state: PyTree, each: Array, group: Array) -> Quantized:
+            own = None if key is None else folded(key, group)
+            quantized = call(self.quantizer, params, state, each, mask=mask, key=own)
+            return quantized._replace(latent=latent_of(quantized, each), encoded=encoded_of(quantized, each))
+
+        axis = encoded.ndim - 1  # after the positions
+        outer = Quantized(-2, axis, 0, 0, 0, latent=-2, encoded=-2)  # type: ignore[arg-type]
+        quantized = jax.vmap(of_group, in_axes=(0, 0, -2, 0), out_axes=outer)(params, state, slices, groups)
         return Quantized(
             vectors=quantized.vectors.reshape(encoded.shape),
-            indices=quantized.indices,
+            indices=quantized.indices.reshape(*encoded.shape[:-1], -1),
             commitment=quantized.commitment.mean(axis=0),
             loss=quantized.loss.mean(axis=0),
-            metrics=_over_groups(quantized.metrics),
+            metrics=over_parts(quantized.metrics),
+            latent=quantized.latent.reshape(encoded.shape),  # type: ignore[union-attr]
+            encoded=quantized.encoded.reshape(*encoded.shape[:-1], -1),  # type: ignore[union-attr]
         )
 
     def update(
@@ -76,25 +100,26 @@ class Grouped:
         self._check_leaves(state)
         state, metrics = jax.vmap(
             lambda state, each, indices, key: self.quantizer.update(state, each, indices, mask=mask, key=key),
-            in_axes=(0, -2, -1, 0),
-        )(state, self._slices(encoded), self._checked(indices), jax.random.split(key, self.groups))
-        return state, _over_groups(metrics)
+            in_axes=(0, -2, jnp.ndim(indices) - 1, 0),
+        )(state, self._slices(encoded), self._by_group(indices), jax.random.split(key, self.groups))
+        return state, over_parts(metrics)
 
     def look_up(self, params: PyTree, state: PyTree, indices: Array) -> Array:
         """The vectors [..., D] of indices [..., G]; a slice is NaN where its index is out of range."""
         self._check_leaves(params, state)
-        indices = self._checked(indices)
+        axis, indices = jnp.ndim(indices) - 1, self._by_group(indices)
         # Not by vmap, in which no group could name an index out of range.
         slices = []
         for group in range(self.groups):
             own_params, own_state = jax.tree.map(lambda leaf: leaf[group], (params, state))  # noqa: B023
-            slices.append(self.quantizer.look_up(own_params, own_state, indices[..., group]))
+            slices.append(self.quantizer.look_up(own_params, own_state, jnp.take(indices, group, axis=axis)))
         return jnp.concatenate(slices, axis=-1)
 
     def codes(self, params: PyTree, state: PyTree) -> Array:
         """The vectors of all codes, [G, K, D / G], of a quantiser that lists its own."""
         self._check_leaves(params, state)
-        return jax.vmap(self.quantizer.codes)(params, state)  # type: ignore[attr-defined]
+        groups = [jax.tree.map(lambda leaf: leaf[group], (params, state)) for group in range(self.groups)]  # noqa: B023
+        return jnp.stack([self.quantizer.codes(*own) for own in groups])  # type: ignore[attr-defined]
 
     def _slices(self, encoded: Array) -> Array:
         """[..., D] as [..., G, D / G]."""
@@ -108,10 +133,14 @@ class Grouped:
                 f"{self.groups} groups need vectors [..., D] with D divisible by {self.groups}, got {shape}"
             )
 
-    def _checked(self, indices: Array) -> Array:
-        indices = integers(indices, "indices")
-        if indices.shape[-1:] != (self.groups,):
-            raise ValueError(f"indices must be [..., {self.groups}], one for each group, got {indices.shape}")
+    def _by_group(self, indices: Array) -> Array:
+        """[..., G] as they are, or [..., G M] as [..., G, M]."""
+        indices, total = integers(indices, "indices"), len(self.num_codes)
+        if indices.shape[-1:] != (total,):
+            of = "" if total == self.groups else f" of {total // self.groups} indices"
+            raise ValueError(f"indices must be [..., {total}], one for each group{of}, got {indices.shape}")
+        if isinstance(self.quantizer.num_codes, tuple):
+            return indices.reshape(*indices.shape[:-1], self.groups, -1)
         return indices
 
     def _check_leaves(self, *trees: PyTree) -> None:
@@ -121,11 +150,3 @@ class Grouped:
                     f"parameters and state of {self.groups} groups have a leading axis of {self.groups}, got a leaf "
                     f"of shape {leaf.shape}"
                 )
-
-
-def _over_groups(metrics: Metrics) -> Metrics:
-    """Metrics [G] as scalars."""
-    return {
-        name: values.sum(axis=0) if jnp.issubdtype(values.dtype, jnp.integer) else values.mean(axis=0)
-        for name, values in metrics.items()
-    }

@@ -1,0 +1,49 @@
+"""How much of a codebook is in use."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae._checks import at_least, integers
+from jaxvae.codebook._checks import check_positions
+from jaxvae.types import Array
+
+
+def usage(indices: Array, num_codes: int) -> Array:
+    """The share of positions that chose each code, [K] float32, from integer indices of any shape.
+
+    Raises:
+      TypeError: `indices` is not integer.
+      ValueError: there are none, or `num_codes` is below 2.
+
+    >>> usage(jnp.array([[0, 2], [2, 2]]), 3)
+    Array([0.25, 0.  , 0.75], dtype=float32)
+    """
+    at_least(2, num_codes=num_codes)
+    flat = integers(indices, "indices").reshape(-1)
+    check_positions("indices", flat)
+    return jax.ops.segment_sum(jnp.ones(flat.shape, jnp.float32), flat, num_codes) / len(flat)
+
+
+def perplexity(usage: Array) -> Array:
+    r"""The effective number of codes in use, between 1 and K.
+
+    .. math:: \exp\left(-\sum_k p_k \log p_k\right), \quad p_k = \frac{u_k}{\sum_j u_j}
+
+    Not linear: of several batches take the mean usage first. A small batch's is biased low.
+
+    Args:
+      usage: u, `[K]` shares or counts, not all zero; integers or floating.
+
+    Returns:
+      A float32 scalar.
+
+    Raises:
+      ValueError: the usage is not `[K]`.
+
+    >>> perplexity(jnp.array([5, 5, 0, 0]))
+    Array(2., dtype=float32)
+    """
+    shares = jnp.asarray(usage, jnp.float32)
+    if shares.ndim != 1 or not len(shares):
+        raise ValueError(f"usage must be [K], got {shares.shape}; take groups by jax.vmap")
+    return jnp.exp(jax.scipy.special.entr(shares / shares.sum()).sum())

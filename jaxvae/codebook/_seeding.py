@@ -1,0 +1,57 @@
+"""Where the codes start."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae._checks import at_least
+from jaxvae.codebook._averages import CodebookState, batch_means, evenly_used
+from jaxvae.codebook._checks import detached
+from jaxvae.codebook._nearest import nearest
+from jaxvae.keys import check_key
+from jaxvae.types import Array, PRNGKey
+
+
+def seed_codebook(encoded: Array, num_codes: int, *, key: PRNGKey, iterations: int = 5) -> CodebookState:
+    """Codes spread over the encoder's outputs: k-means++ seeding, then Lloyd's iterations.
+
+    Every code starts with the uniform share, not with its cluster's: a cluster of one would start near death, and an
+    empty one without a vector. Where there are fewer distinct points than codes, the codes left over equal one of the
+    points; they win no position, since ties go to the lowest index, and restart once training moves the encoder.
+
+    Args:
+      encoded: `[N, D]` floating, of a batch or a few.
+      num_codes: K.
+      key: a typed key.
+      iterations: how often each code moves to the mean of the points nearest to it.
+
+    Raises:
+      TypeError: `encoded` is not floating, or the key not typed.
+      ValueError: `encoded` is not `[N, D]` or empty, `num_codes` is below 2, or `iterations` below 0.
+
+    References:
+      Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007.
+    """
+    check_key(key)
+    at_least(2, num_codes=num_codes)
+    encoded = detached(encoded, "encoded")
+    if encoded.ndim != 2 or not encoded.size:
+        raise ValueError(f"encoded must be [N, D], got {encoded.shape}; N must be at least 1")
+    at_least(0, iterations=iterations)
+
+    def add_code(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        codes, distance = carry
+        # With probability proportional to the squared distance from the codes so far; row 0 where all are zero.
+        row = jax.random.categorical(jax.random.fold_in(key, k), jnp.log(distance))
+        code = encoded[row]
+        distance = jnp.minimum(distance, jnp.square(encoded - code[None]).sum(axis=1))
+        return codes.at[k].set(code), distance
+
+    def move_codes(_: Array, codes: Array) -> Array:
+        cluster = batch_means(encoded, nearest(codes, encoded), num_codes)
+        means = cluster.moment / jnp.maximum(cluster.frequency, 1 / len(encoded))[:, None]
+        return jnp.where((cluster.frequency > 0)[:, None], means, codes)
+
+    far = jnp.full(len(encoded), jnp.finfo(jnp.float32).max)  # from no code at all: the first is drawn evenly
+    codes = jnp.zeros((num_codes, encoded.shape[1]), jnp.float32)
+    codes, _ = jax.lax.fori_loop(0, num_codes, add_code, (codes, far))
+    return evenly_used(jax.lax.fori_loop(0, iterations, move_codes, codes))
