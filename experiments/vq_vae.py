@@ -30,7 +30,8 @@ from jaxvae.distributions import Categorical
 from jaxvae.losses import bits_per_dim
 from jaxvae.models.vq_vae import unit_gaussian
 from jaxvae.networks import logistic_image
-from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
+from jaxvae.quantizers import FiniteScalar, Grouped, LookupFree, Projected, Residual, SimVQ
+from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree, Quantizer
 
 SEEDING_IMAGES = 256  # whose vectors the codebook starts from
 JPEG_CAVEAT = "this copy of CIFAR-10 was once stored as JPEG: compare its errors with those of the same copy only"
@@ -43,11 +44,11 @@ class Config(RunConfig):
     data: str = "cifar10"
     """digits, or any image set that is prepared for tensorflow-datasets."""
     num_codes: int = 512
-    """K, of each codebook."""
+    """K, of each quantiser; a power of two for those without a codebook."""
     code_dim: int = 64
     """D, of all codebooks of a position together."""
     groups: int = 1
-    """Codebooks per position, each for a slice of the vector."""
+    """Quantisers side by side, each for a slice of the vector."""
     channels: tuple[int, ...] = (64, 128)
     """Of the convolutions, each of which halves the image."""
     window: int = 4
@@ -58,8 +59,19 @@ class Config(RunConfig):
     """Channels inside a block."""
     likelihood: Literal["squared-error", "categorical", "discretized-logistic"] = "squared-error"
     """squared-error: over the variance of the training data. The others are nats, and so give bits per dimension."""
-    codes: Literal["ema", "gradient"] = "ema"
-    """What moves the codes: moving averages, or the second term of the paper's loss."""
+    codes: Literal["ema", "gradient", "cosine", "sim", "finite-scalar", "lookup-free", "spherical"] = "ema"
+    """ema: codes that follow by moving averages; gradient: by the paper's second term; cosine: ema, compared by
+    direction; sim: constant under a learned map (SimVQ); the others have no codebook (FSQ, LFQ, BSQ)."""
+    depth: int = 1
+    """Residual levels: quantisers one after the other, each of what the ones before have left."""
+    project: int = 0
+    """Dimensions that a learned map takes the vectors to before they are quantised; 0: none, or as many as it needs."""
+    estimator: Literal["straight-through", "rotation"] = "straight-through"
+    """How the decoder's gradient passes the choice of a code."""
+    code_temperature: float = 0.0
+    """At which training draws the codes, in squared distances; 0: the nearest."""
+    level_dropout: float = 0.0
+    """How often training uses the first residual levels alone."""
     commitment: float = 0.25
     """Weight of the commitment."""
     decay: float = 0.99
@@ -84,8 +96,8 @@ class Config(RunConfig):
         if self.num_codes < 2:
             raise ValueError(f"num_codes must be at least 2, got {self.num_codes}")
         self.check_numbers(
-            counts=("code_dim", "groups", "channels", "window", "residual", "evaluate_every"),
-            weights=("commitment", "entropy_weight"),
+            counts=("code_dim", "groups", "depth", "channels", "window", "residual", "evaluate_every"),
+            weights=("commitment", "entropy_weight", "code_temperature"),
             positive=("learning_rate",),
         )
         if self.blocks < 0:
@@ -96,8 +108,10 @@ class Config(RunConfig):
             raise ValueError(f"decay must lie in (0, 1), got {self.decay}")
         if not 0 <= self.restart_threshold < 1:
             raise ValueError(f"restart_threshold must lie in [0, 1), got {self.restart_threshold}")
-        if self.entropy_weight and self.codes == "gradient":
-            raise ValueError("entropy_weight needs the frequencies of --codes ema")
+        if self.entropy_weight and self.codes not in ("ema", "cosine"):
+            raise ValueError("entropy_weight needs the frequencies of --codes ema or cosine")
+        if self.project < 0 or (self.project and self.codes in ("finite-scalar", "lookup-free", "spherical")):
+            raise ValueError(f"project must be zero or more, and 0 for {self.codes}, got {self.project}")
 
 
 PRESETS = {
@@ -163,12 +177,48 @@ def make_model(config: Any) -> jaxvae.VQVAE:
     return jaxvae.VQVAE(encoder, decoder, make_quantizer(config), likelihood)
 
 
-def make_quantizer(config: Any) -> jaxvae.EMACodebook | jaxvae.GradientCodebook | jaxvae.Grouped:
-    """The codebook, or one for each group."""
-    quantizer = jaxvae.GradientCodebook(config.num_codes)
-    if config.codes == "ema":
-        quantizer = jaxvae.EMACodebook(config.num_codes, config.decay, config.restart_threshold, config.entropy_weight)
-    return quantizer if config.groups == 1 else jaxvae.Grouped(quantizer, config.groups)
+def make_quantizer(config: Any) -> Quantizer:
+    """What quantises: levels inside groups, around what `codes` says."""
+    quantizer = _quantizer(config)
+    if config.depth > 1 or config.level_dropout:
+        quantizer = Residual(quantizer, config.depth, config.level_dropout)
+    return quantizer if config.groups == 1 else Grouped(quantizer, config.groups)
+
+
+def _quantizer(config: Any) -> Quantizer:
+    """One quantiser of `num_codes` codes."""
+    num_codes: int = config.num_codes
+    how: dict[str, Any] = {"estimator": config.estimator, "temperature": config.code_temperature}
+    if config.codes in ("finite-scalar", "lookup-free", "spherical"):
+        bits = num_codes.bit_length() - 1
+        if 2**bits != num_codes:
+            raise ValueError(f"{config.codes} needs num_codes that is a power of two, got {num_codes}")
+        if config.codes == "finite-scalar":
+            levels = finite_scalar_levels(bits)
+            return Projected(FiniteScalar(levels, **how), len(levels))
+        return Projected(LookupFree(bits, spherical=config.codes == "spherical", **how), bits)
+    quantizer: Quantizer
+    if config.codes == "sim":
+        quantizer = SimVQ(num_codes, **how)
+    elif config.codes == "gradient":
+        quantizer = jaxvae.GradientCodebook(num_codes, **how)
+    else:
+        averages = (config.decay, config.restart_threshold, config.entropy_weight)
+        quantizer = jaxvae.EMACodebook(num_codes, *averages, cosine=config.codes == "cosine", **how)
+    return Projected(quantizer, config.project) if config.project else quantizer
+
+
+def finite_scalar_levels(bits: int) -> tuple[int, ...]:
+    """Levels of eight, and one or two of four, that make 2^bits codes."""
+    if bits < 2:
+        raise ValueError(f"finite-scalar needs num_codes of at least 4, got {2**bits}")
+    fours = {0: 0, 1: 2, 2: 1}[bits % 3]
+    return (8,) * ((bits - 2 * fours) // 3) + (4,) * fours
+
+
+def parts_of(config: Any) -> int:
+    """How many indices a position has."""
+    return int(config.groups * config.depth)
 
 
 def make_init(config: Config, model: jaxvae.VQVAE, first: Array) -> InitFn:
@@ -193,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=1, evaluate_every=4)
 
     with user_errors():
+        make_quantizer(config)  # whose own checks name what does not fit
         splits = load_splits(config, few=(512, 256))
         train, test = splits.train, splits.test
         if config.likelihood == "discretized-logistic":
@@ -249,7 +300,7 @@ def make_evaluate(config: Config, model: jaxvae.VQVAE, loss_fn: LossFn, test: da
     def evaluate(state: jaxvae.TrainState) -> dict[str, float]:
         losses = evaluate_loss(state)
         kept = {name: losses[name] for name in ("loss", "distortion", "commitment")}
-        return kept | codebook_health(indices_of(model, state, test), config.num_codes, config.groups)
+        return kept | codebook_health(indices_of(model, state, test), config.num_codes, parts_of(config))
 
     return evaluate
 
@@ -273,7 +324,7 @@ def save_pictures(
         figures.index_maps(
             out / "index_maps.png", images[:10], indices[:10], reconstructed[:10], num_codes=config.num_codes
         ),
-        figures.code_usage(out / "code_usage.png", usage_of(indices, config.num_codes, config.groups)),
+        figures.code_usage(out / "code_usage.png", usage_of(indices, config.num_codes, parts_of(config))),
         figures.codebook_health(out / "codebook_health.png", run.records()),
     ]
 
@@ -289,17 +340,17 @@ def choose_indices(model: jaxvae.VQVAE, params: PyTree, model_state: PyTree, bat
     return model.encode_indices(params, model_state, batch["x"])
 
 
-def codebook_health(indices: np.ndarray, num_codes: int, groups: int) -> dict[str, float]:
-    """Perplexity and codes in use over a whole set; the mean over the groups."""
-    usage = usage_of(indices, num_codes, groups)
+def codebook_health(indices: np.ndarray, num_codes: int, parts: int) -> dict[str, float]:
+    """Perplexity and codes in use over a whole set; the mean over groups and levels."""
+    usage = usage_of(indices, num_codes, parts)
     perplexity = [float(codebook.perplexity(jnp.asarray(each, jnp.float32))) for each in usage]
     return {"perplexity": float(np.mean(perplexity)), "codes_used": float((usage > 0).sum(axis=1).mean())}
 
 
-def usage_of(indices: np.ndarray, num_codes: int, groups: int) -> np.ndarray:
-    """The share of each code, [G, K], of indices [N, *positions], or [N, *positions, G]."""
-    by_group = indices.reshape(-1, groups).T
-    return np.stack([np.bincount(each, minlength=num_codes) for each in by_group]) / by_group.shape[1]
+def usage_of(indices: np.ndarray, num_codes: int, parts: int) -> np.ndarray:
+    """The share of each code, [P, K], of indices [N, *positions], or [N, *positions, P]."""
+    by_part = indices.reshape(-1, parts).T
+    return np.stack([np.bincount(each, minlength=num_codes) for each in by_part]) / by_part.shape[1]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jaxvae.codebook._checks import check_dim, check_positions, detached
 from jaxvae.keys import check_key
 from jaxvae.types import Array, PRNGKey
 
+FEW = 2**26  # one-hot numbers, a quarter of a gigabyte
 FROZEN_BELOW = 1e-3  # of the uniform share 1/K: an unused code this rare keeps its statistics
 
 
@@ -147,15 +148,15 @@ def batch_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState
     """Mean one-hot [K] and mean one-hotᵀ z [K, D] of float32 [..., D] and indices [...]: what `ema_update` averages.
 
     The fastest form on a CPU by far is the scatter (`benchmarks/codebook.py`). Not measured elsewhere: accelerators
-    get the matrix product, which their units are made for, and whose sums do not depend on an order of atomics.
+    get the matrix product, which their units are made for and whose sums do not depend on an order of atomics, as long
+    as its K times N one-hot numbers are few.
     """
     check_positions("encoded", encoded)
-    return jax.lax.platform_dependent(
-        encoded.reshape(-1, encoded.shape[-1]),
-        integers(indices, "indices").reshape(-1),
-        cpu=partial(segment_means, num_codes=num_codes),
-        default=partial(one_hot_means, num_codes=num_codes),
-    )
+    flat, indices = encoded.reshape(-1, encoded.shape[-1]), integers(indices, "indices").reshape(-1)
+    scattered = partial(segment_means, num_codes=num_codes)
+    if num_codes * len(flat) > FEW:
+        return scattered(flat, indices)
+    return jax.lax.platform_dependent(flat, indices, cpu=scattered, default=partial(one_hot_means, num_codes=num_codes))
 
 
 def segment_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState:

@@ -11,7 +11,7 @@ from jaxvae.codebook._checks import check_dim, detached
 from jaxvae.keys import noise
 from jaxvae.types import Array, PRNGKey
 
-BLOCK = 2**21  # products of vectors and codes that are there at once
+BLOCK = 2**20  # products of vectors and codes that are there at once
 COST_FLOOR = 0.5  # of the uniform share 1/K: rarer codes cost no more than this
 
 
