@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +39,18 @@ class Classifier(nn.Module):
         return nn.Dense(self.num_classes)(features)
 
 
-def train(dataset: data.Dataset, *, num_classes: int, steps: int, seed: int) -> tuple[Classifier, PyTree]:
-    """Train for at least `steps` steps, to the end of an epoch."""
+def train(
+    dataset: data.Dataset, *, num_classes: int, steps: int, seed: int, loss: Callable[..., Any] | None = None
+) -> tuple[Classifier, PyTree]:
+    """Train for at least `steps` steps, to the end of an epoch; `loss` in place of `classification_loss`."""
     model = Classifier(num_classes)
     order = data.Order(len(dataset), BATCH_SIZE, math.ceil(steps * BATCH_SIZE / len(dataset)), seed)
     feed = data.Resident(dataset, order)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, order.total_steps))
     init = init_of(model, jnp.zeros((1, *dataset.shape)))
     state = jaxvae.init_train_state(init, optimizer, key=seed_key(seed))
-    step = jaxvae.make_train_step(partial(classification_loss, model.apply), optimizer, prepare=dataset.prepare)
+    loss_fn = partial(loss or classification_loss, model.apply)
+    step = jaxvae.make_train_step(loss_fn, optimizer, prepare=dataset.prepare)
     train_epoch = jaxvae.make_train_epoch(step)
     for start in range(0, order.total_steps, feed.chunk):
         state, _ = train_epoch(state, *feed(start, min(feed.chunk, order.total_steps - start)))

@@ -6,6 +6,7 @@
 import importlib
 from typing import Any
 
+from jaxvae.evaluation.code_compression import compress_codes, decompress_codes
 from jaxvae.evaluation.compression import compress, decompress
 from jaxvae.evaluation.diagnostics import (
     AggregatePosterior,
@@ -40,7 +41,9 @@ __all__ = [
     "active_units",
     "aggregate_posterior",
     "compress",
+    "compress_codes",
     "decompress",
+    "decompress_codes",
     "impute",
     "invert",
     "kl_per_dimension",

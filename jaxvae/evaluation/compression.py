@@ -1,5 +1,6 @@
 """Bits back: a trained VAE as a lossless codec, whose files are as long as its ELBO says."""
 
+import importlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -109,8 +110,8 @@ def decompress(
         raise ValueError(f"the file is of a model with {latent_dim} latents, and this one has {coders.latent_dim}")
     stack = _stack(words)
     values = np.empty((count, *shape), np.uint8)
-    batches = list(_batches(count, batch_size))
-    for i, rows in enumerate(reversed(batches)):
+    parts = list(batches(count, batch_size))
+    for i, rows in enumerate(reversed(parts)):
         size = (rows.stop - rows.start, latent_dim)
         places = _pop_latents(stack, np.zeros(size), np.full(size, 1.0))
         probability = coders.decode(_latents(places, size))
@@ -119,7 +120,7 @@ def decompress(
         mean, scale = coders.encode(values[rows])
         _push_latents(stack, places, mean.ravel() / WIDTH, scale.ravel() / WIDTH)
         if progress is not None:
-            progress(i + 1, len(batches))
+            progress(i + 1, len(parts))
     if not np.array_equal(stack.get_compressed(), _borrowed(borrowed)):
         raise ValueError(
             "the bits that were borrowed did not come back: the model, its parameters or the machine are not those "
@@ -187,25 +188,25 @@ def _check_finite(network: str, *outputs: np.ndarray) -> None:
         raise ValueError(f"the {network}'s output is not finite: its parameters are damaged")
 
 
-def _constriction() -> Any:
+def constriction() -> Any:
+    """The entropy coder, or an `ImportError` that names the extra."""
     try:
-        import constriction
+        return importlib.import_module("constriction")
     except ImportError as error:
         raise ImportError("compression needs constriction: pip install 'jaxvae[compression]'") from error
-    return constriction
 
 
 def _stack(words: np.ndarray) -> Any:
-    return _constriction().stream.stack.AnsCoder(np.asarray(words, np.uint32))
+    return constriction().stream.stack.AnsCoder(np.asarray(words, np.uint32))
 
 
 def _bernoulli() -> Any:
-    return _constriction().stream.model.Bernoulli(perfect=False)
+    return constriction().stream.model.Bernoulli(perfect=False)
 
 
 def _gaussian() -> Any:
     places = round(RANGE / WIDTH)
-    return _constriction().stream.model.QuantizedGaussian(-places, places)
+    return constriction().stream.model.QuantizedGaussian(-places, places)
 
 
 def _pop_latents(stack: Any, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -231,8 +232,8 @@ def _words_of_first(coders: Coders, x: np.ndarray) -> int:
 
 def _pushed(coders: Coders, x: np.ndarray, batch_size: int, borrowed: int, progress: Progress | None) -> Any:
     """A stack with all of x on it; None where what was borrowed did not suffice."""
-    stack, batches = _stack(_borrowed(borrowed)), list(_batches(len(x), batch_size))
-    for i, rows in enumerate(batches):
+    stack, parts = _stack(_borrowed(borrowed)), list(batches(len(x), batch_size))
+    for i, rows in enumerate(parts):
         mean, scale = coders.encode(x[rows])
         places = _pop_latents(stack, mean, scale)
         if stack.num_words() < LEFT:
@@ -241,7 +242,7 @@ def _pushed(coders: Coders, x: np.ndarray, batch_size: int, borrowed: int, progr
         stack.encode_reverse(x[rows].ravel().astype(np.int32), _bernoulli(), probability.ravel())
         _push_latents(stack, places, np.zeros(len(places)), np.full(len(places), 1 / WIDTH))
         if progress is not None:
-            progress(i + 1, len(batches))
+            progress(i + 1, len(parts))
     return stack
 
 
@@ -250,7 +251,8 @@ def _borrowed(words: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 2**BITS, words, dtype=np.uint32)
 
 
-def _batches(count: int, batch_size: int) -> Iterator[slice]:
+def batches(count: int, batch_size: int) -> Iterator[slice]:
+    """The rows of each batch."""
     return (slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
 
 

@@ -21,6 +21,7 @@ from jaxvae.figures._charts import (
 )
 from jaxvae.figures._codebooks import code_usage, codebook_health, index_maps
 from jaxvae.figures._pictures import (
+    captioned,
     completions,
     image_grid,
     interpolation,
@@ -32,6 +33,7 @@ from jaxvae.figures._plane import Panel, code_grid, latent_scatter, manifold, pr
 
 __all__ = [
     "Panel",
+    "captioned",
     "code_grid",
     "code_usage",
     "codebook_health",

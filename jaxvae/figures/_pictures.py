@@ -1,6 +1,7 @@
 """Images in rows and columns, still and moving."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+CAPTIONED = 190  # the width in pixels of an image under a caption, about
+LETTER = 7  # the width of a letter of small text
+
 
 def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Path:
     """Images [N, H, W, C] in reading order, in a square unless `columns` says otherwise."""
@@ -37,6 +41,35 @@ def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = Non
     columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
     canvas, _, _ = tile(wrap(pixels, columns))
     figure, _ = new_page(canvas, title=title)
+    return save(figure, path)
+
+
+def captioned(
+    path: str | Path,
+    images: ArrayLike,
+    captions: Sequence[str],
+    *,
+    columns: int = 4,
+    title: str | None = None,
+) -> Path:
+    """Images [N, H, W, C] in reading order, each under its caption, which is broken into lines of the image's width."""
+    pixels = check_means(images, "images", "N, H, W, C")
+    at_least(1, columns=columns)
+    if len(captions) != len(pixels):
+        raise ValueError(f"captions must be {len(pixels)}, one for each image, got {len(captions)}")
+    columns = min(columns, len(pixels))
+    enlarged = max(1, round(CAPTIONED / pixels.shape[2]))
+    pixels = pixels.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
+    texts = [textwrap.fill(caption, max(8, pixels.shape[2] // LETTER)) for caption in captions]
+    above = LINE * (1 + max(text.count("\n") for text in texts))
+    cells = wrap(pixels, columns)
+    rows = len(cells)
+    canvas, tops, lefts = tile(cells, spaces_above=range(1, rows), spaces_before=range(1, columns), space=above + 14)
+    figure, (left, top) = new_page(canvas, title=title, above=above)
+    middle = (canvas.shape[1] - lefts[-1]) / 2
+    for i, text in enumerate(texts):
+        x, y = lefts[i % columns], tops[i // columns]
+        write(figure, left + x + middle, top + y - 5, text, ha="center", va="bottom")
     return save(figure, path)
 
 

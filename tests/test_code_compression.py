@@ -1,0 +1,61 @@
+"""Codes as a file: the same codes again, and as long as their prior says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvae import PixelCNN
+from jaxvae.evaluation import compress_codes, decompress_codes
+
+pytest.importorskip("constriction")
+K, SHAPE = 7, (3, 4)
+MODEL = PixelCNN(K, SHAPE, channels=8, layers=2, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = MODEL.init(jax.random.key(0), jnp.zeros((1, *SHAPE), jnp.int32), jnp.zeros(1, jnp.int32))
+    return jax.tree.map(lambda leaf: 2 * leaf, made)
+
+
+@pytest.fixture(scope="module")
+def codes(params):
+    label = np.arange(300, dtype=np.int32) % 3
+    return np.asarray(MODEL.sample(params, 300, key=jax.random.key(1), label=jnp.asarray(label))), label
+
+
+def test_codes_come_back_and_take_the_bits_that_their_prior_says(params, codes):
+    values, label = codes
+    done = []
+    file = compress_codes(MODEL, params, values, label, batch_size=128, progress=lambda *at: done.append(at))
+    nats = -np.asarray(MODEL.apply(params, values, label, method="log_prob"), np.float64).sum()
+    assert len(file) * 8 == pytest.approx(nats / np.log(2), rel=0.005, abs=8 * 80)
+    assert nats / np.log(2) < 0.95 * values.size * np.log2(K)
+    np.testing.assert_array_equal(decompress_codes(MODEL, params, file, label), values)
+    assert done == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_type_of_the_integers_does_not_matter_and_one_array_is_enough(params, codes):
+    values, label = codes
+    one = compress_codes(MODEL, params, values[:1].astype(np.uint8), label[:1])
+    np.testing.assert_array_equal(decompress_codes(MODEL, params, one, label[:1]), values[:1])
+
+
+def test_what_is_no_file_or_a_damaged_one_is_refused(params, codes):
+    values, label = codes
+    file = compress_codes(MODEL, params, values[:4], label[:4])
+    for wrong in (b"", b"PK" + file, file[: len(file) // 4]):
+        with pytest.raises(ValueError, match=r"these bytes are not of jaxvae|damaged or cut off"):
+            decompress_codes(MODEL, params, wrong, label[:4])
+    damaged = bytearray(file)
+    damaged[-3] ^= 1
+    with pytest.raises(ValueError, match="the file is damaged or cut off"):
+        decompress_codes(MODEL, params, bytes(damaged), label[:4])
+    for bad, error, message in (
+        (values[:4] + K, ValueError, r"code \d+ is outside 0 .. 6"),
+        (values[:0], ValueError, r"indices must be \[N, \*shape\]"),
+        (values[:4] * 1.0, TypeError, "indices must be integers, got float64"),
+    ):
+        with pytest.raises(error, match=message):
+            compress_codes(MODEL, params, bad, label[:4])
