@@ -55,12 +55,12 @@ def compress_codes(
     if values.ndim < 2 or not values.size:
         raise ValueError(f"indices must be [N, *shape], at least one number, got {values.shape}")
     values = values.astype(np.int32)
-    condition = tuple(host_array(each, "condition") for each in condition)
+    given = [host_array(each, "condition") for each in condition]
     logits_of = _network(model, params, batch_size)
     encoder = constriction().stream.queue.RangeEncoder()
     parts = list(batches(len(values), batch_size))
     for done, rows in enumerate(parts):
-        logits = logits_of(values[rows], [each[rows] for each in condition])
+        logits = logits_of(values[rows], [each[rows] for each in given])
         flat = values[rows].reshape(len(logits), -1)
         _check_range(flat, logits)
         for tokens in _order(model, flat.shape[1]):
@@ -85,7 +85,7 @@ def decompress_codes(
       ValueError: these are no such bytes, or they are damaged.
     """
     batch_size, shape, words = _parsed(compressed)
-    condition = tuple(host_array(each, "condition") for each in condition)
+    given = [host_array(each, "condition") for each in condition]
     logits_of = _network(model, params, batch_size)
     decoder = constriction().stream.queue.RangeDecoder(np.asarray(words, np.uint32))
     values = np.zeros(shape, np.int32)
@@ -93,7 +93,7 @@ def decompress_codes(
     for done, rows in enumerate(parts):
         flat = values[rows].reshape(rows.stop - rows.start, -1)  # a view: what is decoded stands there for the next
         for tokens in _order(model, flat.shape[1]):
-            logits = logits_of(values[rows], [each[rows] for each in condition])
+            logits = logits_of(values[rows], [each[rows] for each in given])
             found = decoder.decode(_categorical(), _masses(logits[:, tokens]))
             flat[:, tokens] = np.asarray(found).reshape(len(flat), -1)
         if progress is not None:
