@@ -36,7 +36,17 @@ from jaxvae.distributions import (
     UnitInterval,
 )
 from jaxvae.evaluation.likelihood import log_likelihood
-from jaxvae.models import CVAE, VAE, VQVAE, Autoencoder, HierarchicalVAE, PixelCNN, SemiSupervisedVAE, TopDownVAE
+from jaxvae.models import (
+    CVAE,
+    VAE,
+    VQVAE,
+    Autoencoder,
+    HierarchicalVAE,
+    PixelCNN,
+    SemiSupervisedVAE,
+    TopDownVAE,
+    TransformerPrior,
+)
 from jaxvae.networks import (
     Conditioned,
     ConvDecoder,
@@ -53,6 +63,7 @@ from jaxvae.networks import (
 from jaxvae.objectives import (
     autoencoder_loss,
     beta_vae_loss,
+    code_prior_loss,
     cvae_loss,
     iwae_loss,
     pixel_cnn_loss,
@@ -111,10 +122,12 @@ __all__ = [
     "StandardNormal",
     "TopDownVAE",
     "TrainState",
+    "TransformerPrior",
     "Unconditioned",
     "UnitInterval",
     "autoencoder_loss",
     "beta_vae_loss",
+    "code_prior_loss",
     "codebook",
     "cvae_loss",
     "data_mesh",

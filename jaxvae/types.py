@@ -161,7 +161,11 @@ class Quantizer(Protocol):
 
 
 class CodePrior(Protocol):
-    """A Linen module that is a density over arrays of code indices, such as `PixelCNN`."""
+    """A Linen module that is a density over arrays of code indices, such as `PixelCNN` or `TransformerPrior`.
+
+    `jaxvae.objectives.code_prior_loss` also gives `log_prob` what such a module says it takes: the label where it has
+    an attribute `num_classes`, `prefix=` where it has one of that name, `mask=` where the batch has a mask.
+    """
 
     def apply(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
         """Run a method of the module, as Flax does."""

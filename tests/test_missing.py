@@ -222,7 +222,7 @@ def test_objectives_and_models_without_a_form_for_them_refuse_them(key):
             partial(jaxvae.pixel_cnn_loss, field="x"),
             jaxvae.PixelCNN(2, SHAPE[:2], channels=4, layers=1),
             ValueError,
-            "which pixel_cnn_loss would",
+            "which code_prior_loss would",
         ),
     ):
         with pytest.raises(error, match=text):

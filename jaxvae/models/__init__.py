@@ -9,6 +9,7 @@ from jaxvae.models.pixel_cnn import PixelCNN
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
 from jaxvae.models.table import table_vae
 from jaxvae.models.top_down import TopDownVAE, merged_posterior, residual_posterior, top_down_vae
+from jaxvae.models.transformer import TransformerPrior
 from jaxvae.models.vae import VAE
 from jaxvae.models.vq_vae import VQVAE
 
@@ -22,6 +23,7 @@ __all__ = [
     "PixelCNN",
     "SemiSupervisedVAE",
     "TopDownVAE",
+    "TransformerPrior",
     "linear_vae",
     "merged_posterior",
     "residual_posterior",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxvae._checks import integers, out_of_range
 from jaxvae.networks._run import run
 from jaxvae.types import Array, Distribution
 
@@ -204,3 +205,17 @@ def check_nats(name: str, nats: Array, count: int) -> Array:
             "the example's axes and keep the batch"
         )
     return nats
+
+
+def checked_label(label: Array | None, batch: int, num_classes: int | None) -> Array | None:
+    """The labels [B] of a model with classes; one out of range is an error or, where it is traced, num_classes."""
+    if num_classes is None and label is not None:
+        raise ValueError("the model has no classes: pass no label, or make it with num_classes")
+    if num_classes is None:
+        return None
+    if label is None:
+        raise ValueError(f"the model has {num_classes} classes: pass label [B]")
+    label = integers(label, "labels", "(batch,)")
+    if label.shape != (batch,):
+        raise ValueError(f"labels must be integers ({batch},), got {label.shape}")
+    return jnp.where(out_of_range("label", label, num_classes), num_classes, label)

@@ -20,6 +20,7 @@ from jaxvae._checks import at_least, integers, out_of_range, weight_at
 from jaxvae.convolution import Conv
 from jaxvae.distributions import Categorical
 from jaxvae.keys import check_key, example_keys, noise
+from jaxvae.models._parts import checked_label
 from jaxvae.types import Array, PRNGKey, PyTree
 
 
@@ -184,7 +185,7 @@ class PixelCNN(nn.Module):
         if known.shape != values.shape:
             raise ValueError(f"known must be {values.shape}, as the values are, got {known.shape}")
         out_of_range("value", jnp.where(known, values, 0), self.num_values)
-        label = self.checked_label(label, len(values))
+        label = checked_label(label, len(values), self.num_classes)
         return _complete(self, params, values, known, key, label, weight_at("temperature", temperature, 0))
 
     @nn.nowrap
@@ -213,7 +214,7 @@ class PixelCNN(nn.Module):
         Returns:
           What each layer tells the horizontal stack, [B, R, W, 2C], and `before` for the rows that follow.
         """
-        label = self.checked_label(label, len(rows))
+        label = checked_label(label, len(rows), self.num_classes)
         links, after = [], []
         for layer, window in zip(self.stack, before, strict=True):
             seen = jnp.concatenate([window, rows], axis=1)
@@ -242,20 +243,6 @@ class PixelCNN(nn.Module):
             pixels = layer.horizontal(seen, link)
         logits = self.output(nn.relu(self.hidden(nn.relu(pixels))))
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), tuple(after)
-
-    @nn.nowrap
-    def checked_label(self, label: Array | None, batch: int) -> Array | None:
-        """The labels; one out of range is an error or, where it is traced, one that gives NaN."""
-        if self.num_classes is None and label is not None:
-            raise ValueError("the model has no classes: pass no label, or make it with num_classes")
-        if self.num_classes is None:
-            return None
-        if label is None:
-            raise ValueError(f"the model has {self.num_classes} classes: pass label [B]")
-        label = integers(label, "labels", "(batch,)")
-        if label.shape != (batch,):
-            raise ValueError(f"labels must be integers ({batch},), got {label.shape}")
-        return jnp.where(out_of_range("label", label, self.num_classes), self.num_classes, label)
 
 
 class GatedLayer(nn.Module):

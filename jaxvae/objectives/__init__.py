@@ -4,7 +4,7 @@ from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.objectives._apply import terms_of
 from jaxvae.objectives.combined import combined_iwae_loss, multiple_iwae_loss, partial_iwae_loss
 from jaxvae.objectives.conditional import cvae_loss, cvae_prior_log_weights
-from jaxvae.objectives.density import autoencoder_loss, pixel_cnn_loss
+from jaxvae.objectives.density import autoencoder_loss, code_prior_loss, pixel_cnn_loss
 from jaxvae.objectives.elbo import (
     beta_from_normalized,
     beta_vae_loss,
@@ -29,6 +29,7 @@ __all__ = [
     "autoencoder_loss",
     "beta_from_normalized",
     "beta_vae_loss",
+    "code_prior_loss",
     "combined_iwae_loss",
     "cvae_loss",
     "cvae_prior_log_weights",

@@ -127,13 +127,13 @@ def terms_of(
     return terms, model_state
 
 
-def batch_keys(key: PRNGKey, batch: Batch) -> PRNGKey:
+def batch_keys(key: PRNGKey, batch: Batch, field: str = "x") -> PRNGKey:
     """One key per example, [B], by its position in the split, batch["index"]."""
     check_key(key)
-    index, shape = batch.get("index"), batch["x"].shape
+    index, shape = batch.get("index"), batch[field].shape
     if index is None or index.shape != shape[:1] or not jnp.issubdtype(index.dtype, jnp.integer):
         actual = "none" if index is None else f"{index.dtype}{list(index.shape)}"
-        raise ValueError(f"batch['index'] must be integers {shape[:1]}, one for each of x {shape}, got {actual}")
+        raise ValueError(f"batch['index'] must be integers {shape[:1]}, one for each of {field} {shape}, got {actual}")
     return example_keys(key, index)
 
 
