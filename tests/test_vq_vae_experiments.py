@@ -1,4 +1,4 @@
-"""experiments.vq_vae and experiments.pixelcnn, from the command line, on scikit-learn's digits."""
+"""experiments.vq_vae, experiments.pixelcnn and experiments.prior, from the command line, on scikit-learn's digits."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from commands import result_of, run
 
-from experiments import pixelcnn, vq_vae
+from experiments import maps, pixelcnn, prior, vq_vae
 from jaxvae import checkpoint, data
 
 SMALL = (
@@ -70,9 +70,70 @@ def test_a_prior_over_the_codes_generates(trained, tmp_path, monkeypatch):
     assert maps.shape == (3, 4, 4)
     assert config.num_classes is None
 
-    monkeypatch.setattr(pixelcnn, "save_pictures", lambda *_: [])  # as above
+    monkeypatch.setattr(pixelcnn, "save_pictures", lambda *_, **__: [])  # as above
     result, _ = result_of(pixelcnn.main, tmp_path / "classes", out, *small, "--class-conditional")
     assert 0 < result["test"]["nats_per_value"] < np.log(8)
+
+
+@pytest.mark.slow
+def test_a_transformer_over_the_codes_generates_and_is_read(trained, tmp_path):
+    out, _, _ = trained
+    small = ("--width", 16, "--layers", 1, "--heads", 2, "--epochs", 6, "--learning-rate", 0.01)
+    options = ("--class-conditional", "--guidance", 2, "--top-k", 6, "--top-p", 0.9, "--dropout", 0.1)
+    result, said = result_of(prior.main, tmp_path / "prior", out, *small, *options)
+    assert 0 < result["test"]["nats_per_value"] < np.log(8)
+    assert result["test"]["nll"] == pytest.approx(16 * result["test"]["nats_per_value"], rel=1e-5)
+    assert result["test"]["samples_per_second"] > 0
+    assert "compiling not counted" in said
+    assert 0.2 < result["test"]["read_as_condition"] <= 1  # by chance a tenth
+    for name in ("samples", "learning_curves"):
+        assert (tmp_path / "prior" / f"{name}.png").stat().st_size > 1000
+    model, params, _, config = checkpoint.load(tmp_path / "prior", prior.make_model)
+    drawn = model.sample(params, 3, key=jax.random.key(0), label=np.arange(3), guidance=0.5)
+    assert drawn.shape == (3, 4, 4)
+    assert config.num_classes == 10
+
+
+@pytest.mark.slow
+def test_both_programs_train_the_same_pixel_cnn(trained, tmp_path, monkeypatch):
+    out, _, _ = trained
+    monkeypatch.setattr(pixelcnn, "save_pictures", lambda *_, **__: [])
+    monkeypatch.setattr(prior, "save_pictures", lambda *_, **__: [])
+    one, _ = result_of(pixelcnn.main, tmp_path / "one", out, "--channels", 8, "--layers", 1, "--epochs", 1)
+    small = ("--network", "pixelcnn", "--width", 8, "--layers", 1, "--epochs", 1)
+    other, _ = result_of(prior.main, tmp_path / "other", out, *small)
+    assert one["test"].items() <= other["test"].items()
+
+
+@pytest.mark.slow
+def test_several_codes_a_position_need_a_transformer(tmp_path, monkeypatch):
+    monkeypatch.setattr(vq_vae, "save_pictures", lambda *_: [])
+    result_of(vq_vae.main, tmp_path / "vq", "digits", *SMALL, "--smoke", "--groups", 2)
+    small = ("--width", 16, "--layers", 1, "--heads", 2, "--smoke")
+    for books in ("flat", "delay"):
+        result, _ = result_of(prior.main, tmp_path / books, tmp_path / "vq", *small, "--books", books)
+        assert result["test"]["nll"] == pytest.approx(32 * result["test"]["nats_per_value"], rel=1e-5)
+        assert (tmp_path / books / "samples.png").stat().st_size > 1000
+    for main, options, said in (
+        (pixelcnn.main, (), "take a transformer, python -m experiments.prior"),
+        (prior.main, ("--network", "pixelcnn"), "take --network transformer"),
+    ):
+        done = run(main, tmp_path / "vq", *options, "--smoke", "--out", tmp_path / "refused")
+        assert done.code == 2
+        assert "a PixelCNN needs one codebook per position" in done.said
+        assert said in done.said
+
+
+def test_a_run_directory_in_the_first_place_names_the_preset_of_its_network(tmp_path):
+    arguments = maps.run_first([str(tmp_path), "--epochs", "2"], ["codes"], "codes")
+    assert arguments == ["codes", "--run", str(tmp_path), "--epochs", "2"]
+    assert prior.of_network(arguments) == arguments
+    for chosen in (["--network", "pixelcnn"], ["--network=pixelcnn"]):
+        assert prior.of_network([*arguments, *chosen])[0] == prior.PIXELCNN
+    one, other = prior.PRESETS[prior.PIXELCNN][1], pixelcnn.PRESETS["codes"][1]
+    same = ("epochs", "batch_size", "layers", "learning_rate", "weight_decay", "temperature")
+    assert all(getattr(one, name) == getattr(other, name) for name in same)
+    assert one.width == other.channels
 
 
 @pytest.mark.slow
@@ -107,6 +168,10 @@ def test_other_codebooks_train(options, tmp_path, monkeypatch):
         (vq_vae.main, ("digits", "--likelihood", "discretized-logistic"), "'digits' has 17 values"),
         (pixelcnn.main, ("codes",), "codes needs the run directory of a VQ-VAE: --run RUN"),
         (pixelcnn.main, ("codes", "--run", "/nowhere/at/all"), "/nowhere/at/all"),
+        (prior.main, ("codes",), "codes needs the run directory of a VQ-VAE: --run RUN"),
+        (prior.main, ("codes", "--top-p", 1.5), "top_p must lie in (0, 1], got 1.5"),
+        (prior.main, ("codes", "--guidance", 2), "guidance 2.0 needs a transformer and --class-conditional"),
+        (prior.main, ("codes-pixelcnn", "--top-k", 2), "top_k and top_p need --network transformer"),
         (pixelcnn.main, ("digits", "--layers", 0), "layers must be at least 1, got 0"),
     ],
 )
