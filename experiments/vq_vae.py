@@ -4,8 +4,9 @@
   python -m experiments.vq_vae mnist    grey MNIST, 7×7 positions, 128 codes (needs TFDS_DATA_DIR)
   python -m experiments.vq_vae cifar10  the authors' network, 8×8 positions, 512 codes (needs TFDS_DATA_DIR)
 
-A prior over its codes, which makes it generate: python -m experiments.pixelcnn RUN_DIRECTORY. What each costs and which
-numbers to expect: experiments/README.md.
+A prior over its codes, which makes it generate: python -m experiments.prior RUN_DIRECTORY (a transformer, which several
+codes a position need) or python -m experiments.pixelcnn RUN_DIRECTORY. What each costs and which numbers to expect:
+experiments/README.md.
 """
 
 import dataclasses

@@ -490,6 +490,7 @@ def test_models_pickle(key):
         jaxvae.HierarchicalVAE((encoder, encoder), (decoder, encoder)),
         jaxvae.VQVAE(jaxvae.ResidualEncoder(4), jaxvae.ResidualDecoder(1), jaxvae.EMACodebook(8)),
         jaxvae.PixelCNN(4, (5, 5)),
+        jaxvae.TransformerPrior((4, 3), [5, 5], prefix=[3, 7]),
     ):
         assert pickle.loads(pickle.dumps(model)) == model
         assert hash(pickle.loads(pickle.dumps(model))) == hash(model)
