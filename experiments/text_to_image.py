@@ -27,6 +27,7 @@ import optax
 import jaxvae
 from experiments import captions, classifier, vq_vae
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.maps import as_they_are
 from experiments.report import as_pictures, evaluator
 from experiments.run import Run, init_of, reached
 from jaxvae import data, figures
@@ -215,12 +216,6 @@ def coded(dataset: data.Dataset, vq: jaxvae.VQVAE, tokenizer: jaxvae.TrainState)
         dataset.with_prepare(as_they_are), arrays={**dataset.arrays, "x": indices}, domain=domain
     )
     return codes
-
-
-def as_they_are(batch: Batch, *, key: PRNGKey) -> Batch:
-    """The `prepare` of codes."""
-    del key
-    return batch
 
 
 def train_transformer(
