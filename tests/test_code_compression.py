@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae import PixelCNN
+from jaxvae import PixelCNN, TransformerPrior
 from jaxvae.evaluation import compress_codes, decompress_codes
 
 pytest.importorskip("constriction")
@@ -40,6 +40,16 @@ def test_the_type_of_the_integers_does_not_matter_and_one_array_is_enough(params
     values, label = codes
     one = compress_codes(MODEL, params, values[:1].astype(np.uint8), label[:1])
     np.testing.assert_array_equal(decompress_codes(MODEL, params, one, label[:1]), values[:1])
+
+
+@pytest.mark.parametrize("books", ["flat", "delay"])
+def test_several_codes_a_position_come_back_in_the_order_in_which_they_are_said(books):
+    model = TransformerPrior((5, 3), (4,), width=8, layers=1, heads=2, books=books)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4, 2), jnp.int32))
+    params = jax.tree.map(lambda leaf: 4 * leaf, params)
+    values = np.asarray(model.sample(params, 20, key=jax.random.key(1)))
+    file = compress_codes(model, params, values)
+    np.testing.assert_array_equal(decompress_codes(model, params, file), values)
 
 
 def test_what_is_no_file_or_a_damaged_one_is_refused(params, codes):
