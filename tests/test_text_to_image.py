@@ -106,7 +106,7 @@ def test_the_program_trains_three_models_and_draws_captions_of_a_finished_run(tm
     assert run(text_to_image.main, *again, "a big heart", "an oval").code == 0
     assert (out / "yours.png").exists()
     refused = run(text_to_image.main, *again, "a red heart")
-    assert refused.code == 1
+    assert refused.code == 2
     assert "has 'red'; the words are" in refused.said
 
 

@@ -19,7 +19,7 @@ from jaxvae.figures._charts import (
     probe_accuracy,
     rate_distortion,
 )
-from jaxvae.figures._codebooks import code_usage, codebook_health, index_maps
+from jaxvae.figures._codebooks import code_usage, codebook_health, codec_curves, index_maps
 from jaxvae.figures._pictures import (
     captioned,
     completions,
@@ -37,6 +37,7 @@ __all__ = [
     "code_grid",
     "code_usage",
     "codebook_health",
+    "codec_curves",
     "completions",
     "factor_information",
     "frontier",

@@ -178,3 +178,26 @@ def _code_colors(num_codes: int) -> np.ndarray:
     places = np.arange(num_codes)[:, None] / ratio ** np.arange(1, 4) % 1
     colors = [colorsys.hls_to_rgb(hue, 0.3 + 0.5 * light, 0.4 + 0.6 * pure) for hue, light, pure in places.tolist()]
     return np.array(colors, np.float32)
+
+
+def codec_curves(
+    path: str | Path, curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str | None = None
+) -> Path:
+    """Codecs of pictures: peak signal-to-noise ratio in dB over bits a pixel, a line and its points for each name."""
+    if not curves:
+        raise ValueError("there is no curve to draw")
+    figure = new_figure(6.4, 4.6, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(curves.items()):
+        values = host_reals(points, name)
+        if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all() or (values[:, 0] <= 0).any():
+            raise ValueError(f"{name} must be [M, 2], bits a pixel above zero and dB, finite, got {values}")
+        values = values[values[:, 0].argsort()]
+        color = COLORS[i % len(COLORS)]
+        axes.plot(values[:, 0], values[:, 1], color=color, linewidth=1.4, marker="o", markersize=4, label=name)
+    axes.set(xscale="log", xlabel="bits a pixel", ylabel="PSNR (dB)")
+    tidy(axes)
+    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    if title:
+        axes.set_title(title, fontsize=11, color=INK)
+    return save(figure, path)
