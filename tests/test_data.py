@@ -302,7 +302,7 @@ def test_an_unprepared_set_fails_at_once_with_the_way_out(tmp_path):
     seconds, text = output(python(code, TFDS_DATA_DIR=str(tmp_path))).split(maxsplit=1)
     assert float(seconds) < 1
     assert f"the set 'cifar10' is not prepared in {tmp_path}\n" in text
-    assert "Prepared there: kept. The sets 'digits' and 'sprites' need no files." in text
+    assert "Prepared there: kept. No files are needed for 'digits', 'moving_sprites', 'speech', 'sprites'." in text
     assert "builder('cifar10').download_and_prepare(file_format='array_record')" in text
     assert "TFDS_DATA_DIR" in text
 

@@ -21,6 +21,7 @@ import numpy as np
 
 DECODE_BATCH = 1000  # examples
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
+WITHOUT_FILES = ("digits", "moving_sprites", "speech", "sprites")
 # Only for "did you mean ...?": any prepared set loads.
 COMMON_SETS = {"binarized_mnist", "celeb_a", "cifar10", "cifar100", "dsprites", "emnist", "fashion_mnist", "kmnist"}
 COMMON_SETS |= {"mnist", "omniglot", "shapes3d", "smallnorb", "stl10", "svhn_cropped"}
@@ -105,12 +106,13 @@ def _load_cached(name: str, split: str, cache: Path, data_dir: Path) -> Decoded:
             f"the set {name!r} is not in {data_dir}, and {cache} has several copies of it; remove all but one"
         )
     prepared = sorted({str(folder.parent.relative_to(data_dir)) for folder in _prepared(data_dir)})
-    known = {"digits", "sprites", *prepared} | COMMON_SETS
+    known = {*WITHOUT_FILES, *prepared} | COMMON_SETS
     close = [] if name in known else difflib.get_close_matches(name.lower(), sorted(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(
         f"the set {name!r} is not prepared in {data_dir}{hint}\n"
-        f"Prepared there: {', '.join(prepared) or 'nothing'}. The sets 'digits' and 'sprites' need no files.\n"
+        f"Prepared there: {', '.join(prepared) or 'nothing'}. No files are needed for "
+        f"{', '.join(map(repr, WITHOUT_FILES))}.\n"
         f"To prepare one, run, on a machine with TensorFlow and a network:\n  {_how_to_prepare(name)}\n"
         "Then set TFDS_DATA_DIR to the folder it wrote to (~/tensorflow_datasets unless told otherwise)."
     )

@@ -29,12 +29,14 @@ class Dataset:
       arrays: "x", as it is stored, [N, ...]: any shape and type of number, such as uint8 pixels 0 .. levels-1 or, for
         "sprites", the factors that images are drawn from; it may be a memory map. Optional: "label" [N] int32,
         "condition" [N, ...], "observed" (boolean, x's shape) and "factors", what each x was made from, [N, F] int32
-        counted from 0. Feeds bring all of them but the factors.
+        counted from 0; "mask", boolean [N, *the axes of x but the last], false where x is padding. Feeds bring all of
+        them but the factors.
       prepare: makes a batch of stored examples into what a model sees, in the compiled step.
       domain: which values x may take.
       factor_names: the names of the F columns.
       label_names: what the labels 0, 1, ... stand for, where that is known.
       example_names: what the examples are called, where that is known, as the files of a folder are.
+      rate: samples a second, of sound.
 
     Raises:
       TypeError: an array that is masked or holds no numbers; labels or factors that are not integers.
@@ -48,6 +50,7 @@ class Dataset:
     factor_names: tuple[str, ...] = ()
     label_names: tuple[Any, ...] = ()
     example_names: tuple[str, ...] = ()
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         arrays = {}
@@ -343,6 +346,9 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], factor_names: tuple[str, ...
     observed = arrays.get("observed")
     if observed is not None and (observed.dtype != bool or observed.shape != x.shape):
         raise ValueError(f"observed must be bool {x.shape}, as x is, got {observed.dtype} {observed.shape}")
+    mask = arrays.get("mask")
+    if mask is not None and (mask.dtype != bool or mask.shape != x.shape[:-1]):
+        raise ValueError(f"mask must be bool {x.shape[:-1]}, as x without its last axis, got {mask.dtype} {mask.shape}")
     if factor_names and ("factors" not in arrays or len(factor_names) != arrays["factors"].shape[1]):
         actual = arrays["factors"].shape if "factors" in arrays else "no factors"
         raise ValueError(f"factor_names are {len(factor_names)}, one for each column of factors [N, F], got {actual}")

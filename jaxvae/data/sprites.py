@@ -70,7 +70,12 @@ def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
 
 
 def _render(factors: Array) -> Array:
-    shape, scale, orientation, x, y = factors
+    return place(patch(factors[:3]), factors[3:])
+
+
+def patch(factors: Array) -> Array:
+    """A sprite of shape, scale and orientation [3] in the middle of its own little image, [28, 28] float32."""
+    shape, scale, orientation = factors
     angle = 2 * math.pi / FACTORS["orientation"] * orientation
     size = SMALLEST + (1 - SMALLEST) / (FACTORS["scale"] - 1) * scale
 
@@ -85,9 +90,13 @@ def _render(factors: Array) -> Array:
     heart = (a**2 + b**2 - 1) ** 3 <= a**2 * b**3
     inside = jnp.where(shape == 0, square, jnp.where(shape == 1, ellipse, heart))
     covered = inside.reshape(PATCH, SUPERSAMPLING, PATCH, SUPERSAMPLING).mean(axis=(1, 3))
-    patch = (covered >= 0.5).astype(jnp.float32)
+    return (covered >= 0.5).astype(jnp.float32)
 
+
+def place(patch: Array, position: Array) -> Array:
+    """An image [64, 64, 1] with the patch at a position (x, y)."""
     # A slice of a wide black frame puts the patch where it belongs: gathers and scatters are slower on CPU.
+    x, y = position
     low = FIRST + FACTORS["x"] - 1
     frame = jnp.pad(patch, (low, SIZE - FIRST - PATCH))
     return jax.lax.dynamic_slice(frame, (low - FIRST - y, low - FIRST - x), (SIZE, SIZE))[..., None]
