@@ -30,7 +30,7 @@ from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli
 from jaxvae.keys import seed_key
 from jaxvae.models import CVAE, VQVAE, Autoencoder, SemiSupervisedVAE
-from jaxvae.models.vq_vae import unit_gaussian
+from jaxvae.models.vq_vae import signed_gaussian, unit_gaussian
 from jaxvae.objectives import autoencoder_loss, cvae_loss, vae_loss, vq_vae_loss
 from jaxvae.training.epoch import make_train_epoch
 from jaxvae.training.fit import Progress, fit
@@ -213,9 +213,12 @@ def _described(part: Any) -> str:
 def _default_objective(model: Any, dataset: data.Dataset) -> LossFn:
     """What a model is trained by, if nothing is said."""
     if isinstance(model, VQVAE):
-        if model.likelihood is not unit_gaussian:
+        if model.likelihood not in (unit_gaussian, signed_gaussian):
             return partial(vq_vae_loss, model)
-        x = np.asarray(dataset.prepared(VARIANCE_EXAMPLES, key=seed_key(0))["x"], np.float64)
+        first = dataset.prepared(VARIANCE_EXAMPLES, key=seed_key(0))
+        x = np.asarray(first["x"], np.float64)
+        if "mask" in first:
+            x = x[np.asarray(first["mask"])]
         return partial(vq_vae_loss, model, variance=float(x.var()))
     if isinstance(model, Autoencoder):
         return partial(autoencoder_loss, model)

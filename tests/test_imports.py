@@ -57,6 +57,7 @@ STREETS = {
     "jaxvae.data._table_files": {"pandas"},  # the same
     "jaxvae.data._prepared": {"numpy"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
+    "jaxvae.data._sounds": {"numpy", "soundfile"},
     "jaxvae.evaluation.refinement": {
         "jax",
         "numpy",
@@ -204,6 +205,7 @@ def test_import_jaxvae_is_light_and_the_rest_comes_on_first_use():
         "PIL",
         "sklearn",
         "pandas",
+        "soundfile",
         "scipy.stats",
         "tyro",
     ]
@@ -265,7 +267,7 @@ def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names(
                 for name in (name.split(".")[0] for name in names):
                     assert packages.get(name, name) in extra_of(said[0]), (path, name)
                     found.add(name)
-    assert found == {*packages, "constriction", "matplotlib", "pandas", "rich", "tyro"}
+    assert found == {*packages, "constriction", "matplotlib", "pandas", "rich", "soundfile", "tyro"}
 
 
 @pytest.mark.parametrize("missing", ["tyro", "rich.console"])

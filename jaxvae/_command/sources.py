@@ -62,11 +62,13 @@ def training_data(
         pictures = data.folder(
             path,
             size=wanted,
-            fit=fit or DEFAULT_FIT,
+            fit=fit,
             colour=colour,
             skip_unreadable=skip_unreadable,
             progress=counter("reading pictures"),
         )
+        if pictures.rate is not None:
+            raise ValueError(f"{path} is a folder of sound, which takes Python: jaxvae.data.folder and jaxvae.train")
         return pictures, None
     if is_table:
         options = {"drop": drop, "columns": _kinds(columns), "decimal": decimal, "missing": missing}

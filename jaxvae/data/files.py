@@ -1,11 +1,12 @@
-"""Data from files: folders of pictures, and arrays as NumPy saves them."""
+"""Data from files: folders of pictures or sounds, and arrays as NumPy saves them."""
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "pad", "resize"]
 Colour = Literal["grey", "rgb"]
+Cut = Literal["windows", "pad"]
+Channels = Literal["mono", "keep"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SOUNDS = (".wav", ".flac")
 LEVELS = Domain("levels", BYTE_LEVELS)
 
 
@@ -27,78 +31,69 @@ def folder(
     directory: str | Path,
     *,
     size: int | Sequence[int] | None = None,
-    fit: Fit = "crop",
+    fit: Fit | Cut | None = None,
     colour: Colour | None = None,
+    rate: int | None = None,
+    length: int | None = None,
+    channels: Channels | None = None,
     skip_unreadable: bool = False,
     label_names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The pictures of a folder, PNG, JPEG or WebP, as a `Dataset` of 256 levels: x [N, H, W, C] uint8.
+    """The pictures or the sounds of a folder, as a `Dataset`.
 
-    Pictures come in the order of their paths. Those in sub-folders are labelled by the first one's name, counted from 0
-    in alphabetical order, which `label_names` of the set lists; hidden files and folders are left out. A picture is
-    turned as its camera says, and what is transparent is laid on black.
+    Pictures, PNG, JPEG or WebP, become x [N, H, W, C] uint8 of 256 levels, turned as their camera says, and black where
+    they are transparent. Sounds, WAV or FLAC, become x [N, T, C] float32 in [-1, 1], and their sample rate
+    `Dataset.rate`; nothing is resampled.
+
+    Files come in the order of their paths. Those in sub-folders are labelled by the first one's name, counted from 0
+    in alphabetical order, which `label_names` of the set lists; hidden files and folders are left out.
 
     Args:
       directory: where they are; `~` is the home directory.
-      size: (height, width), or one number for both; that of the pictures where they all agree.
-      fit: what becomes of a picture of another size. "crop": scaled so that it covers the size, the middle of it;
-        "pad": scaled so that it fits in, on black; "resize": stretched.
-      colour: "grey" (C = 1) or "rgb" (C = 3); grey where all pictures are.
-      skip_unreadable: leave out files that are no pictures, whatever their names say, instead of raising.
+      size: of pictures, (height, width), or one number for both; that of the pictures where they all agree.
+      fit: what becomes of a picture of another size. "crop", as unless given: scaled so that it covers the size, the
+        middle of it; "pad": scaled so that it fits in, on black; "resize": stretched. Of a sound of another length,
+        which is refused unless given: "windows": cut into as many windows as it fills, what is left at the end falls
+        away; "pad": cut too, and what is left filled up with zeros, and then "mask" [N, T] is false where it is.
+      colour: of pictures, "grey" (C = 1) or "rgb" (C = 3); grey where all pictures are.
+      rate: samples a second that all sounds must have; those of the files where they all agree.
+      length: T, in samples; that of the sounds where they all agree, and of the longest where they are padded. A
+        VQ-VAE needs a multiple of what its encoder shrinks x by where they are.
+      channels: of sounds, "mono": their mean, C = 1; "keep", as unless given: C of the files, which must agree.
+      skip_unreadable: leave out files that cannot be read, whatever their names say, instead of raising.
       label_names: those of another set, so that sub-folders of its names keep their numbers.
-      progress: called with (pictures read, pictures in all).
+      progress: called with (files read, files in all).
 
     Raises:
-      FileNotFoundError: no such folder, or none with a picture.
-      ValueError: files that are no pictures, all of them named; pictures of several sizes where none is asked for;
-        pictures both in sub-folders and beside them; a sub-folder that is none of `label_names`.
-      ModuleNotFoundError: Pillow is missing.
+      FileNotFoundError: no such folder, or none with a picture or a sound.
+      ValueError: files that are damaged or empty, all of them named; pictures of several sizes, sounds of several
+        rates, lengths or numbers of channels where none is asked for, or a sample outside [-1, 1]; pictures beside
+        sounds, or options of one with the other; files both in sub-folders and beside them; a sub-folder that is none
+        of `label_names`.
+      ModuleNotFoundError: Pillow or soundfile is missing.
     """
-    from jaxvae.data import _pictures  # Pillow, which only this needs
-
-    if fit not in get_args(Fit):
-        raise ValueError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}, got {fit!r}")
-    if colour is not None and colour not in get_args(Colour):
-        raise ValueError(f"colour must be 'grey' or 'rgb', got {colour!r}")
-    wanted, root = picture_size(size), Path(directory).expanduser().resolve()
-    broken: dict[Path, Exception] = {}
-
-    def attempt(function: Callable[[Path], Any], path: Path) -> Any:
-        try:
-            return function(path)
-        except _pictures.UNREADABLE as error:
-            broken[path] = error
-
-    headers = {path: attempt(_pictures.header, path) for path in _paths(root)}
-    readable = {path: header for path, header in headers.items() if header is not None}
-    grey = colour == "grey" or (colour is None and all(header.grey for header in readable.values()))
-    height, width = wanted or _common_size(readable, root)
-    x = np.empty((len(readable), height, width, 1 if grey else 3), np.uint8)
-    for i, path in enumerate(readable):
-        pixels = attempt(partial(_pictures.read, size=(width, height), fit=fit, grey=grey), path)
-        if pixels is not None:
-            x[i] = pixels.reshape(x.shape[1:])
-        if progress is not None:
-            progress(i + 1, len(readable))
-    kept = [path for path in readable if path not in broken]
-    if broken and not (skip_unreadable and kept):
-        listed = ", ".join(str(path.relative_to(root)) for path in broken)
-        raise ValueError(
-            f"{len(broken)} of {len(headers)} files in {root} cannot be read as pictures: {listed}; mend them, or pass "
-            "skip_unreadable=True to leave them out"
-        )
-    arrays = {"x": x if not broken else x[[path not in broken for path in readable]]}
-    labels = _labels(root, kept)
+    root = Path(directory).expanduser().resolve()
+    paths = _paths(root)
+    pictures: dict[str, Any] = {"size": size, "colour": colour}
+    sounds: dict[str, Any] = {"rate": rate, "length": length, "channels": channels}
+    shared: dict[str, Any] = {"skip_unreadable": skip_unreadable, "progress": progress}
+    if _is_sound(paths[0]):
+        _refuse(pictures, root, "pictures", "sounds")
+        read = _sounds_of(root, paths, fit=_one_of("fit", fit, Cut), **sounds, **shared)
+    else:
+        _refuse(sounds, root, "sounds", "pictures")
+        read = _pictures_of(root, paths, fit=_one_of("fit", fit, Fit) or "crop", **pictures, **shared)
+    labels = _labels(root, read.paths)
     names = tuple(label_names) or tuple(sorted(set(labels)))
     if unknown := sorted(set(labels) - set(names)):
         raise ValueError(f"{root} has a folder {unknown[0]!r}, which is none of {', '.join(map(repr, names))}")
-    if labels:
-        arrays["label"] = np.array([names.index(each) for each in labels], np.int32)
+    arrays = read.arrays | ({"label": np.array([names.index(each) for each in labels], np.int32)} if labels else {})
     return Dataset(
-        *(root.name, arrays, make_prepare(BYTE_LEVELS), LEVELS),
+        *(root.name, arrays, make_prepare(read.domain.levels), read.domain),
         label_names=names if labels else (),
-        example_names=tuple(str(path.relative_to(root)) for path in kept),
+        example_names=read.names,
+        rate=read.rate,
     )
 
 
@@ -141,25 +136,136 @@ def picture_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     return height, width
 
 
+class _Read(NamedTuple):
+    """The arrays of a folder's files, which file each example is of, what it is called, and what values it has."""
+
+    arrays: dict[str, np.ndarray]
+    paths: list[Path]
+    names: tuple[str, ...]
+    domain: Domain
+    rate: int | None = None
+
+
+def _pictures_of(
+    root: Path,
+    paths: list[Path],
+    *,
+    size: int | Sequence[int] | None,
+    fit: str,
+    colour: Colour | None,
+    skip_unreadable: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Read:
+    from jaxvae.data import _pictures  # Pillow, which only this needs
+
+    _one_of("colour", colour, Colour)
+    wanted = picture_size(size)
+    broken: dict[Path, Exception] = {}
+
+    def attempt(function: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return function(path)
+        except _pictures.UNREADABLE as error:
+            broken[path] = error
+
+    headers = {path: attempt(_pictures.header, path) for path in paths}
+    readable = {path: header for path, header in headers.items() if header is not None}
+    grey = colour == "grey" or (colour is None and all(header.grey for header in readable.values()))
+    height, width = wanted or _common_size(readable, root)
+    x = np.empty((len(readable), height, width, 1 if grey else 3), np.uint8)
+    for i, path in enumerate(readable):
+        pixels = attempt(partial(_pictures.read, size=(width, height), fit=fit, grey=grey), path)
+        if pixels is not None:
+            x[i] = pixels.reshape(x.shape[1:])
+        if progress is not None:
+            progress(i + 1, len(readable))
+    kept = [path for path in readable if path not in broken]
+    if broken and not (skip_unreadable and kept):
+        listed = ", ".join(str(path.relative_to(root)) for path in broken)
+        raise ValueError(
+            f"{len(broken)} of {len(headers)} files in {root} cannot be read as pictures: {listed}; mend them, or pass "
+            "skip_unreadable=True to leave them out"
+        )
+    arrays = {"x": x if not broken else x[[path not in broken for path in readable]]}
+    return _Read(arrays, kept, tuple(str(path.relative_to(root)) for path in kept), LEVELS)
+
+
+def _sounds_of(
+    root: Path,
+    paths: list[Path],
+    *,
+    rate: int | None,
+    length: int | None,
+    fit: str | None,
+    channels: Channels | None,
+    skip_unreadable: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Read:
+    from jaxvae.data import _sounds  # soundfile, which only this needs
+
+    at_least(1, **{name: value for name, value in (("rate", rate), ("length", length)) if value is not None})
+    read = _sounds.read_folder(
+        *(root, paths),
+        rate=rate,
+        length=length,
+        fit=fit,
+        mono=_one_of("channels", channels, Channels) == "mono",
+        skip_unreadable=skip_unreadable,
+        progress=progress,
+    )
+    windows = Counter(read.paths)
+    names = tuple(
+        f"{path.relative_to(root)}:{start}" if windows[path] > 1 else str(path.relative_to(root))
+        for path, start in zip(read.paths, read.starts, strict=True)
+    )
+    arrays = {"x": read.x} if read.mask is None else {"x": read.x, "mask": read.mask}
+    return _Read(arrays, read.paths, names, Domain("real"), read.rate)
+
+
+def _one_of(name: str, value: str | None, choices: Any) -> str | None:
+    """The value, one of a `Literal` or None."""
+    if value is not None and value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
+    return value
+
+
+def _refuse(options: dict[str, Any], root: Path, theirs: str, found: str) -> None:
+    """Raise where an option was given that only the other kind of file has."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)} only for {theirs}, and {root} has {found}")
+
+
+def _is_sound(path: Path) -> bool:
+    return path.name.lower().endswith(SOUNDS)
+
+
 def _paths(root: Path) -> list[Path]:
-    """The paths below a folder that look like pictures, sorted."""
+    """The paths below a folder that look like pictures, or that look like sounds, sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     found = []
     for at, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(at) / name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        found += [
+            Path(at) / name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES + SOUNDS)
+        ]
     if not found:
-        raise FileNotFoundError(f"{root} has no pictures: no file ends in {', '.join(SUFFIXES)}")
+        raise FileNotFoundError(
+            f"{root} has no pictures and no sounds: no file ends in {', '.join(SUFFIXES)}, {', '.join(SOUNDS)}"
+        )
+    sounds = [path for path in found if _is_sound(path)]
+    if 0 < len(sounds) < len(found):
+        picture = next(path for path in found if not _is_sound(path))
+        raise ValueError(f"{root} has both pictures and sounds, such as {picture.name} and {sounds[0].name}")
     return sorted(found)
 
 
 def _labels(root: Path, paths: list[Path]) -> list[str]:
-    """The sub-folder that each picture lies in; none where all lie in the folder itself."""
+    """The sub-folder that the file of each example lies in; none where all lie in the folder itself."""
     names = {path: path.relative_to(root).parts[0] for path in paths if path.parent != root}
     beside = [path.name for path in paths if path not in names]
     if names and beside:
-        raise ValueError(f"{root} has pictures in sub-folders, which label them, and others beside: {beside[0]}")
+        raise ValueError(f"{root} has files in sub-folders, which label them, and others beside: {beside[0]}")
     return list(names.values())
 
 

@@ -26,6 +26,11 @@ def unit_gaussian(output: Array) -> DiagGaussian:
     return DiagGaussian(output + 0.5, jnp.zeros((), output.dtype))
 
 
+def signed_gaussian(output: Array) -> DiagGaussian:
+    """N(output, I): the squared error, for x around 0, such as sound in [-1, 1]."""
+    return DiagGaussian(output, jnp.zeros((), output.dtype))
+
+
 class VQVAE(nn.Module):
     """An encoder, a quantiser, a decoder and a likelihood.
 

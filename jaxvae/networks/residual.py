@@ -13,11 +13,12 @@ from jaxvae.types import Array
 
 
 class ResidualEncoder(nn.Module):
-    """x [B, *spatial, C] in [0, 1] -> features [B, *spatial / 2^n, D] in 1, 2 or 3 dimensions, rounded up.
+    """x [B, *spatial, C] -> features [B, *spatial / 2^n, D] in 1, 2 or 3 dimensions, rounded up.
 
     n strided convolutions, a 3×3 convolution, residual blocks (ReLU, 3×3, ReLU, 1×1), then a 1×1 convolution to D: the
-    network of van den Oord et al. (2017), for n = 2. x is centred to [-½, ½] first, as in the authors' code. Sizes are
-    any: each convolution pads with zeros, as it does at every border, and rounds half of an odd size up.
+    network of van den Oord et al. (2017), for n = 2. x in [0, 1] is centred to [-½, ½] first, as in the authors'
+    code. Sizes are any: each convolution pads with zeros, as it does at every border, and rounds half of an odd size
+    up.
 
     Attributes:
       features: D.
@@ -26,6 +27,7 @@ class ResidualEncoder(nn.Module):
       residual: channels inside a block.
       window: of the strided convolutions.
       dtype: what the network computes in.
+      centre: what is subtracted from x; 0 for sound in [-1, 1].
     """
 
     features: int
@@ -34,6 +36,7 @@ class ResidualEncoder(nn.Module):
     residual: int = 32
     window: int = 4
     dtype: DTypeLike | None = None
+    centre: float = 0.5
 
     def __post_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
@@ -46,7 +49,7 @@ class ResidualEncoder(nn.Module):
         """Encode a batch."""
         check_not_empty(x)
         space = x.ndim - 2
-        features = x - 0.5
+        features = x - self.centre
         for width in self.channels:
             features = nn.relu(Conv(width, (self.window,) * space, strides=2, dtype=self.dtype)(features))
         if self.blocks:

@@ -146,7 +146,16 @@ def networks_key(key: PRNGKey, batch: Batch) -> PRNGKey:
 
 
 def model_inputs(batch: Batch) -> tuple[Array, ...]:
-    """What a model sees of a batch: x, and the condition where there is one."""
+    """What a model sees of a batch: x, and the condition where there is one.
+
+    Raises:
+      ValueError: some of x is padding, which would be read as values.
+    """
+    if "mask" in batch:
+        raise ValueError(
+            "the batch has padding (batch['mask']), which this objective or model would read as values: train a VQ-VAE "
+            "by vq_vae_loss, cut x to one length, or pass what is padding as missing, observed="
+        )
     return (batch["x"], batch["condition"]) if "condition" in batch else (batch["x"],)
 
 
