@@ -100,7 +100,7 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
         _refuse({"--split": split is not None}, "the name of a set", source)
     if path.is_dir():
         if len(stored) != 3 or stored[-1] not in (1, 3) or domain.levels != data.files.LEVELS.levels:
-            raise ValueError(f"{trained_on}, and {path} is a folder of pictures")
+            raise ValueError(f"{trained_on}, and {path} is a folder")
         given = data.folder(
             path,
             size=stored[:2],

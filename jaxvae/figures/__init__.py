@@ -1,4 +1,4 @@
-"""Pictures of a run: arrays in, PNG files out, and one GIF (matplotlib).
+"""Pictures of a run: arrays in, PNG files out, and two GIFs (matplotlib).
 
 Images are [..., H, W, C] with C = 1 or 3, drawn on the fixed scale [0, 1], each pixel a whole number of the file's
 pixels. What a model made is its likelihood's mean: a Gaussian's may lie beyond [0, 1], and there the nearer end is
@@ -30,6 +30,7 @@ from jaxvae.figures._pictures import (
     traversals,
 )
 from jaxvae.figures._plane import Panel, code_grid, latent_scatter, manifold, prior_grid, side_by_side
+from jaxvae.figures._signals import spectrograms, video_frames, video_gif
 
 __all__ = [
     "Panel",
@@ -55,6 +56,9 @@ __all__ = [
     "rate_distortion",
     "reconstructions",
     "side_by_side",
+    "spectrograms",
     "traversal_gif",
     "traversals",
+    "video_frames",
+    "video_gif",
 ]

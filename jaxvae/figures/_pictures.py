@@ -177,12 +177,17 @@ def traversal_gif(path: str | Path, images: ArrayLike, *, labels: Sequence[str] 
     steps = cells.shape[1]
     if steps < 2:
         raise ValueError(f"images must hold at least two values, [D, S >= 2, H, W, C], got {cells.shape}")
-    if not 1 <= fps <= 50:
-        raise ValueError(f"fps must lie in [1, 50], got {fps}")
     names = _check_row_labels(labels, len(cells))
     pages = [_traversal_page(cells[:, step], names) for step in range(steps)]
-    frames = _palette_frames(np.stack([_pixels(figure) for figure in pages]), grey=cells.shape[-1] == 1)
-    rest = [*frames[1:], *frames[-2:0:-1]]
+    return save_gif(path, pages, grey=cells.shape[-1] == 1, fps=fps, and_back=True)
+
+
+def save_gif(path: str | Path, pages: Sequence["Figure"], *, grey: bool, fps: int, and_back: bool = False) -> Path:
+    """Figures of one size as an animated GIF that repeats for ever, forth alone or back too, each end once."""
+    if not 1 <= fps <= 50:
+        raise ValueError(f"fps must lie in [1, 50], got {fps}")
+    frames = _palette_frames(np.stack([_pixels(figure) for figure in pages]), grey=grey)
+    rest = [*frames[1:], *(frames[-2:0:-1] if and_back else [])]
     milliseconds = 10 * round(100 / fps)
     return replace_file(
         path,
