@@ -54,7 +54,9 @@ def load_split(name: str, split: str) -> data.Dataset:
     return data.load(name, split, progress=counter(f"decoding {split} images"))
 
 
-def load_splits(config: Any, *, validation: int = 0, few: Sequence[int] = (256, 256), labelled: bool = False) -> Splits:
+def load_splits(
+    config: Any, *, validation: int = 0, few: Sequence[int] = (256, 256), labelled: bool = False, pictures: bool = True
+) -> Splits:
     """The images of `config.data`, binarised where `config.binarize` says so.
 
     Args:
@@ -62,12 +64,14 @@ def load_splits(config: Any, *, validation: int = 0, few: Sequence[int] = (256, 
       validation: how many training images to keep for validation.
       few: how many training and test images a smoke run takes.
       labelled: whether the labels are used, and so must be there and count from 0.
+      pictures: whether x must be a picture; false where sound and video are taken too.
 
     Raises:
       ValueError: labels are missing or do not fit, no picture could be drawn of the images, or not enough of them.
     """
     train, test = load_split(config.data, "train"), load_split(config.data, "test")
-    check_pictures(train)
+    if pictures:
+        check_pictures(train)
     num_classes = check_classes(train, test) if labelled else None
     if config.smoke:
         train, test = train.take(slice(few[0])), test.take(slice(few[1]))

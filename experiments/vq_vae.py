@@ -3,6 +3,8 @@
   python -m experiments.vq_vae digits   scikit-learn's 8×8 digits, 17-way categorical pixels; needs no data
   python -m experiments.vq_vae mnist    grey MNIST, 7×7 positions, 128 codes (needs TFDS_DATA_DIR)
   python -m experiments.vq_vae cifar10  the authors' network, 8×8 positions, 512 codes (needs TFDS_DATA_DIR)
+  python -m experiments.vq_vae speech   drawn vowels and chirps, 128 positions of 16 samples; needs no data
+  python -m experiments.vq_vae video    drawn moving sprites, 4×8×8 positions; needs no data
 
 A prior over its codes, which makes it generate: python -m experiments.prior RUN_DIRECTORY (a transformer, which several
 codes a position need) or python -m experiments.pixelcnn RUN_DIRECTORY. What each costs and which numbers to expect:
@@ -23,18 +25,19 @@ import optax
 
 import jaxvae
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
-from experiments.report import Evaluate, as_pictures, evaluator, over_set, prepared
+from experiments.report import Evaluate, evaluator, over_set, prepared
 from experiments.run import InitFn, Run, reached
+from experiments.signals import save_reconstructions
 from experiments.splits import Splits, check_256_levels, load_splits
 from jaxvae import codebook, data, figures
 from jaxvae.distributions import Categorical
 from jaxvae.losses import bits_per_dim
-from jaxvae.models.vq_vae import unit_gaussian
+from jaxvae.models.vq_vae import signed_gaussian, unit_gaussian
 from jaxvae.networks import logistic_image
 from jaxvae.quantizers import FiniteScalar, Grouped, LookupFree, Projected, Residual, SimVQ
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree, Quantizer
 
-SEEDING_IMAGES = 256  # whose vectors the codebook starts from
+SEEDING_IMAGES, SEEDING_VIDEOS = 256, 64  # whose vectors the codebook starts from
 JPEG_CAVEAT = "this copy of CIFAR-10 was once stored as JPEG: compare its errors with those of the same copy only"
 
 
@@ -43,7 +46,7 @@ class Config(RunConfig):
     """Options of this experiment."""
 
     data: str = "cifar10"
-    """digits, or any image set that is prepared for tensorflow-datasets."""
+    """digits, speech, moving_sprites, or any image set that is prepared for tensorflow-datasets."""
     num_codes: int = 512
     """K, of each quantiser; a power of two for those without a codebook."""
     code_dim: int = 64
@@ -51,7 +54,7 @@ class Config(RunConfig):
     groups: int = 1
     """Quantisers side by side, each for a slice of the vector."""
     channels: tuple[int, ...] = (64, 128)
-    """Of the convolutions, each of which halves the image."""
+    """Of the convolutions, each of which halves every axis of the image, sound or video."""
     window: int = 4
     """Of those convolutions."""
     blocks: int = 2
@@ -155,6 +158,39 @@ PRESETS = {
         "CIFAR-10 with the authors' network: 8×8 positions, 512 codes of 64 dimensions.",
         Config(preset="cifar10", epochs=2, batch_size=32),
     ),
+    "speech": (
+        "Vowels and chirps, 2,048 samples each: 128 positions, 256 codes of 32 dimensions.",
+        Config(
+            preset="speech",
+            data="speech",
+            num_codes=256,
+            code_dim=32,
+            channels=(32, 64, 64, 64),
+            epochs=30,
+            batch_size=32,
+            learning_rate=1e-3,
+            schedule="cosine",
+            evaluate_every=325,
+        ),
+    ),
+    "video": (
+        "Moving sprites, 16 frames of 32×32 pixels: 4×8×8 positions, 128 codes of 16 dimensions.",
+        Config(
+            preset="video",
+            data="moving_sprites",
+            num_codes=128,
+            code_dim=16,
+            channels=(16, 32),
+            blocks=1,
+            residual=16,
+            decay=0.95,  # most of a video is black: slower averages lose the few vectors that are not
+            epochs=8,
+            batch_size=16,
+            learning_rate=1e-3,
+            schedule="cosine",
+            evaluate_every=187,
+        ),
+    ),
 }
 
 
@@ -168,12 +204,13 @@ def make_model(config: Any) -> jaxvae.VQVAE:
         "dtype": jnp.dtype(config.dtype),
     }
     *spatial, channels = config.image_shape
+    sound = config.levels is None  # in [-1, 1]
     likelihood, output = {
-        "squared-error": (unit_gaussian, channels),
+        "squared-error": (signed_gaussian if sound else unit_gaussian, channels),
         "categorical": (Categorical, (channels, config.levels)),
         "discretized-logistic": (jaxvae.PixelScale(logistic_image), (channels, 2)),
     }[config.likelihood]
-    encoder = jaxvae.ResidualEncoder(config.code_dim, **body)
+    encoder = jaxvae.ResidualEncoder(config.code_dim, **body, centre=0.0 if sound else 0.5)
     decoder = jaxvae.ResidualDecoder(output, **body, spatial=tuple(spatial))
     return jaxvae.VQVAE(encoder, decoder, make_quantizer(config), likelihood)
 
@@ -226,11 +263,12 @@ def make_init(config: Config, model: jaxvae.VQVAE, first: Array) -> InitFn:
     """Networks from the key; the codebook from the first images' vectors, seen through those networks."""
 
     def init(*, key: PRNGKey) -> tuple[PyTree, PyTree]:
+        x = jax.lax.optimization_barrier(first)  # otherwise XLA computes with it, for minutes, while it compiles
         network_key, code_key = jax.random.split(key)
-        params = model.init(network_key, first[:1])
+        params = model.init(network_key, x[:1])
         if config.groups == 1:
             code_key = jax.random.split(code_key, 1)[0]  # as `Grouped` gives one to each
-        encoded = model.apply(params, first, method="encode") if config.seeding == "kmeans" else None
+        encoded = model.apply(params, x, method="encode") if config.seeding == "kmeans" else None
         codes, state = model.quantizer.init(config.code_dim, key=code_key, encoded=encoded)
         return params | ({"quantizer": codes} if codes else {}), {"quantizer": state} if state else ()
 
@@ -245,8 +283,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with user_errors():
         make_quantizer(config)  # whose own checks name what does not fit
-        splits = load_splits(config, few=(512, 256))
+        signals = config.data in ("speech", "moving_sprites")
+        splits = load_splits(config, few=(64, 32) if signals else (512, 256), pictures=not signals)
         train, test = splits.train, splits.test
+        if train.levels is None and config.likelihood != "squared-error":
+            raise ValueError(f"sound is measured by squared-error, got --likelihood {config.likelihood}")
         if config.likelihood == "discretized-logistic":
             check_256_levels(train)
         order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
@@ -273,9 +314,12 @@ def train_model(
 ) -> tuple[jaxvae.TrainState, dict[str, float], float | None]:
     """The trained state, its figures on the test images, and the training data's variance where it is the unit."""
     train = splits.train
-    scaled = train.x / np.float32(train.levels - 1)
+    # On the host for images: a device rounds 1/255 in another way.
+    images = train.x.ndim == 4
+    scaled = train.x / np.float32(train.levels - 1) if images else np.asarray(prepared(train, len(train))["x"])
     variance = float(scaled.var(dtype=np.float64)) if config.likelihood == "squared-error" else None
-    first = jnp.asarray(scaled[order.indices(0, -(-SEEDING_IMAGES // config.batch_size)).ravel()])
+    seeding = SEEDING_VIDEOS if scaled.ndim == 5 else SEEDING_IMAGES
+    first = jnp.asarray(scaled[order.indices(0, -(-seeding // config.batch_size)).ravel()])
     learning_rate: Any = config.learning_rate
     if config.schedule == "cosine":
         learning_rate = optax.cosine_decay_schedule(config.learning_rate, order.total_steps)
@@ -289,8 +333,10 @@ def train_model(
         split="test",
     )
     measured = evaluate(state)
-    if variance is not None:
-        measured["psnr"] = -10 * float(np.log10(measured["distortion"] * variance))
+    if variance is not None:  # a peak has 1 in a picture; sound is compared with its own power
+        power = 1.0 if train.levels else float(np.square(splits.test.x, dtype=np.float64).mean())
+        ratio = power / (measured["distortion"] * variance)
+        measured["psnr" if train.levels else "snr"] = 10 * float(np.log10(ratio))
     return state, measured, variance
 
 
@@ -315,16 +361,13 @@ def save_pictures(
     test: data.Dataset,
     indices: np.ndarray,
 ) -> list[Path]:
-    """Reconstructions, index maps, the codebook's usage and its health over the run."""
-    images = np.asarray(prepared(test, 32)["x"])
-    reconstruction = model.decode_indices(state.params, state.model_state, jnp.asarray(indices[:32]))
-    reconstructed = as_pictures(reconstruction.mean)
+    """Reconstructions, index maps of images, the codebook's usage and its health over the run."""
+    x = np.asarray(prepared(test, 32)["x"])
+    decode = jax.jit(lambda *variables: model.decode_indices(*variables).mean)  # in one program, not one an operation
+    reconstructed = decode(state.params, state.model_state, jnp.asarray(indices[:32]))
     out = run.directory
     return [
-        figures.reconstructions(out / "reconstructions.png", images, reconstructed),
-        figures.index_maps(
-            out / "index_maps.png", images[:10], indices[:10], reconstructed[:10], num_codes=config.num_codes
-        ),
+        *save_reconstructions(out, test, x, np.asarray(reconstructed), indices, num_codes=config.num_codes),
         figures.code_usage(out / "code_usage.png", usage_of(indices, config.num_codes, parts_of(config))),
         figures.codebook_health(out / "codebook_health.png", run.records()),
     ]

@@ -479,7 +479,7 @@ def test_a_wrong_option_is_one_line_and_leaves_nothing_behind(main, arguments, s
         (vae.main, "digits, mnist, burda, linear, cifar10, illustration"),
         (beta_vae.main, "sprites, dsprites, mnist"),
         (rate_distortion.main, "mnist, digits, sprites"),
-        (vq_vae.main, "digits, mnist, cifar10"),
+        (vq_vae.main, "digits, mnist, cifar10, speech, video"),
         (pixelcnn.main, "codes, digits, mnist"),
         (cvae.main, "digits, mnist, quadrants"),
         (semi_supervised.main, "digits, mnist, mnist-pixels"),

@@ -60,9 +60,9 @@ def make(count: int, *, seed: int = 0, frames: int = FRAMES, size: int = SIZE) -
     for i in range(count):
         factors[i] = np.random.default_rng([seed, i]).integers(list(FACTORS.values()))
     factors[:, 0] = np.arange(count) % len(sprites.SHAPES)
-    arrays = {"x": factors.astype(np.uint8), "label": factors[:, 0], "factors": factors}
-    domain = Domain("levels", (sprites.SIZE // size) ** 2 + 1)
-    return Dataset(*("moving_sprites", arrays, _Draw(frames, size), domain, tuple(FACTORS)), label_names=sprites.SHAPES)
+    arrays: dict[str, np.ndarray] = {"x": factors.astype(np.uint8), "label": factors[:, 0], "factors": factors}
+    domain, names = Domain("levels", (sprites.SIZE // size) ** 2 + 1), tuple(FACTORS)
+    return Dataset("moving_sprites", arrays, _Draw(frames, size), domain, names, label_names=sprites.SHAPES)
 
 
 def positions(factors: Array, frames: int) -> Array:

@@ -1,0 +1,61 @@
+"""Images, sound and video beside what a model makes of them, as pictures and files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.report import as_pictures
+from jaxvae import data, figures
+
+SOUNDS, VIDEOS, STRIPS = 7, 6, 3  # how many are drawn
+WRITTEN = 3  # sounds as files
+
+
+def save_reconstructions(
+    directory: Path,
+    dataset: data.Dataset,
+    x: np.ndarray,
+    reconstructed: np.ndarray,
+    indices: np.ndarray,
+    **options: int,
+) -> list[Path]:
+    """The first examples of a set, x [M, ...], their reconstructions and, of images, the maps of their indices.
+
+    Sound [M, T, C] becomes spectrograms and, where soundfile is installed, WAV files; video [M, T, H, W, C] a GIF and a
+    strip of frames. The options are those of `figures.index_maps`.
+    """
+    if dataset.rate is not None:
+        return _save_sound(directory, dataset, x, reconstructed)
+    reconstructed = as_pictures(reconstructed)
+    if x.ndim == 4:
+        few = x[:10], indices[:10], reconstructed[:10]
+        return [
+            figures.reconstructions(directory / "reconstructions.png", x, reconstructed),
+            figures.index_maps(directory / "index_maps.png", *few, **options),
+        ]
+    return [
+        figures.video_gif(directory / "reconstructions.gif", x[:VIDEOS], reconstructed[:VIDEOS]),
+        figures.video_frames(directory / "reconstructions.png", x[:STRIPS], reconstructed[:STRIPS]),
+    ]
+
+
+def _save_sound(directory: Path, dataset: data.Dataset, x: np.ndarray, reconstructed: np.ndarray) -> list[Path]:
+    few, names = (x[:SOUNDS], reconstructed[:SOUNDS]), None
+    if dataset.label is not None and dataset.label_names:
+        names = [str(dataset.label_names[label]) for label in dataset.label[:SOUNDS]]
+    drawn = figures.spectrograms(directory / "spectrograms.png", *few, rate=dataset.rate, labels=names)
+    return [drawn, *_written(directory, *few, rate=dataset.rate)]
+
+
+def _written(directory: Path, x: np.ndarray, reconstructed: np.ndarray, *, rate: int) -> list[Path]:
+    """WAV files of sixteen bits; none without soundfile."""
+    try:
+        import soundfile
+    except (ModuleNotFoundError, OSError):
+        return []
+    paths = []
+    for i in range(min(WRITTEN, len(x))):
+        for name, sound in (("input", x[i]), ("reconstruction", reconstructed[i])):
+            paths.append(directory / f"{name}_{i + 1}.wav")
+            soundfile.write(paths[-1], sound.clip(-1, 1), rate, subtype="PCM_16")
+    return paths
