@@ -314,8 +314,7 @@ def train_model(
 ) -> tuple[jaxvae.TrainState, dict[str, float], float | None]:
     """The trained state, its figures on the test images, and the training data's variance where it is the unit."""
     train = splits.train
-    # On the host for images: a device rounds 1/255 in another way.
-    images = train.x.ndim == 4
+    images = train.x.ndim == 4  # scaled on the host: a device rounds 1/255 in another way
     scaled = train.x / np.float32(train.levels - 1) if images else np.asarray(prepared(train, len(train))["x"])
     variance = float(scaled.var(dtype=np.float64)) if config.likelihood == "squared-error" else None
     seeding = SEEDING_VIDEOS if scaled.ndim == 5 else SEEDING_IMAGES
