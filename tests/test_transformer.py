@@ -178,11 +178,11 @@ def whole_passes(model, params, num, *, temperature=1.0, top_k=None, top_p=None,
     [
         ("tiny", {}),
         ("tiny", {"temperature": 0.0}),
-        ("classes", {"temperature": 0.5, "guidance": 2.5}),
-        ("flat", {"top_k": 2}),
+        pytest.param("classes", {"temperature": 0.5, "guidance": 2.5}, marks=pytest.mark.slow),
+        pytest.param("flat", {"top_k": 2}, marks=pytest.mark.slow),
         ("delay", {"top_p": 0.7}),
         ("prefix", {"guidance": 1.5, "top_k": 3, "top_p": 0.9, "temperature": 1.5}),
-        ("all", {"guidance": 3.0}),
+        pytest.param("all", {"guidance": 3.0}, marks=pytest.mark.slow),
     ],
 )
 def test_samples_equal_those_of_whole_passes(name, options):
@@ -201,6 +201,7 @@ def test_guidance_of_zero_needs_no_condition():
     assert (without != PREFIX.sample(params, B, key=KEY, **options)).any()
 
 
+@pytest.mark.slow
 def test_the_first_samples_do_not_depend_on_how_many_follow():
     params = init(DELAY)
     np.testing.assert_array_equal(DELAY.sample(params, 4, key=KEY), DELAY.sample(params, 20, key=KEY)[:4])
@@ -298,6 +299,7 @@ def test_dropped_conditions_are_those_of_nobody():
     np.testing.assert_array_equal(log_prob_of(PREFIX, params, values, **other, dropped=dropped)[::2], with_some[::2])
 
 
+@pytest.mark.slow
 def test_conditions_are_dropped_in_training_by_each_examples_key():
     params, num = init(CLASSES), 64
     batch = {"code": values_of(CLASSES, num), "index": jnp.arange(num) + 7, "label": jnp.arange(num) % 3}
@@ -584,6 +586,7 @@ def test_the_gradient_reaches_every_parameter():
     assert min(largest.values()) > 1e-5, largest
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_in_training_and_not_in_evaluation():
     model = TransformerPrior(3, (4,), dropout=0.5, **SMALL)
     params, batch = init(model), {"code": values_of(model), "index": jnp.arange(B)}
@@ -595,6 +598,7 @@ def test_dropout_draws_anew_in_training_and_not_in_evaluation():
     np.testing.assert_allclose(sums["nll"] / weight, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns_maps_that_leave_only_the_first_value_open():
     """Four maps, each row of which is the one above plus one: log 4 nats an example are left."""
     model = TransformerPrior(4, (4, 4), width=16, layers=2, heads=2)

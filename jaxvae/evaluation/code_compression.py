@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from jaxvae._checks import at_least
 from jaxvae._host import host_array
-from jaxvae.evaluation.compression import Progress, batches, constriction
+from jaxvae.evaluation.compression import Progress, batches, entropy_coder
 from jaxvae.types import Array, PyTree
 
 MAGIC = b"jaxvae codes 1\n"
@@ -57,7 +57,7 @@ def compress_codes(
     values = values.astype(np.int32)
     given = [host_array(each, "condition") for each in condition]
     logits_of = _network(model, params, batch_size)
-    encoder = constriction().stream.queue.RangeEncoder()
+    encoder = entropy_coder().stream.queue.RangeEncoder()
     parts = list(batches(len(values), batch_size))
     for done, rows in enumerate(parts):
         logits = logits_of(values[rows], [each[rows] for each in given])
@@ -87,7 +87,7 @@ def decompress_codes(
     batch_size, shape, words = _parsed(compressed)
     given = [host_array(each, "condition") for each in condition]
     logits_of = _network(model, params, batch_size)
-    decoder = constriction().stream.queue.RangeDecoder(np.asarray(words, np.uint32))
+    decoder = entropy_coder().stream.queue.RangeDecoder(np.asarray(words, np.uint32))
     values = np.zeros(shape, np.int32)
     parts = list(batches(shape[0], batch_size))
     for done, rows in enumerate(parts):
@@ -143,7 +143,7 @@ def _check_range(flat: np.ndarray, logits: np.ndarray) -> None:
 
 
 def _categorical() -> Any:
-    return constriction().stream.model.Categorical(perfect=False)
+    return entropy_coder().stream.model.Categorical(perfect=False)
 
 
 def _parsed(compressed: bytes) -> tuple[int, tuple[int, ...], np.ndarray]:

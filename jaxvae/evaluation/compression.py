@@ -1,6 +1,5 @@
 """Bits back: a trained VAE as a lossless codec, whose files are as long as its ELBO says."""
 
-import importlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -188,25 +187,26 @@ def _check_finite(network: str, *outputs: np.ndarray) -> None:
         raise ValueError(f"the {network}'s output is not finite: its parameters are damaged")
 
 
-def constriction() -> Any:
-    """The entropy coder, or an `ImportError` that names the extra."""
+def entropy_coder() -> Any:
+    """The package constriction, or an `ImportError` that names the extra."""
     try:
-        return importlib.import_module("constriction")
+        import constriction
     except ImportError as error:
         raise ImportError("compression needs constriction: pip install 'jaxvae[compression]'") from error
+    return constriction
 
 
 def _stack(words: np.ndarray) -> Any:
-    return constriction().stream.stack.AnsCoder(np.asarray(words, np.uint32))
+    return entropy_coder().stream.stack.AnsCoder(np.asarray(words, np.uint32))
 
 
 def _bernoulli() -> Any:
-    return constriction().stream.model.Bernoulli(perfect=False)
+    return entropy_coder().stream.model.Bernoulli(perfect=False)
 
 
 def _gaussian() -> Any:
     places = round(RANGE / WIDTH)
-    return constriction().stream.model.QuantizedGaussian(-places, places)
+    return entropy_coder().stream.model.QuantizedGaussian(-places, places)
 
 
 def _pop_latents(stack: Any, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
