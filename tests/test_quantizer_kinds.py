@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from scipy import stats
 
 from jaxvae import VQVAE, codebook, losses, make_eval_step, vq_vae_loss
 from jaxvae.objectives.quantized import _of_positions
@@ -336,6 +337,20 @@ def test_dropout_leaves_out_the_finest_levels_evenly_and_they_learn_nothing():
         np.testing.assert_allclose(after["frequency"][level], expected.frequency, rtol=1e-4, atol=1e-6)
     whole = quantizer(params, state, encoded[:5])
     assert (whole.indices >= 0).all()
+    codes = quantizer.codes(params, state)
+    squares = [np.square(rests[m] - codes[m][indices[..., m]]).mean(axis=(1, 2)) for m in range(3)]
+    paid = np.where(used[:, 0], np.stack(squares, axis=1), 0).sum(axis=1) / used[:, 0].sum(axis=1)
+    np.testing.assert_allclose(quantized.commitment, paid, rtol=1e-4, atol=1e-7)
+
+
+def test_how_many_levels_are_used_says_nothing_of_the_codes_that_are_drawn():
+    quantizer, num = Residual(GradientCodebook(2, temperature=1.0), 2, dropout=1.0), 4000
+    params, _ = Residual(GradientCodebook(2), 2).init(1, key=jax.random.key(0))
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(jnp.arange(num))
+    drawn = jax.jit(partial(quantizer, params, {}))(jnp.zeros((num, 1)), key=keys).indices
+    table = np.zeros((2, 2))
+    np.add.at(table, (np.asarray(drawn[:, 0]), np.asarray(drawn[:, 1] >= 0, int)), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
 def test_sim_codes_under_the_identity_are_plain_ones_and_their_map_gets_the_codes_gradient():
