@@ -19,7 +19,7 @@ B = 6
 SELDOM = {
     *("categorical", "one learned variance, four draws", "a variance per pixel", "continuous bernoulli"),
     *("negative binomial", "beta", "free bits", "hierarchical", "gaussian", "discretised logistic", "capacity"),
-    *("flow posterior and prior", "mixture posterior", "categorical latents"),
+    *("flow posterior and prior", "mixture posterior", "categorical latents", "vq-vae, finite scalar"),
 }
 
 
