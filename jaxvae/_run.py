@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae import data
-from jaxvae._checks import at_least
+from jaxvae._checks import at_least, where_mask
 from jaxvae._given import as_dataset, as_trained, evaluation_feed, observed_feed
 from jaxvae._variables import variables_of
 from jaxvae.evaluation.imputation import Imputed, impute
@@ -337,7 +337,7 @@ class _Evaluated(NamedTuple):
 def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> PyTree:
     del key
     if isinstance(model, VQVAE):
-        return model.encode_indices(params, model_state, batch["x"])
+        return model.encode_indices(params, model_state, _without_padding(batch))
     observed = observed_of(batch, model, "encode")
     code = model.apply(variables_of(params, model_state), *model_inputs(batch), method="encode", **observed)
     if isinstance(code, jax.Array):
@@ -348,9 +348,15 @@ def _encoded(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, k
 def _reconstructed(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
     del key
     if isinstance(model, VQVAE):
-        return model.decode_indices(params, model_state, model.encode_indices(params, model_state, batch["x"])).mean
+        indices = model.encode_indices(params, model_state, _without_padding(batch))
+        return model.decode_indices(params, model_state, indices).mean
     observed = observed_of(batch, model, "__call__")
     return model.apply(variables_of(params, model_state), *model_inputs(batch), **observed).mean
+
+
+def _without_padding(batch: Batch) -> Array:
+    """X as `vq_vae_loss` shows it to the encoder: zero where it is padding."""
+    return where_mask(batch["x"], batch["mask"], "x") if "mask" in batch else batch["x"]
 
 
 def _plain(leaf: Array) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from scipy import stats
+from variants import SHAPE, VARIANTS, batch
 
 from jaxvae import VQVAE, codebook, losses, make_eval_step, vq_vae_loss
 from jaxvae.objectives.quantized import _of_positions
@@ -442,12 +443,12 @@ def test_a_batch_of_padded_sequences_is_the_one_of_the_short_ones(quantizer, var
     expected = loss_fn(params, state, {"x": x, **own}, key=jax.random.key(1), step=0)
     padded = jnp.concatenate([x, jnp.full((5, 3, 3), jnp.nan)], axis=1)
     mask = jnp.broadcast_to(jnp.arange(7) < 4, (5, 7))
-    batch = {"x": padded, "mask": mask, **own}
+    masked = {"x": padded, "mask": mask, **own}
     chex.assert_trees_all_close(
-        loss_fn(params, state, batch, key=jax.random.key(1), step=0), expected, rtol=1e-5, atol=1e-6
+        loss_fn(params, state, masked, key=jax.random.key(1), step=0), expected, rtol=1e-5, atol=1e-6
     )
     with pytest.raises(ValueError, match=r"mask must be \(5, 7\) for x \(5, 7, 3\), got \(5, 4\)"):
-        vq_vae_loss(model, params, state, batch | {"mask": mask[:, :4]}, key=jax.random.key(1), step=0)
+        vq_vae_loss(model, params, state, masked | {"mask": mask[:, :4]}, key=jax.random.key(1), step=0)
 
 
 def test_a_mask_counts_the_codes_of_which_any_position_is_there():
@@ -474,8 +475,8 @@ def test_what_draws_in_training_draws_by_the_examples_index_and_not_in_evaluatio
     assert len(set(first)) > 3
     np.testing.assert_array_equal(losses_of([5, 4, 3, 2, 1, 0]), first[::-1])
     evaluate = jax.jit(make_eval_step(loss_fn))
-    batch = {"x": x, "index": jnp.arange(6), "weight": jnp.ones(6)}
-    one, other = (evaluate(params, state, batch, key=jax.random.key(seed), step=0) for seed in (1, 2))
+    examples = {"x": x, "index": jnp.arange(6), "weight": jnp.ones(6)}
+    one, other = (evaluate(params, state, examples, key=jax.random.key(seed), step=0) for seed in (1, 2))
     chex.assert_trees_all_equal(one, other)
 
 
@@ -571,3 +572,15 @@ def test_indices_are_those_of_vector_quantize_pytorch():
     residual = Residual(GradientCodebook(6), 3)(params, {}, jnp.asarray(THEIRS))
     np.testing.assert_array_equal(residual.indices, RVQ)
     np.testing.assert_allclose(residual.vectors[0, :2], RVQ_VECTORS, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, each in VARIANTS.items() if not isinstance(each.model, VQVAE)])
+def test_padding_is_refused_where_it_would_be_read_as_values(name):
+    variant = VARIANTS[name]
+    params, model_state = jax.eval_shape(variant.init, key=jax.random.key(0))
+    padded = batch(2) | {"mask": jnp.ones((2, *SHAPE[:-1]), bool)}
+    with pytest.raises(ValueError, match=r"the batch has padding \(batch\['mask'\]\)"):
+        jax.eval_shape(
+            lambda params, model_state: variant.loss_fn(params, model_state, padded, key=jax.random.key(0), step=0),
+            *(params, model_state),
+        )

@@ -149,13 +149,9 @@ def model_inputs(batch: Batch) -> tuple[Array, ...]:
     """What a model sees of a batch: x, and the condition where there is one.
 
     Raises:
-      ValueError: some of x is padding, which would be read as values.
+      ValueError: some of x is padding.
     """
-    if "mask" in batch:
-        raise ValueError(
-            "the batch has padding (batch['mask']), which this objective or model would read as values: train a VQ-VAE "
-            "by vq_vae_loss, cut x to one length, or pass what is padding as missing, observed="
-        )
+    refuse_padding(batch)
     return (batch["x"], batch["condition"]) if "condition" in batch else (batch["x"],)
 
 
@@ -164,7 +160,9 @@ def observed_of(batch: Batch, model: Any, method: str) -> dict[str, Any]:
 
     Raises:
       TypeError: the method does not take it, so that it would read what stands in place of missing entries.
+      ValueError: some of x is padding.
     """
+    refuse_padding(batch)
     if "observed" not in batch:
         return {}
     if "observed" not in inspect.signature(getattr(model, method)).parameters:
@@ -175,12 +173,23 @@ def observed_of(batch: Batch, model: Any, method: str) -> dict[str, Any]:
     return {"observed": batch["observed"]}
 
 
-def refuse_missing(batch: Batch, objective: str) -> None:
-    """Raise `ValueError` where entries of x are missing, of which an objective takes no notice."""
+def refuse_missing(batch: Batch, objective: str, *, padding: bool = False) -> None:
+    """Raise `ValueError` where entries of x are missing, or unless `padding` is known are padding."""
+    if not padding:
+        refuse_padding(batch)
     if "observed" in batch:
         raise ValueError(
             f"the batch has missing entries (batch['observed']), which {objective} would read as values: train a VAE "
             "by vae_loss or iwae_loss, or fill them in and leave observed out"
+        )
+
+
+def refuse_padding(batch: Batch) -> None:
+    """Raise `ValueError` where some of x is padding, which would be read as values."""
+    if "mask" in batch:
+        raise ValueError(
+            "the batch has padding (batch['mask']), which this objective or model would read as values: train a VQ-VAE "
+            "by vq_vae_loss, cut x to one length, or pass what is padding as missing, observed="
         )
 
 

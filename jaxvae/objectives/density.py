@@ -60,7 +60,7 @@ def code_prior_loss(
     del step
     if field not in batch:
         raise ValueError(f"the batch has no {field!r}, only {', '.join(sorted(batch))}: pass field=")
-    refuse_missing(batch, "code_prior_loss")
+    refuse_missing(batch, "code_prior_loss", padding=True)
     values = batch[field]
     log_prob, model_state = apply(
         model,

@@ -72,7 +72,7 @@ def vq_vae_loss(
         raise ValueError(f"variance must be positive, got {variance}")
     weight_at("commitment_weight", commitment_weight, 0)
     check_key(key)
-    refuse_missing(batch, "vq_vae_loss")
+    refuse_missing(batch, "vq_vae_loss", padding=True)
     x, evaluating = batch["x"], in_evaluation()
     check_x(x)
     padding = batch.get("mask")
