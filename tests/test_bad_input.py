@@ -337,8 +337,8 @@ def test_under_jit_what_cannot_be_an_error_is_not_a_number():
 COUNTS = "must be at least 1, got 0"
 FINITE = "must be a finite number, zero or more, got"
 POSITIVE = "must be a positive number, got"
-# Checked against the data, by the parser, or in the experiment's own tests.
-ELSEWHERE = {"validation", "stochastic_layers", "visible", "num_codes", "devices"}
+# Checked against the data, by the parser, by the part that takes them, or in the experiment's own tests.
+ELSEWHERE = {"validation", "stochastic_layers", "visible", "num_codes", "devices", "level_dropout"}
 # experiment: (a good configuration, options that count, numbers of zero or more, positive ones, and others)
 OPTIONS = {
     "vae": (
@@ -372,12 +372,13 @@ OPTIONS = {
     ),
     "vq_vae": (
         vq_vae.PRESETS["digits"][1],
-        ("code_dim", "groups", "window", "residual", "evaluate_every"),
-        ("commitment", "entropy_weight"),
+        ("code_dim", "groups", "depth", "window", "residual", "evaluate_every"),
+        ("commitment", "entropy_weight", "code_temperature"),
         ("learning_rate",),
         {
             "channels": ((0,), "channels must be at least 1, got (0,)"),
             "blocks": (-1, "blocks must be zero or more, got -1"),
+            "project": (-1, "project must be zero or more, and 0 for ema, got -1"),
             "decay": (NAN, "decay must lie in (0, 1), got nan"),
             "restart_threshold": (1.0, "restart_threshold must lie in [0, 1), got 1.0"),
         },

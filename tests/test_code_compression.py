@@ -42,7 +42,7 @@ def test_the_type_of_the_integers_does_not_matter_and_one_array_is_enough(params
     np.testing.assert_array_equal(decompress_codes(MODEL, params, one, label[:1]), values[:1])
 
 
-@pytest.mark.parametrize("books", ["flat", "delay"])
+@pytest.mark.parametrize("books", [pytest.param("flat", marks=pytest.mark.slow), "delay"])
 def test_several_codes_a_position_come_back_in_the_order_in_which_they_are_said(books):
     model = TransformerPrior((5, 3), (4,), width=8, layers=1, heads=2, books=books)
     params = model.init(jax.random.key(0), jnp.zeros((1, 4, 2), jnp.int32))

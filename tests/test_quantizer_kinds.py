@@ -42,7 +42,10 @@ KINDS = {
     "groups of residual": Grouped(Residual(GradientCodebook(6), 2), 2),
     "residual of groups": Residual(Grouped(GradientCodebook(6), 2), 2),
 }
-SLOW = {"cosine", "rotation", "gradient, partly frozen", "projected codebook", "residual of groups"}
+SLOW = {
+    *("cosine", "rotation", "gradient, partly frozen", "projected codebook", "residual of groups"),
+    *("groups of residual", "residual, finite scalar", "spherical"),
+}
 by_kind = pytest.mark.parametrize(
     "quantizer",
     [pytest.param(each, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, each in KINDS.items()],
@@ -213,7 +216,7 @@ def test_where_there_is_no_rotation_the_gradient_goes_straight_through(vector, c
 # Each against its oracle
 
 
-@pytest.mark.parametrize("levels", [(8, 5, 4), (2, 3), (7,)])
+@pytest.mark.parametrize("levels", [(8, 5, 4), pytest.param((2, 3), marks=pytest.mark.slow), (7,)])
 def test_finite_scalar_levels_are_the_published_ones_and_indices_a_bijection(levels):
     quantizer = FiniteScalar(levels)
     params, state = quantizer.init(len(levels), key=jax.random.key(0))
@@ -305,6 +308,7 @@ def test_residual_books_in_orthogonal_subspaces_are_groups():
     np.testing.assert_allclose(residual.vectors, grouped.vectors, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_halving_levels_leave_no_more_than_the_last():
     depth = 6
     quantizer = Residual(LookupFree(1, entropy_weight=0.0), depth, shrink=0.5)
@@ -429,7 +433,7 @@ class Pointwise(nn.Module):
         return nn.Dense(self.features)(x)
 
 
-@pytest.mark.parametrize("variance", [None, 0.5])
+@pytest.mark.parametrize("variance", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 @pytest.mark.parametrize(
     "quantizer", [KINDS["residual"], pytest.param(Grouped(KINDS["partly frozen"], 2), marks=pytest.mark.slow)]
 )
