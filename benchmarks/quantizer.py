@@ -1,4 +1,4 @@
-"""The codebook's step beside dm-haiku's, in positions per second, for 512 and 2048 codes.
+"""The codebook's step beside dm-haiku's, in positions per second, for 512, 2,048 and 8,192 codes.
 
     python -m benchmarks.quantizer [--cores 0,1] [--peers PYTHON] [--rounds N] [--out FILE]
 
@@ -19,6 +19,7 @@ from benchmarks import runner, workload
 
 OURS = "jaxvae"
 POSITIONS, DIM = 8192, 64
+SIZES = (512, 2048, 8192)  # codes
 TOLERANCE = 1e-3  # of the quantisation errors, relative
 
 
@@ -36,12 +37,12 @@ def write_problem(path, num_codes, calls):
 
 def main():
     parser = runner.make_parser(__doc__, tolerance=TOLERANCE)
-    parser.add_argument("--calls", type=int, default=50, help="in a turn, 10 or more")
+    parser.add_argument("--calls", type=int, default=50, help="in a turn, of the smallest codebook; 10 or more")
     args = parser.parse_args()
 
-    for num_codes in (512, 2048):
+    for num_codes in SIZES:
         with workload.problem_file() as problem:
-            write_problem(problem, num_codes, args.calls)
+            write_problem(problem, num_codes, max(10, args.calls * SIZES[0] // num_codes))
             contestants = [
                 workload.row(OURS, None, "quantizer_jaxvae", problem),
                 workload.row("jaxvae, with restarts", None, "quantizer_jaxvae", problem, "--restarts"),

@@ -16,9 +16,11 @@ import optax
 
 import jaxvae
 from experiments import vq_vae
+from experiments.codes import choose_indices, indices_of
 from experiments.command import console, file_errors
 from experiments.report import as_pictures, evaluator, over_set
 from experiments.run import Run, init_of
+from experiments.signals import FEW, SIGNALS, save_pairs
 from experiments.splits import Splits, load_splits
 from jaxvae import checkpoint, data, figures
 from jaxvae.keys import seed_key
@@ -26,6 +28,7 @@ from jaxvae.losses import bits_per_dim
 from jaxvae.types import Array, Batch, CodePrior, LossFn, PRNGKey, PyTree
 
 SAMPLES = 100
+DRAWN = 7  # sounds or videos in a row
 
 
 class Maps(NamedTuple):
@@ -51,6 +54,11 @@ class Maps(NamedTuple):
     as_images: Callable[[Array], Array]
     image_nll: np.ndarray | None
     images: Splits
+
+    @property
+    def signals(self) -> bool:
+        """Whether they are sounds or videos."""
+        return self.images.test.name in SIGNALS
 
     @property
     def derived(self) -> dict[str, Any]:
@@ -81,10 +89,13 @@ def load_pixels(config: Any) -> Maps:
 
 
 def load_codes(config: Any) -> Maps:
-    """The codes of a trained VQ-VAE for the images of its own data."""
+    """The codes of a trained VQ-VAE for the images, sounds or videos of its own data."""
     directory = config.run.expanduser().resolve()
     vq, params, model_state, settings = checkpoint.load(directory, vq_vae.make_model)
-    splits = load_splits(SimpleNamespace(data=settings.data, smoke=config.smoke), labelled=config.class_conditional)
+    signals = settings.data in SIGNALS
+    options = {"few": FEW, "pictures": False} if signals else {}
+    named = SimpleNamespace(data=settings.data, smoke=config.smoke)
+    splits = load_splits(named, labelled=config.class_conditional, **options)
     console.print(f"codes of {directory}", highlight=False)
     trained = SimpleNamespace(params=params, model_state=model_state)
     image_nll = None
@@ -95,7 +106,7 @@ def load_codes(config: Any) -> Maps:
     train, test = (
         dataclasses.replace(
             dataset.with_prepare(as_they_are),
-            arrays={**dataset.arrays, "x": vq_vae.indices_of(vq, trained, dataset)},
+            arrays={**dataset.arrays, "x": indices_of(vq, trained, dataset)},
             domain=domain,
         )
         for dataset in (splits.train, splits.test)
@@ -115,7 +126,7 @@ def as_they_are(batch: Batch, *, key: PRNGKey) -> Batch:
 
 
 def _image_nll(vq: jaxvae.VQVAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
-    indices = vq_vae.choose_indices(vq, params, model_state, batch, key=key)
+    indices = choose_indices(vq, params, model_state, batch, key=key)
     return -vq.decode_indices(params, model_state, indices).log_prob(batch["x"])
 
 
@@ -158,6 +169,8 @@ def save_pictures(run: Run, model: Any, params: PyTree, maps: Maps, **options: A
 
     The options are those of the model's `sample`, such as the temperature.
     """
+    if maps.signals:
+        return save_signals(run, model, params, maps, **options)
     label = None if maps.num_classes is None else jnp.arange(SAMPLES, dtype=jnp.int32) // 10 % maps.num_classes
     began = time.perf_counter()
     drawn = model.sample(params, SAMPLES, key=seed_key(1), label=label, **options)
@@ -167,4 +180,22 @@ def save_pictures(run: Run, model: Any, params: PyTree, maps: Maps, **options: A
     return [
         figures.image_grid(run.directory / "samples.png", images, columns=10, title=title),
         figures.learning_curves(run.directory / "learning_curves.png", run.records()),
+    ]
+
+
+def save_signals(run: Run, model: Any, params: PyTree, maps: Maps, **options: Any) -> list[Path]:
+    """Sounds or videos that are drawn, and test ones whose second half is: continued from the codes of the first."""
+    label = None if maps.num_classes is None else jnp.arange(2 * DRAWN, dtype=jnp.int32) % maps.num_classes
+    drawn = np.asarray(maps.as_images(model.sample(params, 2 * DRAWN, key=seed_key(1), label=label, **options)))
+    heard = jnp.asarray(maps.test.x[:DRAWN], jnp.int32)
+    first_half = jnp.arange(heard.shape[1]) < heard.shape[1] // 2  # of the time, the first axis of all
+    known = jnp.broadcast_to(first_half.reshape(1, -1, *(1,) * (heard.ndim - 2)), heard.shape)
+    label = None if maps.num_classes is None else jnp.asarray(maps.test.label[:DRAWN], jnp.int32)
+    continued = model.complete(params, heard, known, key=seed_key(2), label=label, **options)
+    pair = (np.asarray(maps.as_images(each)) for each in (heard, continued))
+    out, dataset = run.directory, maps.images.test
+    return [
+        *save_pairs(out, dataset, "continued", *pair, ("decoded", "continued")),
+        *save_pairs(out, dataset, "samples", drawn[:DRAWN], drawn[DRAWN:], ("samples", "more")),
+        figures.learning_curves(out / "learning_curves.png", run.records()),
     ]

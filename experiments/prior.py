@@ -4,8 +4,8 @@
   python -m experiments.prior RUN --network pixelcnn      the neighbour that it is compared with
   python -m experiments.prior RUN --class-conditional --guidance 1.5     given the class, and beyond
 
-A run with several codebooks a position (--groups) needs a transformer. What each costs and which numbers to expect:
-experiments/README.md.
+A run with several codebooks a position (--groups) needs a transformer, as do sound and video, which it also continues.
+What each costs and which numbers to expect: experiments/README.md.
 """
 
 import dataclasses
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     measured: dict[str, Any] = measure(metrics, maps, pixels=False)
     measured["samples_per_second"] = samples_per_second(config, model, state.params, maps)
-    if maps.num_classes is not None:
+    if maps.num_classes is not None and not maps.signals:
         measured |= read_samples(config, model, state.params, maps)
     result = {"test": measured, **reached(state)}
     run.finish(result, lambda: save_pictures(run, model, state.params, maps, **config.sampling))

@@ -1,5 +1,6 @@
 """Images, sound and video beside what a model makes of them, as pictures and files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from jaxvae import data, figures
 
 SOUNDS, VIDEOS, STRIPS = 7, 6, 3  # how many are drawn
 WRITTEN = 3  # sounds as files
+SIGNALS = ("speech", "moving_sprites")  # data that are no pictures
+FEW = (64, 32)  # of them in a smoke run
 
 
 def save_reconstructions(
@@ -39,6 +42,21 @@ def save_reconstructions(
     ]
 
 
+def save_pairs(
+    directory: Path, dataset: data.Dataset, name: str, above: np.ndarray, below: np.ndarray, names: tuple[str, str]
+) -> list[Path]:
+    """Sounds or videos over others, each pair of rows with its names, as files that begin with `name`."""
+    if dataset.rate is not None:
+        few = above[:SOUNDS], below[:SOUNDS]
+        drawn = figures.spectrograms(directory / f"{name}.png", *few, rate=dataset.rate, names=names)
+        return [drawn, *_written(directory, *few, rate=dataset.rate, names=names)]
+    above, below = as_pictures(above), as_pictures(below)
+    return [
+        figures.video_gif(directory / f"{name}.gif", above[:VIDEOS], below[:VIDEOS], names=names),
+        figures.video_frames(directory / f"{name}.png", above[:STRIPS], below[:STRIPS], names=names),
+    ]
+
+
 def _save_sound(directory: Path, dataset: data.Dataset, x: np.ndarray, reconstructed: np.ndarray) -> list[Path]:
     few, names = (x[:SOUNDS], reconstructed[:SOUNDS]), None
     if dataset.label is not None and dataset.label_names:
@@ -47,7 +65,14 @@ def _save_sound(directory: Path, dataset: data.Dataset, x: np.ndarray, reconstru
     return [drawn, *_written(directory, *few, rate=dataset.rate)]
 
 
-def _written(directory: Path, x: np.ndarray, reconstructed: np.ndarray, *, rate: int) -> list[Path]:
+def _written(
+    directory: Path,
+    x: np.ndarray,
+    reconstructed: np.ndarray,
+    *,
+    rate: int,
+    names: Sequence[str] = ("input", "reconstruction"),
+) -> list[Path]:
     """WAV files of sixteen bits; none without soundfile."""
     try:
         import soundfile
@@ -55,7 +80,7 @@ def _written(directory: Path, x: np.ndarray, reconstructed: np.ndarray, *, rate:
         return []
     paths = []
     for i in range(min(WRITTEN, len(x))):
-        for name, sound in (("input", x[i]), ("reconstruction", reconstructed[i])):
+        for name, sound in zip(names, (x[i], reconstructed[i]), strict=True):
             paths.append(directory / f"{name}_{i + 1}.wav")
             soundfile.write(paths[-1], sound.clip(-1, 1), rate, subtype="PCM_16")
     return paths

@@ -26,6 +26,7 @@ import optax
 
 import jaxvae
 from experiments import captions, classifier, vq_vae
+from experiments.codes import indices_of
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
 from experiments.maps import as_they_are
 from experiments.report import as_pictures, evaluator
@@ -210,7 +211,7 @@ def train_tokenizer(run: Run, config: Config, train: data.Dataset) -> tuple[jaxv
 
 def coded(dataset: data.Dataset, vq: jaxvae.VQVAE, tokenizer: jaxvae.TrainState) -> data.Dataset:
     """The codes of pictures in their place, the captions beside them."""
-    indices = vq_vae.indices_of(vq, tokenizer, dataset)
+    indices = indices_of(vq, tokenizer, dataset)
     domain = data.Domain("categories", vq.quantizer.num_codes)
     codes = dataclasses.replace(
         dataset.with_prepare(as_they_are), arrays={**dataset.arrays, "x": indices}, domain=domain

@@ -24,18 +24,18 @@ import numpy as np
 import optax
 
 import jaxvae
+from experiments.codes import codebook_health, indices_of, make_quantizer, parts_of, usage_of
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
-from experiments.report import Evaluate, evaluator, over_set, prepared
+from experiments.report import Evaluate, evaluator, prepared
 from experiments.run import InitFn, Run, reached
-from experiments.signals import save_reconstructions
+from experiments.signals import FEW, SIGNALS, save_reconstructions
 from experiments.splits import Splits, check_256_levels, load_splits
-from jaxvae import codebook, data, figures
+from jaxvae import data, figures
 from jaxvae.distributions import Categorical
 from jaxvae.losses import bits_per_dim
 from jaxvae.models.vq_vae import signed_gaussian, unit_gaussian
 from jaxvae.networks import logistic_image
-from jaxvae.quantizers import FiniteScalar, Grouped, LookupFree, Projected, Residual, SimVQ
-from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree, Quantizer
+from jaxvae.types import Array, LossFn, PRNGKey, PyTree
 
 SEEDING_IMAGES, SEEDING_VIDEOS = 256, 64  # whose vectors the codebook starts from
 JPEG_CAVEAT = "this copy of CIFAR-10 was once stored as JPEG: compare its errors with those of the same copy only"
@@ -63,9 +63,10 @@ class Config(RunConfig):
     """Channels inside a block."""
     likelihood: Literal["squared-error", "categorical", "discretized-logistic"] = "squared-error"
     """squared-error: over the variance of the training data. The others are nats, and so give bits per dimension."""
-    codes: Literal["ema", "gradient", "cosine", "sim", "finite-scalar", "lookup-free", "spherical"] = "ema"
+    codes: Literal["ema", "gradient", "cosine", "sim", "gumbel", "finite-scalar", "lookup-free", "spherical"] = "ema"
     """ema: codes that follow by moving averages; gradient: by the paper's second term; cosine: ema, compared by
-    direction; sim: constant under a learned map (SimVQ); the others have no codebook (FSQ, LFQ, BSQ)."""
+    direction; sim: constant under a learned map (SimVQ); gumbel: drawn from a categorical posterior (a discrete VAE);
+    the others have no codebook (FSQ, LFQ, BSQ)."""
     depth: int = 1
     """Residual levels: quantisers one after the other, each of what the ones before have left."""
     project: int = 0
@@ -74,6 +75,10 @@ class Config(RunConfig):
     """How the decoder's gradient passes the choice of a code."""
     code_temperature: float = 0.0
     """At which training draws the codes, in squared distances; 0: the nearest."""
+    gumbel_temperature: float = 0.0625
+    """Of --codes gumbel: what the temperature of the relaxed draws falls to, from 1, by a cosine over all epochs."""
+    kl_weight: float = 5e-4
+    """Of --codes gumbel: the weight of the KL to uniform codes, a mean over the positions, in nats."""
     level_dropout: float = 0.0
     """How often training uses the first residual levels alone."""
     commitment: float = 0.25
@@ -101,13 +106,17 @@ class Config(RunConfig):
             raise ValueError(f"num_codes must be at least 2, got {self.num_codes}")
         self.check_numbers(
             counts=("code_dim", "groups", "depth", "channels", "window", "residual", "evaluate_every"),
-            weights=("commitment", "entropy_weight", "code_temperature"),
+            weights=("commitment", "entropy_weight", "code_temperature", "kl_weight"),
             positive=("learning_rate",),
         )
         if self.blocks < 0:
             raise ValueError(f"blocks must be zero or more, got {self.blocks}")
         if self.code_dim % self.groups:
             raise ValueError(f"code_dim {self.code_dim} does not divide into {self.groups} groups")
+        if self.codes == "gumbel" and (self.code_temperature or self.estimator != "straight-through"):
+            raise ValueError("code_temperature and estimator are not for --codes gumbel, which mixes its codes")
+        if not 0 < self.gumbel_temperature <= 1:
+            raise ValueError(f"gumbel_temperature must lie in (0, 1], got {self.gumbel_temperature}")
         if not 0 < self.decay < 1:
             raise ValueError(f"decay must lie in (0, 1), got {self.decay}")
         if not 0 <= self.restart_threshold < 1:
@@ -215,50 +224,6 @@ def make_model(config: Any) -> jaxvae.VQVAE:
     return jaxvae.VQVAE(encoder, decoder, make_quantizer(config), likelihood)
 
 
-def make_quantizer(config: Any) -> Quantizer:
-    """What quantises: levels inside groups, around what `codes` says."""
-    quantizer = _quantizer(config)
-    if config.depth > 1 or config.level_dropout:
-        quantizer = Residual(quantizer, config.depth, config.level_dropout)
-    return quantizer if config.groups == 1 else Grouped(quantizer, config.groups)
-
-
-def _quantizer(config: Any) -> Quantizer:
-    """One quantiser of `num_codes` codes."""
-    num_codes: int = config.num_codes
-    how: dict[str, Any] = {"estimator": config.estimator, "temperature": config.code_temperature}
-    if config.codes in ("finite-scalar", "lookup-free", "spherical"):
-        bits = num_codes.bit_length() - 1
-        if 2**bits != num_codes:
-            raise ValueError(f"{config.codes} needs num_codes that is a power of two, got {num_codes}")
-        if config.codes == "finite-scalar":
-            levels = finite_scalar_levels(bits)
-            return Projected(FiniteScalar(levels, **how), len(levels))
-        return Projected(LookupFree(bits, spherical=config.codes == "spherical", **how), bits)
-    quantizer: Quantizer
-    if config.codes == "sim":
-        quantizer = SimVQ(num_codes, **how)
-    elif config.codes == "gradient":
-        quantizer = jaxvae.GradientCodebook(num_codes, **how)
-    else:
-        averages = (config.decay, config.restart_threshold, config.entropy_weight)
-        quantizer = jaxvae.EMACodebook(num_codes, *averages, cosine=config.codes == "cosine", **how)
-    return Projected(quantizer, config.project) if config.project else quantizer
-
-
-def finite_scalar_levels(bits: int) -> tuple[int, ...]:
-    """Levels of eight, and one or two of four, that make 2^bits codes."""
-    if bits < 2:
-        raise ValueError(f"finite-scalar needs num_codes of at least 4, got {2**bits}")
-    fours = {0: 0, 1: 2, 2: 1}[bits % 3]
-    return (8,) * ((bits - 2 * fours) // 3) + (4,) * fours
-
-
-def parts_of(config: Any) -> int:
-    """How many indices a position has."""
-    return int(config.groups * config.depth)
-
-
 def make_init(config: Config, model: jaxvae.VQVAE, first: Array) -> InitFn:
     """Networks from the key; the codebook from the first images' vectors, seen through those networks."""
 
@@ -282,9 +247,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = dataclasses.replace(config, epochs=1, evaluate_every=4)
 
     with user_errors():
-        make_quantizer(config)  # whose own checks name what does not fit
-        signals = config.data in ("speech", "moving_sprites")
-        splits = load_splits(config, few=(64, 32) if signals else (512, 256), pictures=not signals)
+        make_quantizer(SimpleNamespace(**vars(config), total_steps=1))  # whose own checks name what does not fit
+        signals = config.data in SIGNALS
+        splits = load_splits(config, few=FEW if signals else (512, 256), pictures=not signals)
         train, test = splits.train, splits.test
         if train.levels is None and config.likelihood != "squared-error":
             raise ValueError(f"sound is measured by squared-error, got --likelihood {config.likelihood}")
@@ -292,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_256_levels(train)
         order = data.Order(len(train), config.batch_size, config.epochs, config.seed)
         decay = {"decay_epochs": config.epochs} if config.schedule == "cosine" else {}
-        run = Run("vq_vae", config, image_shape=train.shape, levels=train.levels, **decay)
+        falling = {"total_steps": order.total_steps} if config.codes == "gumbel" else {}
+        run = Run("vq_vae", config, image_shape=train.shape, levels=train.levels, **decay, **falling)
         model = make_model(SimpleNamespace(**run.settings))
     if config.data == "cifar10":
         console.print(JPEG_CAVEAT, highlight=False)
@@ -370,30 +336,6 @@ def save_pictures(
         figures.code_usage(out / "code_usage.png", usage_of(indices, config.num_codes, parts_of(config))),
         figures.codebook_health(out / "codebook_health.png", run.records()),
     ]
-
-
-def indices_of(model: jaxvae.VQVAE, state: Any, dataset: data.Dataset) -> np.ndarray:
-    """The indices of all images of a set, [N, *positions], or [N, *positions, G]."""
-    return over_set(partial(choose_indices, model), state, dataset)
-
-
-def choose_indices(model: jaxvae.VQVAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> Array:
-    """The indices of a batch, [B, *positions], or [B, *positions, G]."""
-    del key
-    return model.encode_indices(params, model_state, batch["x"])
-
-
-def codebook_health(indices: np.ndarray, num_codes: int, parts: int) -> dict[str, float]:
-    """Perplexity and codes in use over a whole set; the mean over groups and levels."""
-    usage = usage_of(indices, num_codes, parts)
-    perplexity = [float(codebook.perplexity(jnp.asarray(each, jnp.float32))) for each in usage]
-    return {"perplexity": float(np.mean(perplexity)), "codes_used": float((usage > 0).sum(axis=1).mean())}
-
-
-def usage_of(indices: np.ndarray, num_codes: int, parts: int) -> np.ndarray:
-    """The share of each code, [P, K], of indices [N, *positions], or [N, *positions, P]."""
-    by_part = indices.reshape(-1, parts).T
-    return np.stack([np.bincount(each, minlength=num_codes) for each in by_part]) / by_part.shape[1]
 
 
 if __name__ == "__main__":

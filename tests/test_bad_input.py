@@ -373,9 +373,10 @@ OPTIONS = {
     "vq_vae": (
         vq_vae.PRESETS["digits"][1],
         ("code_dim", "groups", "depth", "window", "residual", "evaluate_every"),
-        ("commitment", "entropy_weight", "code_temperature"),
+        ("commitment", "entropy_weight", "code_temperature", "kl_weight"),
         ("learning_rate",),
         {
+            "gumbel_temperature": (0.0, "gumbel_temperature must lie in (0, 1], got 0.0"),
             "channels": ((0,), "channels must be at least 1, got (0,)"),
             "blocks": (-1, "blocks must be zero or more, got -1"),
             "project": (-1, "project must be zero or more, and 0 for ema, got -1"),

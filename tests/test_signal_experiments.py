@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from commands import result_of, run
 
-from experiments import signals, vq_vae
+from experiments import prior, signals, vq_vae
 from jaxvae import checkpoint, data
 
 SMALL = ("--smoke", "--channels", 4, 4, "--blocks", 0, "--num-codes", 8, "--code-dim", 4, "--batch-size", 32)
@@ -43,6 +43,18 @@ def test_video_is_measured_and_moves(tmp_path):
     with Image.open(tmp_path / "reconstructions.gif") as gif:
         assert gif.n_frames == 16
     assert (tmp_path / "reconstructions.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "names"), [("speech", ["continued.png"]), ("video", ["continued.gif", "samples.gif"])]
+)
+def test_a_prior_continues_what_it_was_given_half_of(tmp_path, preset, names):
+    run(vq_vae.main, preset, *SMALL, "--out", tmp_path / "vq", "--codes", "gumbel")
+    options = ("--smoke", "--width", 16, "--layers", 1, "--heads", 2, "--batch-size", 16)
+    result, _ = result_of(prior.main, tmp_path / "prior", tmp_path / "vq", *options)
+    assert 0 < result["test"]["nats_per_value"] < np.log(8) + 0.5
+    assert all((tmp_path / "prior" / name).stat().st_size > 1000 for name in names)
 
 
 def test_a_likelihood_of_pixels_is_no_likelihood_of_sound():

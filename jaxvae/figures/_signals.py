@@ -13,6 +13,7 @@ from jaxvae.figures._pictures import save_gif
 
 DYNAMIC_RANGE = 60.0  # decibels below the loudest part of a sound that are drawn
 INCHES = 1.7  # across a spectrogram
+ROWS = ("input", "reconstruction")  # names of a pair of rows, one above the other
 
 
 def spectrograms(
@@ -22,6 +23,7 @@ def spectrograms(
     *,
     rate: int,
     labels: Sequence[str] | None = None,
+    names: Sequence[str] = ROWS,
     window: int = 256,
     title: str | None = None,
 ) -> Path:
@@ -29,7 +31,7 @@ def spectrograms(
 
     The power in Hann windows of `window` samples, three quarters of which overlap, in decibels below the loudest of the
     sound above: both of a pair have one scale, 60 decibels deep. `rate` is the samples a second; `labels`, one for each
-    sound, stand above.
+    sound, stand above, and the two `names` beside their rows.
     """
     pair = [_check_sounds(sounds, "sounds"), _check_sounds(reconstructed, "reconstructed")]
     if pair[0].shape != pair[1].shape:
@@ -48,7 +50,7 @@ def spectrograms(
     figure = new_figure(0.9 + INCHES * count, 4.4)
     rows = figure.subplots(2, count, sharex=True, sharey=True, squeeze=False)
     figure.subplots_adjust(left=0.7 / (0.9 + INCHES * count), right=0.99, bottom=0.12, top=0.88, wspace=0.06)
-    for row, name, decibels in zip(rows, ("input", "reconstruction"), levels, strict=True):
+    for row, name, decibels in zip(rows, _check_names(names), levels, strict=True):
         for axes, picture in zip(row, decibels, strict=True):
             extent = (0, 1000 * length / rate, 0, rate / 2000)
             axes.imshow(
@@ -65,27 +67,40 @@ def spectrograms(
     return save(figure, path)
 
 
-def video_gif(path: str | Path, videos: ArrayLike, reconstructed: ArrayLike, *, fps: int = 8) -> Path:
+def video_gif(
+    path: str | Path, videos: ArrayLike, reconstructed: ArrayLike, *, fps: int = 8, names: Sequence[str] = ROWS
+) -> Path:
     """An animated GIF of videos [N, T, H, W, C] over their reconstructions, side by side; it repeats for ever.
 
     A GIF counts hundredths of a second: `fps` is rounded to what they can say. Greys are exact; of colours the file has
-    256.
+    256. The two `names` stand beside their rows.
     """
+    names = _check_names(names)
     above, below = _check_videos(videos, reconstructed)
     pages = []
     for t in range(above.shape[1]):
         canvas, tops, _ = tile(np.stack([above[:, t], below[:, t]]), width=WIDTH)
         page, (left, top) = new_page(canvas, title=None, left=112)
-        for name, y in zip(("input", "reconstruction"), tops, strict=True):
+        for name, y in zip(names, tops, strict=True):
             write(page, left - 8, top + y + (tops[1] - tops[0]) / 2, name, ha="right", va="center")
         pages.append(page)
     return save_gif(path, pages, grey=above.shape[-1] == 1, fps=fps)
 
 
 def video_frames(
-    path: str | Path, videos: ArrayLike, reconstructed: ArrayLike, *, frames: int = 8, title: str | None = None
+    path: str | Path,
+    videos: ArrayLike,
+    reconstructed: ArrayLike,
+    *,
+    frames: int = 8,
+    names: Sequence[str] = ROWS,
+    title: str | None = None,
 ) -> Path:
-    """A strip of at most `frames` frames, evenly spread, of each video [N, T, H, W, C] over its reconstruction's."""
+    """A strip of at most `frames` frames, evenly spread, of each video [N, T, H, W, C] over its reconstruction's.
+
+    The two `names` stand beside their rows.
+    """
+    names = _check_names(names)
     above, below = _check_videos(videos, reconstructed)
     at_least(1, frames=frames)
     length = above.shape[1]
@@ -95,12 +110,17 @@ def video_frames(
     page, (left, top) = new_page(canvas, title=title, left=112, below=20)
     middle = (tops[1] - tops[0]) / 2
     for row, y in enumerate(tops):
-        name = "reconstruction" if row % 2 else "input"
-        write(page, left - 8, top + y + middle, name, ha="right", va="center")
+        write(page, left - 8, top + y + middle, names[row % 2], ha="right", va="center")
     across = (canvas.shape[1] - lefts[-1]) / 2
     for x, t in zip(lefts, shown, strict=True):
         write(page, left + x + across, top + canvas.shape[0] + 5, f"frame {t + 1}", ha="center", va="top")
     return save(page, path)
+
+
+def _check_names(names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str) or len(names) != 2:
+        raise ValueError(f"names must be two, one for each row of a pair, got {names!r}")
+    return names
 
 
 def _powers(sounds: np.ndarray, window: int) -> np.ndarray:
