@@ -1,6 +1,6 @@
 """Evaluation of trained models: bounds on the likelihood, and what the latents are used for.
 
-`jaxvae.evaluation.disentanglement` and `jaxvae.evaluation.classical` come on first use.
+`jaxvae.evaluation.disentanglement`, `.classical` and `.samples` come on first use.
 """
 
 import importlib
@@ -55,7 +55,7 @@ __all__ = [
     "sharpness_ratio",
 ]
 
-ON_FIRST_USE = ("classical", "disentanglement")
+ON_FIRST_USE = ("classical", "disentanglement", "samples")
 
 
 def __getattr__(name: str) -> Any:
