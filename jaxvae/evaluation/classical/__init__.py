@@ -21,6 +21,7 @@ from jaxvae.evaluation.classical._gaussian import (
     ppca_max_log_prob,
 )
 from jaxvae.evaluation.classical._mixture import GaussianMixture, fit_gaussian_mixture
+from jaxvae.evaluation.classical._texture import periodic_smooth, random_phase_noise, spot_noise
 
 __all__ = [
     "PPCA",
@@ -34,6 +35,9 @@ __all__ = [
     "fit_gaussian_mixture",
     "fit_ppca",
     "independent_bernoulli_nll",
+    "periodic_smooth",
     "ppca_from_gaussian",
     "ppca_max_log_prob",
+    "random_phase_noise",
+    "spot_noise",
 ]
