@@ -508,3 +508,20 @@ def test_a_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxvae\[figures\]'"):
         figures.image_grid(tmp_path / "grid.png", flat(1))
+
+
+def test_labelled_rows_stand_beside_their_names_and_may_end_early(tmp_path):
+    images = flat(2, 3)
+    picture = read(figures.labelled_rows(tmp_path / "rows.png", {"VAE": images[0], "a GAN": images[1, :2]}, title="x"))
+    places = boxes(picture, images[0])
+    assert (np.diff(places[:, 1]) == 100).all()
+    second = boxes(picture, images[1, :2])
+    np.testing.assert_array_equal(second[:, 1], places[:2, 1])
+    assert second[0, 0] == places[0, 0] + 100
+    left = places[0, 1] - 4
+    for top, bottom in ((places[0, 0], places[0, 2]), (second[0, 0], second[0, 2])):
+        assert (picture[top:bottom, : left - 4] < 128).any()
+    assert (picture[second[0, 0] : second[0, 2], places[2, 1] + 8 : -20] == 255).all()
+    for rows, said in (({}, "got none"), ({"a": images[0], "b": images[1, :, :4]}, "of one size")):
+        with pytest.raises(ValueError, match=said):
+            figures.labelled_rows(tmp_path / "rows.png", rows)

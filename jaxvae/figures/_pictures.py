@@ -73,6 +73,23 @@ def captioned(
     return save(figure, path)
 
 
+def labelled_rows(path: str | Path, rows: Mapping[str, ArrayLike], *, title: str | None = None) -> Path:
+    """A row of images [S, H, W, C] for each name, which stands to its left; all of one size, rows may end early."""
+    cells = {name: check_means(images, name, "S, H, W, C") for name, images in rows.items()}
+    if not cells:
+        raise ValueError("rows must hold images under their names, got none")
+    sizes = {images.shape[1:] for images in cells.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"rows must hold images of one size, got {sorted(sizes)}")
+    columns = max(map(len, cells.values()))
+    canvas, tops, _ = tile(np.concatenate([wrap(images, columns) for images in cells.values()]))
+    figure, (left, top) = new_page(canvas, title=title, left=8 + LETTER * max(map(len, cells)))
+    middle = (canvas.shape[0] - tops[-1]) / 2
+    for y, name in zip(tops, cells, strict=True):
+        write(figure, left - 8, top + y + middle, name, ha="right", va="center")
+    return save(figure, path)
+
+
 def reconstructions(path: str | Path, images: ArrayLike, reconstructed: ArrayLike, *, title: str | None = None) -> Path:
     """Images [N, H, W, C] over their reconstructions, in double rows of at most ten pairs."""
     canvas, tops = tile_pairs(images, reconstructed, WIDTH)
