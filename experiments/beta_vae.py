@@ -26,6 +26,7 @@ from rich.table import Table
 
 import jaxvae
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.drawing import draw_means
 from experiments.report import (
     EVALUATION_SEED,
     Report,
@@ -41,7 +42,7 @@ from experiments.splits import Splits, check_pictures, load_split
 from jaxvae import data, figures
 from jaxvae.evaluation import disentanglement
 from jaxvae.objectives import beta_from_normalized, cyclical_schedule, normalized_beta
-from jaxvae.types import Array, LossFn, PyTree, Schedule
+from jaxvae.types import Array, LossFn, PRNGKey, PyTree, Schedule
 
 NUM_TEST = 2_000  # images of a set without a test split
 TRAVERSED = 2.5  # latents are moved from minus to plus this
@@ -143,6 +144,11 @@ def make_model(config: Any) -> jaxvae.VAE:
         jaxvae.ConvEncoder(config.latent_dim, tuple(config.channels)),
         jaxvae.ConvDecoder(tuple(config.image_shape), tuple(config.channels)),
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, as experiments.drawing wants them."""
+    return draw_means(directory, make_model, num, key=key)
 
 
 def make_objective(config: Config, model: jaxvae.VAE, num_examples: int, total_steps: int) -> LossFn:

@@ -21,22 +21,27 @@ from jaxvae.losses import categorical_nll
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 BATCH_SIZE = 128
+FEATURES = 128  # of an image, from which its class is read
 LEARNING_RATE = 2e-3  # of Adam; it falls to 0 by a cosine
 
 
 class Classifier(nn.Module):
-    """Images [B, H, W, C] -> logits [B, K]: two 4×4 convolutions that halve the image, then two dense layers."""
+    """Images [B, H, W, C] -> logits [B, K]: two 4×4 convolutions that halve the image, then two dense layers.
+
+    With `features`, also the 128 numbers of an image that the last layer reads.
+    """
 
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, features: bool = False) -> Array | tuple[Array, Array]:
         """Classify a batch."""
-        features = x
+        hidden = x
         for channels in (32, 32):
-            features = nn.relu(Conv(channels, (4, 4), strides=2)(features))
-        features = nn.relu(nn.Dense(128)(features.reshape(len(features), -1)))
-        return nn.Dense(self.num_classes)(features)
+            hidden = nn.relu(Conv(channels, (4, 4), strides=2)(hidden))
+        hidden = nn.relu(nn.Dense(FEATURES)(hidden.reshape(len(hidden), -1)))
+        logits = nn.Dense(self.num_classes)(hidden)
+        return (logits, hidden) if features else logits
 
 
 def train(

@@ -26,6 +26,7 @@ import optax
 import jaxvae
 from experiments import classifier, quadrants
 from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.drawing import means_of
 from experiments.report import (
     EVALUATION_SEED,
     Report,
@@ -39,7 +40,7 @@ from experiments.report import (
 )
 from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, load_splits, with_condition
-from jaxvae import data
+from jaxvae import checkpoint, data
 from jaxvae.distributions import Bernoulli, Categorical, StandardNormal
 from jaxvae.keys import seed_key
 from jaxvae.types import Array, LossFn, Prepare, PRNGKey, PyTree
@@ -154,6 +155,14 @@ def make_model(config: Any) -> Any:
         prior=prior,
         embed=jaxvae.LabelEmbedding(config.num_classes, config.label_features),
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, of labels drawn too, as experiments.drawing wants them."""
+    model, params, _, settings = checkpoint.load(directory, make_model)
+    if settings.preset == "quadrants":
+        raise ValueError(f"{directory} completes pictures and draws none: quadrants")
+    return means_of(model, params, num, key=key, num_classes=settings.num_classes)
 
 
 def make_objective(config: Config, model: Any) -> LossFn:

@@ -7,8 +7,7 @@
   python -m experiments.hierarchy cifar10   convolutional, discretised logistic pixels
   python -m experiments.hierarchy vdvae, vdvae-cifar10    deep ones, for a GPU
 
-The collapsed variant is `ladder --free-bits 0 --beta-warmup 0`. What each costs and which numbers to expect:
-experiments/README.md.
+The collapsed variant: `ladder --free-bits 0 --beta-warmup 0`. Costs and numbers to expect: experiments/README.md.
 """
 
 import dataclasses
@@ -26,6 +25,7 @@ import optax
 
 import jaxvae
 from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.drawing import draw_means
 from experiments.report import Evaluate, as_pictures, elbo_terms, evaluator, importance_sampled, over_set, prepared
 from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, load_splits
@@ -251,6 +251,11 @@ def make_model(config: Any) -> Any:
         checkpoint=config.checkpoint,
         dtype=dtype,
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, as experiments.drawing wants them."""
+    return draw_means(directory, make_model, num, key=key, averaged=True)
 
 
 def make_objective(config: Config, model: Any, steps_per_epoch: int) -> LossFn:

@@ -25,6 +25,7 @@ from flax import linen as nn
 import jaxvae
 from experiments import vae
 from experiments.command import console, file_errors, parse, user_errors
+from experiments.drawing import draw_means
 from experiments.report import (
     EVALUATION_SEED,
     as_pictures,
@@ -159,6 +160,11 @@ def make_model(config: Any, initial: Any = NOISE) -> jaxvae.VAE:
         posterior=make_posterior(config),
         prior=make_prior(config, initial),
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, as experiments.drawing wants them."""
+    return draw_means(directory, make_model, num, key=key)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ import jaxvae
 from experiments import vq_vae
 from experiments.codes import choose_indices, indices_of
 from experiments.command import console, file_errors
+from experiments.drawing import BLOCK, in_blocks
 from experiments.report import as_pictures, evaluator, over_set
 from experiments.run import Run, init_of
 from experiments.signals import FEW, SIGNALS, save_pairs
@@ -81,9 +82,7 @@ def load_pixels(config: Any) -> Maps:
     splits = load_splits(config, labelled=config.class_conditional)
     num_values = 2 if config.binarize else splits.train.levels
 
-    def as_images(maps: Array) -> np.ndarray:
-        return np.asarray(maps) / np.float32(num_values - 1)
-
+    as_images = partial(pixels_as_images, num_values=num_values)
     num_dims = splits.test.x[0].size
     return Maps(splits.train, splits.test, num_values, num_dims, splits.num_classes, as_images, None, splits)
 
@@ -117,6 +116,36 @@ def load_codes(config: Any) -> Maps:
         return vq.decode_indices(params, model_state, maps).mean
 
     return Maps(train, test, num_values, splits.test.x[0].size, splits.num_classes, as_images, image_nll, splits)
+
+
+def draw_maps(
+    directory: Path, make_model: Callable[[SimpleNamespace], Any], num: int, *, key: PRNGKey, options: Sequence[str]
+) -> np.ndarray:
+    """Samples of a run over codes or pixels as pictures, as experiments.drawing wants them.
+
+    `options` names the settings of the run that its model's `sample` is told.
+    """
+    model, params, _, settings = checkpoint.load(directory, make_model)
+    if settings.run is None:
+        as_images = partial(pixels_as_images, num_values=settings.num_values)
+    else:
+        vq, vq_params, vq_state, _ = checkpoint.load(Path(settings.run).expanduser().resolve(), vq_vae.make_model)
+        as_images = jax.jit(lambda maps: vq.decode_indices(vq_params, vq_state, maps).mean)
+    told = {name: getattr(settings, name) for name in options}
+
+    def draw_block(key: PRNGKey) -> Array:
+        label_key, key = jax.random.split(key)
+        classes, label = settings.num_classes, None
+        if classes is not None:
+            label = jax.random.randint(label_key, (BLOCK,), 0, classes)
+        return as_images(model.sample(params, BLOCK, key=key, label=label, **told))
+
+    return in_blocks(draw_block, num, key=key)
+
+
+def pixels_as_images(maps: Array, num_values: int) -> np.ndarray:
+    """Levels as pictures in [0, 1]."""
+    return np.asarray(maps) / np.float32(num_values - 1)
 
 
 def as_they_are(batch: Batch, *, key: PRNGKey) -> Batch:

@@ -17,13 +17,15 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxvae
 from experiments.command import RunConfig, parse, user_errors
-from experiments.maps import load_codes, load_pixels, measure, run_first, save_pictures, train_model
+from experiments.maps import draw_maps, load_codes, load_pixels, measure, run_first, save_pictures, train_model
 from experiments.run import Run, reached
 from jaxvae import data
+from jaxvae.types import PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,11 @@ def make_model(config: Any) -> jaxvae.PixelCNN:
         num_classes=config.num_classes,
         dtype=jnp.dtype(config.dtype),
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, as experiments.drawing wants them."""
+    return draw_maps(directory, make_model, num, key=key, options=("temperature",))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

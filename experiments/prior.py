@@ -9,6 +9,7 @@ What each costs and which numbers to expect: experiments/README.md.
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,16 +25,17 @@ import optax
 import jaxvae
 from experiments import classifier
 from experiments.command import RunConfig, console, parse, user_errors
-from experiments.maps import SAMPLES, Maps, load_codes, measure, run_first, save_pictures, train_model
+from experiments.maps import SAMPLES, Maps, draw_maps, load_codes, measure, run_first, save_pictures, train_model
 from experiments.report import as_pictures
 from experiments.run import Run, reached
 from jaxvae import data
 from jaxvae.keys import seed_key
-from jaxvae.types import PyTree
+from jaxvae.types import PRNGKey, PyTree
 
 SAMPLES_PER_CLASS = 1_000  # that the classifier reads
 CLASSIFIER_STEPS = 1_000
 PIXELCNN = "codes-pixelcnn"
+OF_TRANSFORMER = ("temperature", "top_k", "top_p", "guidance")  # what its `sample` is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +105,7 @@ class Config(RunConfig):
         """What the model's `sample` is told."""
         if self.network == "pixelcnn":
             return {"temperature": self.temperature}
-        names = ("temperature", "top_k", "top_p", "guidance")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in OF_TRANSFORMER}
 
 
 PRESETS = {
@@ -144,6 +145,13 @@ def make_model(config: Any) -> jaxvae.PixelCNN | jaxvae.TransformerPrior:
         books=config.books,
         **shared,
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, as experiments.drawing wants them."""
+    told = json.loads((directory / "config.json").read_text())["network"]
+    options = OF_TRANSFORMER if told == "transformer" else ("temperature",)
+    return draw_maps(directory, make_model, num, key=key, options=options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

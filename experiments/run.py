@@ -38,7 +38,7 @@ InitFn = Callable[..., tuple[PyTree, PyTree]]
 # What changes how long or where a run runs or how it is looked at, and, but for rounding, none of its steps.
 MAY_CHANGE_ON_RESUME = {
     *("epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"),
-    *("devices", "distributed", "compare", "profile"),
+    *("devices", "distributed", "compare", "profile", "experiment"),
 }
 
 
@@ -68,7 +68,8 @@ class Run:
         self.mesh = _mesh(config)
         self._experiment = experiment
         self.directory = _directory(experiment, config)
-        self.settings = json.loads(json.dumps({**dataclasses.asdict(config), **derived}, default=str))
+        settings = {"experiment": experiment, **dataclasses.asdict(config), **derived}
+        self.settings = json.loads(json.dumps(settings, default=str))
         self._files = RunDirectory(
             self.directory,
             self.settings,

@@ -24,18 +24,20 @@ import optax
 import jaxvae
 from experiments import classifier, latents
 from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.drawing import means_of
 from experiments.report import EVALUATION_SEED, as_pictures, evaluator, importance_sampled, posteriors, prepared
 from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, load_splits
-from jaxvae import data, figures
+from jaxvae import checkpoint, data, figures
 from jaxvae.distributions import StandardNormal
 from jaxvae.evaluation import aggregate_posterior
 from jaxvae.keys import seed_key
 from jaxvae.objectives import init_prior, prior_loss, with_fitted_prior
-from jaxvae.types import LossFn
+from jaxvae.types import LossFn, PRNGKey
 
 SURE = 0.9  # a classifier's largest probability, from which on it reads a digit
 DRAWN = 36  # samples of each prior in the picture
+FITTED = ("mixture", "flow")  # priors of the second stage, each in a directory of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,18 @@ def make_model(config: Any, prior: str = "normal") -> jaxvae.VAE:
     )
 
 
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run under N(0, I), or of RUN/mixture and RUN/flow, as experiments.drawing wants them."""
+
+    def with_its_prior(settings: Any) -> jaxvae.VAE:
+        return make_model(settings, settings.preset if settings.preset in FITTED else "normal")
+
+    model, params, model_state, settings = checkpoint.load(directory, with_its_prior)
+    if settings.preset in FITTED:
+        params = with_fitted_prior(params, model_state)
+    return means_of(model, params, num, key=key)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the VAE and then the priors, compare them, draw from them."""
     config = parse(PRESETS, __doc__, argv)
@@ -122,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = make_model(settings)
     state = train(this_run, config, config.epochs, init_of(model, x["x"]), partial(jaxvae.vae_loss, model), splits)
     fitted = {"normal": (model, state)}
-    for name in ("mixture", "flow"):
+    for name in FITTED:
         fitted[name] = fit_prior(this_run, config, make_model(settings, name), name, state, splits)
 
     reader = classifier.train(

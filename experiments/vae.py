@@ -13,6 +13,7 @@ What each costs and which numbers to expect: experiments/README.md.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from flax import linen as nn
 import jaxvae
 from experiments import illustration
 from experiments.command import RunConfig, console, parse, user_errors
+from experiments.drawing import draw_means
 from experiments.report import Report, elbo_terms, evaluators, measure, save_pictures
 from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, check_256_levels, load_splits
@@ -234,6 +236,11 @@ def make_model(config: Any) -> Any:
         decoders=(Decoder(shape, sizes[::-1]), Encoder(middle, half[::-1])),
         likelihood=likelihood,
     )
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, as experiments.drawing wants them."""
+    return draw_means(directory, make_model, num, key=key)
 
 
 def make_objective(config: Config, model: Any, *, beta: float | Schedule) -> LossFn:
