@@ -5,7 +5,7 @@ An `Order` says which examples a step takes, `Resident` and `Streamed` hand them
 `prepare` turns them into what a model sees there.
 """
 
-from jaxvae.data import moving_sprites, quadrants, speech, sprites
+from jaxvae.data import moving_sprites, pairs, quadrants, speech, sprites
 from jaxvae.data.dataset import Dataset, from_arrays, make_prepare, split_validation
 from jaxvae.data.domain import Domain, check_domain, check_labels
 from jaxvae.data.feeds import (
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "make_prepare",
     "moving_sprites",
+    "pairs",
     "quadrants",
     "speech",
     "split_validation",
