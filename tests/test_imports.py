@@ -133,7 +133,10 @@ STREETS = {
 }
 # They come on first use: they are not needed to train a model, and most need an extra.
 LAZY = ("checkpoint", "data", "figures", "progress", "run")
-NOT_FROM_THE_TOP = {*(f"jaxvae.{name}" for name in LAZY), "jaxvae.evaluation.disentanglement"}
+NOT_FROM_THE_TOP = {
+    *(f"jaxvae.{name}" for name in LAZY),
+    *("jaxvae.evaluation.disentanglement", "jaxvae.evaluation.samples"),
+}
 
 
 def imported(path, inside_functions):

@@ -12,7 +12,7 @@ import pytest
 from commands import result_of, run
 
 import jaxvae
-from experiments import cvae, drawing, hierarchy, latents, pixelcnn, prior, samples, two_stage, vae, vq_vae
+from experiments import beta_vae, cvae, drawing, hierarchy, latents, pixelcnn, prior, samples, two_stage, vae, vq_vae
 from experiments.splits import load_splits
 from jaxvae import data
 from jaxvae.checkpoint import Checkpointer
@@ -203,10 +203,13 @@ SMALL_VQ = ("--channels", 8, "--num-codes", 8, "--code-dim", 4, "--residual", 4,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [vae, latents, hierarchy, cvae, pixelcnn, two_stage], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [vae, beta_vae, latents, hierarchy, cvae, pixelcnn, two_stage], ids=lambda m: m.__name__
+)
 def test_a_run_draws_pictures_of_its_data(module, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "save_pictures", lambda *_, **__: [])
-    result_of(module.main, tmp_path / "run", "digits", "--smoke")
+    preset = ("mnist", "--data", "digits", "--channels", 8) if module is beta_vae else ("digits",)
+    result_of(module.main, tmp_path / "run", *preset, "--smoke")
     assert samples.source_of(str(tmp_path / "run")).experiment == module.__name__.removeprefix("experiments.")
     check(module.draw, tmp_path / "run")
     if module is two_stage:
