@@ -306,7 +306,7 @@ def show(rows: dict[str, dict[str, Any]], num: int, set_name: str) -> None:
         first = names == TABLES[0]
         table = Table("", *(["nats"] if first else []), *(name.replace("_", " ") for name in names))
         if first:
-            table.add_column("s a sample")
+            table.add_column("s a sample")  # with loading and compiling
         for name, row in rows.items():
             cells = [f"{row[each]:.3g} ± {row[f'{each}_standard_error']:.1g}" for each in names]
             if first:
