@@ -14,7 +14,13 @@ from jaxvae.distributions.counts import (
 from jaxvae.distributions.gaussian import DiagGaussian, FullGaussian, Mixture, StandardNormal
 from jaxvae.distributions.mixtures import EqualMixture, GaussianMixtures, equal_mixture
 from jaxvae.distributions.one_hot import OneHotCategorical, RelaxedOneHot, SharedOneHot, StraightThroughOneHot
-from jaxvae.distributions.pixels import Bernoulli, Categorical, DiscretizedLogistic, UnitInterval
+from jaxvae.distributions.pixels import (
+    Bernoulli,
+    Categorical,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    UnitInterval,
+)
 from jaxvae.distributions.rates import rate
 from jaxvae.distributions.reals import ContinuousBernoulli, Laplace, LogNormal, StudentT
 from jaxvae.distributions.tables import Heterogeneous, Masked
@@ -25,6 +31,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiagGaussian",
     "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "EqualMixture",
     "FullGaussian",
     "GaussianMixtures",

@@ -187,9 +187,10 @@ def _of_each_element(record: Any, x: Array) -> Array:
     """Nats of each element of x [B, ...]: to a record of independent elements, each may be an example by itself."""
     if hasattr(record, "elementwise"):
         return record.elementwise(x)
-    if type(record) not in INDEPENDENT:
+    of = record.symmetric if isinstance(record, UnitInterval) else record
+    if type(of) not in INDEPENDENT:
         raise TypeError(
-            f"nothing says that the elements of a {type(record).__name__} are independent of each other, so it cannot "
+            f"nothing says that the elements of a {type(of).__name__} are independent of each other, so it cannot "
             "be asked for some of them alone: give it a method elementwise(x), the nats of each element of x [B, ...]"
         )
 

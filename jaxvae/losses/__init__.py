@@ -33,6 +33,7 @@ from jaxvae.losses.likelihoods import (
     discretized_logistic_nll,
     gaussian_nll,
 )
+from jaxvae.losses.mixtures import discretized_logistic_mixture_log_mass, discretized_logistic_mixture_nll
 from jaxvae.losses.reals import (
     continuous_bernoulli_mean,
     continuous_bernoulli_nll,
@@ -53,6 +54,8 @@ __all__ = [
     "continuous_bernoulli_mean",
     "continuous_bernoulli_nll",
     "discretized_logistic_log_mass",
+    "discretized_logistic_mixture_log_mass",
+    "discretized_logistic_mixture_nll",
     "discretized_logistic_nll",
     "gaussian_kl",
     "gaussian_kl_between",

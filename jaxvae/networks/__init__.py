@@ -13,7 +13,14 @@ from jaxvae.networks.conditioning import Conditioned, LabelEmbedding, Unconditio
 from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
 from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
-from jaxvae.networks.scales import PixelScale, SharedScale, logistic_image, soft_bound
+from jaxvae.networks.scales import (
+    PixelScale,
+    SharedScale,
+    logistic_image,
+    logistic_mixture_features,
+    logistic_mixture_image,
+    soft_bound,
+)
 from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
 from jaxvae.networks.top_down import BottomUp, Rung, Stage, StateDecoder
 
@@ -39,5 +46,7 @@ __all__ = [
     "TableLikelihood",
     "Unconditioned",
     "logistic_image",
+    "logistic_mixture_features",
+    "logistic_mixture_image",
     "soft_bound",
 ]

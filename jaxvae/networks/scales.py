@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvae.distributions import DiagGaussian, DiscretizedLogistic, UnitInterval
+from jaxvae._checks import at_least
+from jaxvae.distributions import DiagGaussian, DiscretizedLogistic, DiscretizedLogisticMixture, UnitInterval
 from jaxvae.types import Array
 
 SCALE_LIMIT = 20.0
@@ -26,6 +27,46 @@ def soft_bound(x: Array, limit: float) -> Array:
 def logistic_image(mean: Array, log_scale: Array) -> UnitInterval:
     """Eight-bit images in [0, 1] as discretised logistic variables; mean and log scale in the units of [-1, 1]."""
     return UnitInterval(DiscretizedLogistic(mean, log_scale))
+
+
+def logistic_mixture_image(output: Array, channels: int = 3, levels: int = 256, lowest: float = -7.0) -> UnitInterval:
+    """Images in [0, 1] of C channels as mixtures of discretised logistics, PixelCNN++'s likelihood.
+
+    Args:
+      output: of a decoder, [B, H, W, F] with F = `logistic_mixture_features(M, C)`: for each component its logit, then
+        locations, log scales and coefficients of the channels (through tanh).
+      channels: C.
+      levels: how many values a channel has.
+      lowest: the log scale, in the units of [-1, 1], that is approached smoothly from above, as `PixelScale`'s.
+
+    Returns:
+      A record over [B, H, W, C]; for another C write `functools.partial(logistic_mixture_image, channels=1)`.
+
+    Raises:
+      ValueError: F is of no number of components, or `lowest` cannot be reached.
+    """
+    each = logistic_mixture_features(1, channels)
+    if output.ndim < 2 or output.shape[-1] % each or not output.shape[-1]:
+        raise ValueError(
+            f"the decoder's output must be [B, ..., F], F = {each} for each component of {channels} channels "
+            f"(logistic_mixture_features), got {output.shape}"
+        )
+    output = output.reshape(*output.shape[:-1], -1, each)
+    logits, locations, raw, coefficients = jnp.split(output, (1, 1 + channels, 1 + 2 * channels), axis=-1)
+    scales = _above(raw, lowest)
+    return UnitInterval(DiscretizedLogisticMixture(logits[..., 0], locations, scales, jnp.tanh(coefficients), levels))
+
+
+def logistic_mixture_features(components: int, channels: int = 3) -> int:
+    """How many numbers a pixel's mixture takes: M·(1 + 2C + C(C-1)/2)."""
+    at_least(1, components=components, channels=channels)
+    return components * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def _above(raw: Array, lowest: float) -> Array:
+    """A scale that a network's output approaches smoothly from above, and that never passes 20."""
+    before = _before_bound("lowest", lowest)
+    return jnp.maximum(soft_bound(before + nn.softplus(raw - before), SCALE_LIMIT), lowest)  # which rounding may miss
 
 
 class SharedScale(nn.Module):
@@ -85,9 +126,7 @@ class PixelScale(nn.Module):
         """Split the decoder's output [B, ..., 2]."""
         if output.shape[-1] != 2:
             raise ValueError(f"the decoder's output must be [B, ..., 2], mean and scale, got {output.shape}")
-        lowest = _before_bound("lowest", self.lowest)
-        scale = soft_bound(lowest + nn.softplus(output[..., 1] - lowest), SCALE_LIMIT)
-        return self.record(output[..., 0], jnp.maximum(scale, self.lowest))  # which rounding may miss
+        return self.record(output[..., 0], _above(output[..., 1], self.lowest))
 
 
 def _before_bound(name: str, scale: float) -> float:
