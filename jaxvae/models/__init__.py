@@ -6,6 +6,9 @@ from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.linear import linear_vae
 from jaxvae.models.partial_encoder import PartialEncoder
 from jaxvae.models.pixel_cnn import PixelCNN
+from jaxvae.models.pixel_cnn_pp import PixelCNNPP
+from jaxvae.models.pixel_rnn import PixelRNN
+from jaxvae.models.pixel_vae import PixelLikelihood, pixel_vae
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
 from jaxvae.models.table import table_vae
 from jaxvae.models.top_down import TopDownVAE, merged_posterior, residual_posterior, top_down_vae
@@ -21,11 +24,15 @@ __all__ = [
     "HierarchicalVAE",
     "PartialEncoder",
     "PixelCNN",
+    "PixelCNNPP",
+    "PixelLikelihood",
+    "PixelRNN",
     "SemiSupervisedVAE",
     "TopDownVAE",
     "TransformerPrior",
     "linear_vae",
     "merged_posterior",
+    "pixel_vae",
     "residual_posterior",
     "table_vae",
     "top_down_vae",
