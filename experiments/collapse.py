@@ -1,11 +1,14 @@
-"""Posterior collapse, shown and cured: digits under a Gaussian of variance 1, and three ways out.
+"""Posterior collapse, shown and cured: digits under a Gaussian of variance 1, or by pixels that see each other.
 
-  python -m experiments.collapse
+  python -m experiments.collapse                       dense networks, pixels as N(mean, 1)
+  python -m experiments.collapse --model pixel-vae     a PixelVAE, pixels one by one given those before them
 
-Pixels lie in [0, 1], and their likelihood is N(mean, 1), as where the squared error is summed without a thought to its
-scale. What the latents could tell is then worth less than it costs, and all of them collapse onto the prior. Free bits
-(Kingma et al., 2016) and a posterior of committed rate (delta-VAE; Razavi et al., 2019) make the latents pay and be
-used; a learned variance (sigma-VAE; Rybkin et al., 2021) removes the cause.
+Under the first, pixels lie in [0, 1], as where the squared error is summed without a thought to its scale. What the
+latents could tell is then worth less than it costs, and all of them collapse onto the prior. Free bits (Kingma et al.,
+2016) and a posterior of committed rate (delta-VAE; Razavi et al., 2019) make the latents pay and be used; a learned
+variance (sigma-VAE; Rybkin et al., 2021) removes the cause. Under the second (Gulrajani et al., 2017), a PixelCNN that
+sees all earlier pixels predicts them without the latent. Free bits keep it in use; a PixelCNN that sees its neighbours
+alone removes the cause (Chen et al., 2017).
 """
 
 import dataclasses
@@ -14,8 +17,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.table import Table
@@ -24,9 +29,10 @@ import jaxvae
 from experiments.command import console, user_errors
 from experiments.splits import load_split
 from jaxvae import data, figures
-from jaxvae.distributions import DiagGaussian
+from jaxvae.distributions import Categorical, DiagGaussian
 from jaxvae.evaluation import active_units, aggregate_posterior
 from jaxvae.keys import check_seed, seed_key
+from jaxvae.models import pixel_vae
 from jaxvae.posteriors import CommittedGaussian
 
 DRAWN = 10
@@ -36,14 +42,16 @@ DRAWN = 10
 class Config:
     """Posterior collapse, shown and cured."""
 
+    model: Literal["dense", "pixel-vae"] = "dense"
+    """What collapses: a Gaussian of variance 1, or a likelihood that sees earlier pixels."""
     data: str = "digits"
     """digits, or any image set that is prepared for tensorflow-datasets."""
     latent_dim: int = 8
     """Size of the latent."""
     hidden: tuple[int, ...] = (128,)
     """Widths of the dense layers."""
-    epochs: int = 300
-    """Passes over the training images, for each of the four."""
+    epochs: int | None = None
+    """Passes over the training images, for each of the four. Default: 300, or 30 of the PixelVAEs."""
     batch_size: int = 64
     """Images per step."""
     rate: float = 1.0
@@ -56,21 +64,24 @@ class Config:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         for name in ("latent_dim", "epochs", "batch_size", *(["hidden"] if self.hidden else [])):
-            if np.min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and np.min(value) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 < self.rate < np.inf:
             raise ValueError(f"rate must be a positive number, got {self.rate}")
 
 
-def make_models(config: Config, shape: tuple[int, ...]) -> dict[str, tuple[jaxvae.VAE, Any]]:
+def make_models(config: Config, train: data.Dataset) -> dict[str, tuple[jaxvae.VAE, Any]]:
     """The model and the objective of each, under its name."""
-    sizes = tuple(config.hidden)
+    sizes, shape = tuple(config.hidden), train.shape
 
     def model(**options: Any) -> jaxvae.VAE:
         parts = jaxvae.MLPEncoder(config.latent_dim, sizes), jaxvae.MLPDecoder(shape, sizes[::-1])
         return jaxvae.VAE(*parts, **{"likelihood": partial(DiagGaussian, log_var=0.0)} | options)
 
     free_bits = partial(jaxvae.beta_vae_loss, beta=1.0, free_bits=config.rate)
+    if config.model == "pixel-vae":
+        return pixel_models(config, train, free_bits)
     return {
         "variance 1": (model(), jaxvae.vae_loss),
         "free bits": (model(), free_bits),
@@ -79,16 +90,36 @@ def make_models(config: Config, shape: tuple[int, ...]) -> dict[str, tuple[jaxva
     }
 
 
+def pixel_models(config: Config, train: data.Dataset, free_bits: Any) -> dict[str, tuple[jaxvae.VAE, Any]]:
+    """The same of PixelVAEs: pixels that see six columns and seven rows of those before them, the next ones, or none."""
+    sizes, levels = tuple(config.hidden), train.levels
+    options = {"num_values": levels, "channels": 24, "hidden": sizes, "dense": True}
+    pixels = partial(pixel_vae, train.shape, config.latent_dim, **options)
+    far, near = {"layers": 3, "kernel": 5}, {"layers": 1, "kernel": 3}
+    none = jaxvae.VAE(
+        jaxvae.MLPEncoder(config.latent_dim, sizes), jaxvae.MLPDecoder((*train.shape, levels), sizes[::-1]), Categorical
+    )
+    return {
+        "pixels see far": (pixels(**far), jaxvae.vae_loss),
+        "far, free bits": (pixels(**far), free_bits),
+        "pixels see near": (pixels(**near), jaxvae.vae_loss),
+        "pixels see none": (none, jaxvae.vae_loss),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the four, measure, draw."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
-        train, test = (in_unit_interval(load_split(config.data, split)) for split in ("train", "test"))
+        train, test = (load_split(config.data, split) for split in ("train", "test"))
+        if config.model == "dense":
+            train, test = in_unit_interval(train), in_unit_interval(test)
     out = (config.out or Path("runs", f"collapse-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser()
     measured, drawn = {}, {}
-    for name, (model, loss) in make_models(config, train.shape).items():
+    epochs = config.epochs or (30 if config.model == "pixel-vae" else 300)
+    for name, (model, loss) in make_models(config, train).items():
         console.print(f"training: {name}", highlight=False)
-        options = {"epochs": config.epochs, "batch_size": min(config.batch_size, len(train)), "seed": config.seed}
+        options = {"epochs": epochs, "batch_size": min(config.batch_size, len(train)), "seed": config.seed}
         run = jaxvae.train(model, train, loss=loss, validation=0, progress=False, **options)
         measured[name] = measure(run, test)
         drawn[name] = run.reconstruct(test.take(slice(DRAWN))).clip(0, 1)[:, None]
@@ -109,29 +140,34 @@ def in_unit_interval(split: data.Dataset) -> data.Dataset:
 
 
 def measure(run: jaxvae.Run, test: data.Dataset) -> dict[str, float]:
-    """How much the latents cost, how much they tell, and the mean squared error of what is made of them."""
+    """How much the latents cost, how much they tell, the bound, and the mean squared error of what is made of them."""
     x = np.asarray(test.prepared(len(test), key=seed_key(0))["x"])
     posterior = run.model.apply(run.variables, x, method="encode")
     mean, log_var = (np.asarray(np.broadcast_to(each, posterior.mean.shape)) for each in posterior)
     found = aggregate_posterior(mean, log_var, key=seed_key(0))
+    batch = {"x": x, "index": jnp.arange(len(x), dtype=jnp.int32)}
+    loss = jax.jit(partial(jaxvae.vae_loss, run.model))
+    _, (_, metrics) = loss(run.params, run.model_state, batch, key=seed_key(0), step=0)
     return {
         "rate": found.kl + found.mutual_information,
         "mutual_information": found.mutual_information,
         "active_latents": float(active_units(mean)),
-        "error": float(np.square(run.reconstruct(x) - x).mean()),
+        "negative_elbo": float(metrics["negative_elbo"]),
+        "error": float(np.square(run.reconstruct(test) - x).mean()),
     }
 
 
 def show(measured: dict[str, dict[str, float]]) -> None:
     """Print the table."""
     table = Table(title="test images")
-    for heading in ("", "rate", "I(x; z)", "active latents", "squared error of a pixel"):
+    for heading in ("", "rate", "I(x; z)", "active latents", "-ELBO", "squared error of a pixel"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, of in measured.items():
         cells = (
             f"{of['rate']:.2f}",
             f"{of['mutual_information']:.2f}",
             f"{of['active_latents']:.0f}",
+            f"{of['negative_elbo']:.2f}",
             f"{of['error']:.4f}",
         )
         table.add_row(name, *cells)

@@ -2,6 +2,7 @@
 
   python -m experiments.prior RUN                         a transformer over the codes of a run of experiments.vq_vae
   python -m experiments.prior RUN --network pixelcnn      the neighbour that it is compared with
+  python -m experiments.prior RUN --network pixelrnn      row LSTMs, another
   python -m experiments.prior RUN --class-conditional --guidance 1.5     given the class, and beyond
 
 A run with several codebooks a position (--groups) needs a transformer, as do sound and video, which it also continues.
@@ -36,6 +37,7 @@ SAMPLES_PER_CLASS = 1_000  # that the classifier reads
 CLASSIFIER_STEPS = 1_000
 PIXELCNN = "codes-pixelcnn"
 OF_TRANSFORMER = ("temperature", "top_k", "top_p", "guidance")  # what its `sample` is told
+NAMES = {"pixelcnn": "PixelCNN", "pixelrnn": "PixelRNN"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Config(RunConfig):
 
     run: Path | None = None
     """A run directory of experiments.vq_vae, whose codes are modelled."""
-    network: Literal["transformer", "pixelcnn"] = "transformer"
-    """The model of the codes; each has presets of its own."""
+    network: Literal["transformer", "pixelcnn", "pixelrnn"] = "transformer"
+    """The model of the codes; a transformer has presets of its own."""
     width: int = 96
     """Features of a transformer; channels of either stack of a PixelCNN."""
     layers: int = 4
@@ -97,13 +99,13 @@ class Config(RunConfig):
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.guidance != 1 and not (self.class_conditional and self.network == "transformer"):
             raise ValueError(f"guidance {self.guidance} needs a transformer and --class-conditional")
-        if self.network == "pixelcnn" and not (self.top_k is None and self.top_p is None):
+        if self.network != "transformer" and not (self.top_k is None and self.top_p is None):
             raise ValueError("top_k and top_p need --network transformer")
 
     @property
     def sampling(self) -> dict[str, Any]:
         """What the model's `sample` is told."""
-        if self.network == "pixelcnn":
+        if self.network != "transformer":
             return {"temperature": self.temperature}
         return {name: getattr(self, name) for name in OF_TRANSFORMER}
 
@@ -129,11 +131,12 @@ PRESETS = {
 }
 
 
-def make_model(config: Any) -> jaxvae.PixelCNN | jaxvae.TransformerPrior:
+def make_model(config: Any) -> jaxvae.PixelCNN | jaxvae.PixelRNN | jaxvae.TransformerPrior:
     """The model of a run, from its config.json."""
     shared = {"layers": config.layers, "num_classes": config.num_classes, "dtype": jnp.dtype(config.dtype)}
-    if config.network == "pixelcnn":
-        return jaxvae.PixelCNN(config.num_values, tuple(config.shape), channels=config.width, **shared)
+    if config.network != "transformer":
+        model = jaxvae.PixelRNN if config.network == "pixelrnn" else jaxvae.PixelCNN
+        return model(config.num_values, tuple(config.shape), channels=config.width, **shared)
     return jaxvae.TransformerPrior(
         config.num_values,
         tuple(config.shape),
@@ -164,9 +167,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.run is None:
             raise ValueError(f"{config.preset} needs the run directory of a VQ-VAE: --run RUN")
         maps = load_codes(config)
-        if config.network == "pixelcnn" and isinstance(maps.num_values, tuple):
+        if config.network != "transformer" and isinstance(maps.num_values, tuple):
             raise ValueError(
-                f"a PixelCNN needs one codebook per position, {config.run} has {len(maps.num_values)}: take "
+                f"a {NAMES[config.network]} needs one codebook per position, {config.run} has "
+                f"{len(maps.num_values)}: take "
                 "--network transformer"
             )
         order = data.Order(len(maps.train), config.batch_size, config.epochs, config.seed)
@@ -189,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def of_network(arguments: list[str]) -> list[str]:
     """The command line, whose preset is that of the network asked for."""
     asked = " ".join(arguments).replace("--network=", "--network ")
-    if arguments[:1] == ["codes"] and "--network pixelcnn" in asked:
+    if arguments[:1] == ["codes"] and ("--network pixelcnn" in asked or "--network pixelrnn" in asked):
         return [PIXELCNN, *arguments[1:]]
     return arguments
 

@@ -24,7 +24,7 @@ from jaxvae.evaluation.likelihood import log_likelihood
 from jaxvae.evaluation.map import map_batches
 from jaxvae.evaluation.observations import Linear, Visible
 from jaxvae.keys import seed_key
-from jaxvae.models import CVAE, VQVAE, Autoencoder, PixelCNN, TransformerPrior
+from jaxvae.models import CVAE, VQVAE, Autoencoder, PixelCNN, PixelCNNPP, PixelRNN, TransformerPrior
 from jaxvae.objectives._apply import model_inputs, observed_of
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.step import make_eval_step
@@ -100,7 +100,7 @@ class Run:
         at_least(1, num=num)
         if not hasattr(self.model, "sample"):
             raise TypeError(f"{type(self.model).__name__} has no prior to draw from")
-        if isinstance(self.model, PixelCNN | TransformerPrior):
+        if isinstance(self.model, PixelCNN | PixelCNNPP | PixelRNN | TransformerPrior):
             name = type(self.model).__name__
             raise TypeError(f"a {name} draws by itself: run.model.sample(run.params, num, key=)")
         if isinstance(self.model, CVAE):

@@ -386,10 +386,13 @@ OPTIONS = {
     ),
     "pixelcnn": (
         pixelcnn.PRESETS["digits"][1],
-        ("channels", "layers"),
+        ("channels", "layers", "components"),
         ("weight_decay",),
         ("learning_rate", "temperature"),
-        {"kernel": (4, "kernel must be odd and at least 3, got 4")},
+        {
+            "kernel": (4, "kernel must be odd and at least 3, got 4"),
+            "dropout": (1.0, "dropout must lie in [0, 1), got 1.0"),
+        },
     ),
     "cvae": (
         cvae.PRESETS["digits"][1],
@@ -482,7 +485,7 @@ def test_a_wrong_option_is_one_line_and_leaves_nothing_behind(main, arguments, s
         (beta_vae.main, "sprites, dsprites, mnist"),
         (rate_distortion.main, "mnist, digits, sprites"),
         (vq_vae.main, "digits, mnist, cifar10, speech, video"),
-        (pixelcnn.main, "codes, digits, mnist"),
+        (pixelcnn.main, "codes, digits, mnist, cifar10, digits-pixelrnn, mnist-pixelrnn"),
         (cvae.main, "digits, mnist, quadrants"),
         (semi_supervised.main, "digits, mnist, mnist-pixels"),
     ],

@@ -72,6 +72,8 @@ MEANS_OVER_EXAMPLES = {
         "top-down",
         "autoencoder",
         "semi-supervised",
+        "pixelcnn++",
+        "pixelrnn",
     )
 } | {"conditional": conditional(), "pixel-cnn": autoregressive()}
 OF_THE_WHOLE_BATCH = {

@@ -75,7 +75,7 @@ def test_a_position_depends_on_its_triangle_and_on_nothing_later(layers, kernel,
     assert not np.tril(moved).any()  # neither itself nor a later one
     expected = seen(side, layers, kernel, first)
     assert (moved <= expected).all()
-    assert (moved == expected).mean() > 0.99  # from afar rounding may hide a change
+    assert (moved == expected).mean() > 0.98  # from afar rounding may hide a change
     hidden = np.triu(np.ones_like(moved), 1) & ~expected
     assert hidden.any()  # the triangle misses earlier pixels
 

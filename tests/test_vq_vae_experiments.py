@@ -155,10 +155,17 @@ def test_a_run_directory_in_the_first_place_names_the_preset_of_its_network(tmp_
     assert one.width == other.channels
 
 
+@pytest.mark.parametrize("network", ["pixelcnn", "pixelrnn", "pixelcnn++"])
 @pytest.mark.slow
-def test_pixels_have_a_prior_too(tmp_path):
-    result, _ = result_of(pixelcnn.main, tmp_path, "digits", "--channels", 4, "--layers", 1, "--smoke")
+def test_pixels_have_a_prior_too(network, tmp_path):
+    small = ("--channels", 4, "--layers", 1, "--smoke", "--network", network)
+    result, _ = result_of(pixelcnn.main, tmp_path, "digits", *small)
     assert result["test"]["bits_per_dim"] == pytest.approx(result["test"]["nll"] / 64 / np.log(2))
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+    model, params, _, _ = checkpoint.load(tmp_path, pixelcnn.make_model)
+    x = data.load("digits", "test").take(slice(256)).x
+    nll = -jax.jit(lambda params, x: model.apply(params, x, method="log_prob"))(params, x.astype(np.int32))
+    assert result["test"]["nll"] == pytest.approx(float(nll.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +199,8 @@ def test_other_codebooks_train(options, tmp_path, monkeypatch):
         (prior.main, ("codes", "--guidance", 2), "guidance 2.0 needs a transformer and --class-conditional"),
         (prior.main, ("codes-pixelcnn", "--top-k", 2), "top_k and top_p need --network transformer"),
         (pixelcnn.main, ("digits", "--layers", 0), "layers must be at least 1, got 0"),
+        (pixelcnn.main, ("digits", "--dropout", 0.1), "dropout needs --network pixelcnn++, got pixelcnn"),
+        (pixelcnn.main, ("codes", "--run", "x", "--network", "pixelcnn++"), "codes are categories in no order"),
     ],
 )
 def test_wrong_options_are_one_line(main, arguments, said):

@@ -27,6 +27,7 @@ class Variant(NamedTuple):
     draws: bool = True  # whether the objective uses its key
     pairs: bool = False  # whether it compares the examples of a batch with each other
     any_size: bool = False  # whether the network takes x of other sizes too
+    levels: bool = False  # whether it models x as integers, which it takes too
 
     @property
     def tolerance(self):
@@ -119,6 +120,11 @@ def conv(**options):
     return jaxvae.ConvEncoder(3, (4, 8), 16, **options), jaxvae.ConvDecoder(SHAPE, (4, 8), 16, **options)
 
 
+def of_levels(model):
+    """A density of x as levels, which has shapes and types of its own (tests of the model)."""
+    return variant(model, jaxvae.code_prior_loss, draws=False, field="x")._replace(any_size=True, levels=True)
+
+
 def vq_vae(quantizer, dim=4, draws=False, **options):
     model = jaxvae.VQVAE(
         jaxvae.ResidualEncoder(dim, (8,), 1, 4), jaxvae.ResidualDecoder(1, (8,), 1, 4), quantizer, Bernoulli
@@ -191,6 +197,11 @@ VARIANTS = {
     "vq-vae, gradient codes": vq_vae(jaxvae.GradientCodebook(8), commitment_weight=2.0),
     "vq-vae, residual": vq_vae(Residual(jaxvae.EMACodebook(4, restart_threshold=0.0), 2, dropout=0.5), draws=True),
     "vq-vae, finite scalar": vq_vae(Projected(FiniteScalar((5, 4), temperature=0.1), 2), draws=True),
+    "pixelcnn++": of_levels(jaxvae.PixelCNNPP(SHAPE, 4, channels=4, layers=2, components=2)),
+    "pixelrnn": of_levels(jaxvae.PixelRNN(4, SHAPE, channels=4, layers=1, first_kernel=3)),
+    "pixel vae": variant(
+        jaxvae.models.pixel_vae(SHAPE, 3, num_values=4, channels=4, layers=1, features=2, hidden=(16,), dense=True)
+    ),
 }
 
 

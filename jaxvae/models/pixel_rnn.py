@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -109,10 +110,12 @@ class PixelRNN(nn.Module):
             logits, made, _ = model.horizontal(pixels, begun.pixels, links)
             return (made, before), logits[:, 0]
 
+        # Like the features, so that where devices share a batch, each carries its own.
+        start = jax.tree.map(lambda each: jnp.zeros_like(features, shape=each.shape), (begun.made, begun.rows))
         # Parameters are the same for every row.
         rows = nn.scan(row, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
         parts = moved(features, axis=1), moved(features, axis=2)
-        _, logits = rows(self, (begun.made, begun.rows), parts)
+        _, logits = rows(self, start, parts)
         return Categorical(logits.reshape(*values.shape, self.num_values))
 
     def log_prob(self, values: Array, label: Array | None = None) -> Array:
