@@ -1,7 +1,7 @@
 """Posterior collapse, shown and cured: digits under a Gaussian of variance 1, or by pixels that see each other.
 
-  python -m experiments.collapse                       dense networks, pixels as N(mean, 1)
-  python -m experiments.collapse --model pixel-vae     a PixelVAE, pixels one by one given those before them
+  python -m experiments.collapse                                  dense networks, pixels as N(mean, 1)
+  python -m experiments.collapse --model pixel-vae --rate 0.5     PixelVAEs of binarised digits
 
 Under the first, pixels lie in [0, 1], as where the squared error is summed without a thought to its scale. What the
 latents could tell is then worth less than it costs, and all of them collapse onto the prior. Free bits (Kingma et al.,
@@ -29,7 +29,7 @@ import jaxvae
 from experiments.command import console, user_errors
 from experiments.splits import load_split
 from jaxvae import data, figures
-from jaxvae.distributions import Categorical, DiagGaussian
+from jaxvae.distributions import DiagGaussian
 from jaxvae.evaluation import active_units, aggregate_posterior
 from jaxvae.keys import check_seed, seed_key
 from jaxvae.models import pixel_vae
@@ -43,7 +43,7 @@ class Config:
     """Posterior collapse, shown and cured."""
 
     model: Literal["dense", "pixel-vae"] = "dense"
-    """What collapses: a Gaussian of variance 1, or a likelihood that sees earlier pixels."""
+    """What collapses: a Gaussian of variance 1 on grey pixels, or binary pixels that see those before them."""
     data: str = "digits"
     """digits, or any image set that is prepared for tensorflow-datasets."""
     latent_dim: int = 8
@@ -91,14 +91,12 @@ def make_models(config: Config, train: data.Dataset) -> dict[str, tuple[jaxvae.V
 
 
 def pixel_models(config: Config, train: data.Dataset, free_bits: Any) -> dict[str, tuple[jaxvae.VAE, Any]]:
-    """The same of PixelVAEs: pixels that see six columns and seven rows of those before them, the next ones, or none."""
-    sizes, levels = tuple(config.hidden), train.levels
-    options = {"num_values": levels, "channels": 24, "hidden": sizes, "dense": True}
-    pixels = partial(pixel_vae, train.shape, config.latent_dim, **options)
+    """The same of PixelVAEs: pixels that see six columns to either side and seven rows, the next ones, or none."""
+    sizes, shape = tuple(config.hidden), train.shape
+    options = {"num_values": 2, "channels": 24, "hidden": sizes, "dense": True}
+    pixels = partial(pixel_vae, shape, config.latent_dim, **options)
     far, near = {"layers": 3, "kernel": 5}, {"layers": 1, "kernel": 3}
-    none = jaxvae.VAE(
-        jaxvae.MLPEncoder(config.latent_dim, sizes), jaxvae.MLPDecoder((*train.shape, levels), sizes[::-1]), Categorical
-    )
+    none = jaxvae.VAE(jaxvae.MLPEncoder(config.latent_dim, sizes), jaxvae.MLPDecoder(shape, sizes[::-1]))
     return {
         "pixels see far": (pixels(**far), jaxvae.vae_loss),
         "far, free bits": (pixels(**far), free_bits),
@@ -112,23 +110,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
         train, test = (load_split(config.data, split) for split in ("train", "test"))
-        if config.model == "dense":
-            train, test = in_unit_interval(train), in_unit_interval(test)
+        change = in_unit_interval if config.model == "dense" else binarized
+        train, test = change(train), change(test)
     out = (config.out or Path("runs", f"collapse-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser()
     measured, drawn = {}, {}
+    x = np.asarray(test.prepared(len(test), key=seed_key(0))["x"])
     epochs = config.epochs or (30 if config.model == "pixel-vae" else 300)
     for name, (model, loss) in make_models(config, train).items():
         console.print(f"training: {name}", highlight=False)
         options = {"epochs": epochs, "batch_size": min(config.batch_size, len(train)), "seed": config.seed}
-        run = jaxvae.train(model, train, loss=loss, validation=0, progress=False, **options)
-        measured[name] = measure(run, test)
-        drawn[name] = run.reconstruct(test.take(slice(DRAWN))).clip(0, 1)[:, None]
+        run = jaxvae.train(model, train, loss=loss, validation=0, progress=config.model == "pixel-vae", **options)
+        means = reconstruct(run, x)
+        measured[name] = measure(run, x, means)
+        drawn[name] = means[:DRAWN].clip(0, 1)[:, None]
     out.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"test": measured, **dataclasses.asdict(config)}, indent=2, default=str)
     (out / "collapse.json").write_text(record + "\n")
-    x = np.asarray(test.prepared(DRAWN, key=seed_key(0))["x"])
     title = "test digits, and reconstructions by each"
-    path = figures.completions(out / "collapse.png", x, drawn, {}, title=title)
+    path = figures.completions(out / "collapse.png", x[:DRAWN], drawn, {}, title=title)
     show(measured)
     for written in (path, out / "collapse.json"):
         console.print(str(written), highlight=False)
@@ -139,9 +138,18 @@ def in_unit_interval(split: data.Dataset) -> data.Dataset:
     return data.from_arrays(split.name, split.x / np.float32(split.levels - 1), split.label, domain="real")
 
 
-def measure(run: jaxvae.Run, test: data.Dataset) -> dict[str, float]:
+def binarized(split: data.Dataset) -> data.Dataset:
+    """Each pixel drawn as 0 or 1 with its grey value as probability, anew at every step."""
+    return split.with_prepare(data.make_prepare(split.levels, binarize=True))
+
+
+def reconstruct(run: jaxvae.Run, x: np.ndarray) -> np.ndarray:
+    """The means of p(x|z) at the means of q(z|x); of PixelVAEs those of some draws."""
+    return np.asarray(jax.jit(lambda variables, x: run.model.apply(variables, x).mean)(run.variables, x))
+
+
+def measure(run: jaxvae.Run, x: np.ndarray, means: np.ndarray) -> dict[str, float]:
     """How much the latents cost, how much they tell, the bound, and the mean squared error of what is made of them."""
-    x = np.asarray(test.prepared(len(test), key=seed_key(0))["x"])
     posterior = run.model.apply(run.variables, x, method="encode")
     mean, log_var = (np.asarray(np.broadcast_to(each, posterior.mean.shape)) for each in posterior)
     found = aggregate_posterior(mean, log_var, key=seed_key(0))
@@ -153,7 +161,7 @@ def measure(run: jaxvae.Run, test: data.Dataset) -> dict[str, float]:
         "mutual_information": found.mutual_information,
         "active_latents": float(active_units(mean)),
         "negative_elbo": float(metrics["negative_elbo"]),
-        "error": float(np.square(run.reconstruct(test) - x).mean()),
+        "error": float(np.square(means - x).mean()),
     }
 
 

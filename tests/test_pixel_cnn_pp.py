@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused():
         (
             lambda: TINY.complete(params, images(TINY, 2), images(TINY, 2) > 0, key=KEY),
             ValueError,
-            r"known must be \(2, 2, 2\), as the values are, got \(2, 2, 2, 2\)",
+            r"known must be \(2, 2, 2\), as the pixels are, got \(2, 2, 2, 2\)",
         ),
     ):
         with pytest.raises(error, match=message):

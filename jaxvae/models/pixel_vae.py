@@ -124,9 +124,9 @@ def pixel_vae(
       shape: (H, W, C) of images in [0, 1].
       latent_dim: D.
       num_values: how many values a pixel has, evenly spaced in [0, 1]: 2 for binary images.
-      channels: of the model of pixels; 0 layers would be a plain VAE, which `VAE` makes.
-      layers: of it: a pixel sees that many rows and columns and one, times half a kernel.
-      kernel: of it.
+      channels: of the model of pixels.
+      layers: of it: a pixel sees layers · (kernel // 2) columns to either side, that many rows above and one.
+      kernel: of it, odd and at least 3.
       features: F, what each pixel is told of the latent.
       hidden: of the encoder, channels of its convolutions or widths of its dense layers; the decoder is its mirror.
       dense: whether these are dense.
