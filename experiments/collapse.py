@@ -7,8 +7,8 @@ Under the first, pixels lie in [0, 1], as where the squared error is summed with
 latents could tell is then worth less than it costs, and all of them collapse onto the prior. Free bits (Kingma et al.,
 2016) and a posterior of committed rate (delta-VAE; Razavi et al., 2019) make the latents pay and be used; a learned
 variance (sigma-VAE; Rybkin et al., 2021) removes the cause. Under the second (Gulrajani et al., 2017), a PixelCNN that
-sees all earlier pixels predicts them without the latent. Free bits keep it in use; a PixelCNN that sees its neighbours
-alone removes the cause (Chen et al., 2017).
+sees far predicts pixels without the latent. Free bits keep it in use; to see less is a cure only where neighbours tell
+little (Chen et al., 2017), which those of 8×8 pixels do not.
 """
 
 import dataclasses

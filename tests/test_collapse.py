@@ -61,12 +61,12 @@ def test_what_collapses_is_cured_in_three_ways(tmp_path):
 
 @pytest.mark.slow
 def test_pixels_that_see_far_leave_the_latent_unused_but_for_free_bits(tmp_path):
-    done = run(collapse.main, "--model", "pixel-vae", "--epochs", 6, "--latent-dim", 4, "--out", tmp_path)
+    done = run(collapse.main, "--model", "pixel-vae", "--epochs", 8, "--rate", 0.5, "--out", tmp_path)
     assert done.code == 0, done.said
     test = json.loads((tmp_path / "collapse.json").read_text())["test"]
     assert set(test) == {"pixels see far", "far, free bits", "pixels see near", "pixels see none"}
     assert test["pixels see far"]["rate"] < 0.5
     assert test["far, free bits"]["rate"] > 2
-    assert test["pixels see none"]["rate"] > 3
+    assert test["pixels see none"]["rate"] > 1
     assert test["pixels see far"]["negative_elbo"] < test["pixels see none"]["negative_elbo"]
     assert (tmp_path / "collapse.png").stat().st_size > 1000

@@ -133,9 +133,9 @@ def complete(
     num, size = len(values), model.shape[:2]
     if known.dtype != bool:
         raise TypeError(f"known must be bool, true where a value stays, got {known.dtype}")
-    expected = (num, *size) if channels else values.shape
+    what, expected = ("pixels", (num, *size)) if channels else ("values", values.shape)
     if known.shape != expected:
-        raise ValueError(f"known must be {expected}, as the {'pixels' if channels else 'values'} are, got {known.shape}")
+        raise ValueError(f"known must be {expected}, as the {what} are, got {known.shape}")
     if key.shape not in ((), (num,)):
         raise ValueError(f"key must have shape () or {(num,)} (one per example), got {key.shape}")
     pixels = values.reshape(num, *size, *channels)
