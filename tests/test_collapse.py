@@ -61,7 +61,7 @@ def test_what_collapses_is_cured_in_three_ways(tmp_path):
 
 @pytest.mark.slow
 def test_pixels_that_see_far_leave_the_latent_unused_but_for_free_bits(tmp_path):
-    done = run(collapse.main, "--model", "pixel-vae", "--epochs", 8, "--rate", 0.5, "--out", tmp_path)
+    done = run(collapse.main, "--model", "pixel-vae", "--epochs", 12, "--rate", 0.5, "--out", tmp_path)
     assert done.code == 0, done.said
     test = json.loads((tmp_path / "collapse.json").read_text())["test"]
     assert set(test) == {"pixels see far", "far, free bits", "pixels see near", "pixels see none"}

@@ -53,11 +53,13 @@ def test_given_a_latent_the_probabilities_of_all_images_sum_to_one(masses):
 
 def test_draws_and_the_mean_are_those_of_the_probabilities(decoded, masses):
     num = 20_000
-    many = dataclasses.replace(decoded, context=jnp.repeat(decoded.context[:1], num, axis=0), draws=1)
+    many = dataclasses.replace(decoded, context=jnp.repeat(decoded.context, num // 2, axis=0))
     drawn = many.sample(key=KEY)
-    expected = np.einsum("n,nhwc->hwc", masses[0], EVERY)
-    np.testing.assert_allclose(drawn.mean(axis=0), expected, atol=4 * 0.5 / np.sqrt(num))
-    np.testing.assert_allclose(dataclasses.replace(decoded, draws=4000).mean[0], expected, atol=4 * 0.5 / np.sqrt(4000))
+    expected = np.einsum("zn,nhwc->zhwc", masses, EVERY)
+    assert np.abs(expected[0] - expected[1]).max() > 0.05
+    halves = drawn.reshape(2, num // 2, 3, 2, 1).mean(axis=1)
+    np.testing.assert_allclose(halves, expected, atol=4 * 0.5 / np.sqrt(num // 2))
+    np.testing.assert_allclose(dataclasses.replace(decoded, draws=4000).mean, expected, atol=4 * 0.5 / np.sqrt(4000))
     np.testing.assert_array_equal(drawn[:2] > 0, drawn[:2] == 1)
     keys = example_keys(KEY, jnp.arange(num))
     np.testing.assert_array_equal(many.sample(key=keys), drawn)
