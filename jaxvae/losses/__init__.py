@@ -6,6 +6,18 @@ type are widened to float32 first. This folder needs nothing but JAX.
 """
 
 from jaxvae.losses._arrays import LOG_2PI
+from jaxvae.losses.adversarial import (
+    HINGE,
+    MINIMAX,
+    NON_SATURATING,
+    WASSERSTEIN,
+    AdversarialLoss,
+    adaptive_weight,
+    fake_nll,
+    gradient_penalty,
+    r1_penalty,
+    real_nll,
+)
 from jaxvae.losses.counts import (
     negative_binomial_nll,
     negative_binomial_terms,
@@ -43,7 +55,13 @@ from jaxvae.losses.reals import (
 )
 
 __all__ = [
+    "HINGE",
     "LOG_2PI",
+    "MINIMAX",
+    "NON_SATURATING",
+    "WASSERSTEIN",
+    "AdversarialLoss",
+    "adaptive_weight",
     "bernoulli_nll",
     "bits_per_dim",
     "categorical_kl",
@@ -57,10 +75,12 @@ __all__ = [
     "discretized_logistic_mixture_log_mass",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_nll",
+    "fake_nll",
     "gaussian_kl",
     "gaussian_kl_between",
     "gaussian_kl_terms",
     "gaussian_nll",
+    "gradient_penalty",
     "iwae_bound",
     "laplace_nll",
     "log_normal_nll",
@@ -68,6 +88,8 @@ __all__ = [
     "negative_binomial_terms",
     "poisson_nll",
     "poisson_terms",
+    "r1_penalty",
+    "real_nll",
     "student_t_nll",
     "zero_inflated_negative_binomial_nll",
     "zero_inflated_poisson_nll",
