@@ -11,6 +11,7 @@ module, not what `nn.initializers.orthogonal()` returns.
 from jaxvae.networks import _pickling as _pickling  # so that activations pickle
 from jaxvae.networks.conditioning import Conditioned, LabelEmbedding, Unconditioned
 from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
+from jaxvae.networks.discriminators import ConvDiscriminator, MLPDiscriminator, PatchDiscriminator
 from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import (
@@ -29,12 +30,15 @@ __all__ = [
     "CategoricalEncoder",
     "Conditioned",
     "ConvDecoder",
+    "ConvDiscriminator",
     "ConvEncoder",
     "GaussianHead",
     "InUnits",
     "LabelEmbedding",
     "MLPDecoder",
+    "MLPDiscriminator",
     "MLPEncoder",
+    "PatchDiscriminator",
     "PixelScale",
     "ResidualDecoder",
     "ResidualEncoder",
