@@ -2,6 +2,7 @@
 
 from jaxvae.models.autoencoder import Autoencoder
 from jaxvae.models.cvae import CVAE
+from jaxvae.models.gan import GAN
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.linear import linear_vae
 from jaxvae.models.partial_encoder import PartialEncoder
@@ -18,6 +19,7 @@ from jaxvae.models.vq_vae import VQVAE
 
 __all__ = [
     "CVAE",
+    "GAN",
     "VAE",
     "VQVAE",
     "Autoencoder",

@@ -1,7 +1,9 @@
 """Objectives: what a model minimises, each a `LossFn` once its model is bound."""
 
 from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.objectives._adversary import init_with_discriminator
 from jaxvae.objectives._apply import terms_of
+from jaxvae.objectives.adversarial import gan_loss
 from jaxvae.objectives.combined import combined_iwae_loss, multiple_iwae_loss, partial_iwae_loss
 from jaxvae.objectives.conditional import cvae_loss, cvae_prior_log_weights
 from jaxvae.objectives.density import autoencoder_loss, code_prior_loss, pixel_cnn_loss
@@ -23,6 +25,8 @@ from jaxvae.objectives.prior import init_prior, prior_loss, with_fitted_prior
 from jaxvae.objectives.quantized import vq_vae_loss
 from jaxvae.objectives.semi_supervised import semi_supervised_loss
 from jaxvae.objectives.tc import RateTerms, rate_terms, tc_vae_loss
+from jaxvae.objectives.vae_gan import feature_vae_loss, init_feature_vae, vae_gan_loss
+from jaxvae.objectives.vq_gan import vq_gan_loss
 
 __all__ = [
     "RateTerms",
@@ -35,9 +39,13 @@ __all__ = [
     "cvae_prior_log_weights",
     "cyclical_schedule",
     "enumerated_vae_loss",
+    "feature_vae_loss",
+    "gan_loss",
     "hierarchical_vae_loss",
+    "init_feature_vae",
     "init_partial_encoder",
     "init_prior",
+    "init_with_discriminator",
     "iwae_loss",
     "linear_vae_loss",
     "multiple_iwae_loss",
@@ -52,8 +60,10 @@ __all__ = [
     "semi_supervised_loss",
     "tc_vae_loss",
     "terms_of",
+    "vae_gan_loss",
     "vae_log_weights",
     "vae_loss",
+    "vq_gan_loss",
     "vq_vae_loss",
     "with_fitted_prior",
 ]

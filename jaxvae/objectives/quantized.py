@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,18 +69,51 @@ def vq_vae_loss(
     leaves out the update with its metrics, so that the others are means over the examples.
     """
     del step
+    refuse_missing(batch, "vq_vae_loss", padding=True)
+    options: dict[str, Any] = {"variance": variance, "commitment_weight": commitment_weight, "what": "vq_vae_loss"}
+    passed = vq_vae_pass(model, params, model_state, batch, key=key, **options)
+    return passed.metrics["loss"], (passed.model_state, passed.metrics)
+
+
+class Passed(NamedTuple):
+    """A batch through a `VQVAE`.
+
+    Attributes:
+      latent: what was decoded, [B, *positions, D].
+      reconstruction: the record that the decoder says.
+      metrics: of `vq_vae_loss`.
+      model_state: the next one.
+    """
+
+    latent: Array
+    reconstruction: Likelihood
+    metrics: Metrics
+    model_state: PyTree
+
+
+def vq_vae_pass(
+    model: VQVAE,
+    params: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: PRNGKey,
+    variance: float | None,
+    commitment_weight: float,
+    what: str,
+) -> Passed:
+    """What `vq_vae_loss` makes of a batch; `what` is the objective that asks."""
     if variance is not None and not 0 < variance < math.inf:
         raise ValueError(f"variance must be positive, got {variance}")
     weight_at("commitment_weight", commitment_weight, 0)
     check_key(key)
-    refuse_missing(batch, "vq_vae_loss", padding=True)
     x, evaluating = batch["x"], in_evaluation()
     check_x(x)
     padding = batch.get("mask")
     if padding is not None:
         x = where_mask(x, padding, "x")
     if not evaluating:
-        needs_whole_batch("vq_vae_loss")
+        needs_whole_batch(what)
 
     own_key = networks_key(key, batch)
     encoded, next_state = apply(model, params, model_state, x, method="encode", networks_key=own_key)
@@ -93,7 +127,7 @@ def vq_vae_loss(
     reconstruction, next_state = apply(model, params, next_state, latent, method="decode", networks_key=own_key)
 
     metrics = {
-        "distortion": _distortion(reconstruction, x, variance, padding),
+        "distortion": vq_vae_distortion(reconstruction, x, variance, padding),
         "commitment": quantized.commitment.mean(),
     }
     metrics["loss"] = metrics["distortion"] + commitment_weight * metrics["commitment"] + quantized.loss.mean()
@@ -110,10 +144,11 @@ def vq_vae_loss(
     if taken := sorted(metrics.keys() & measured.keys()):
         raise ValueError(f"the quantiser's metrics must not be called as the objective's own, got {', '.join(taken)}")
     metrics |= {name: jnp.asarray(value, jnp.float32) for name, value in measured.items()}
-    return metrics["loss"], (next_state, metrics)
+    return Passed(latent, reconstruction, metrics, next_state)
 
 
-def _distortion(reconstruction: Likelihood, x: Array, variance: float | None, mask: Array | None) -> Array:
+def vq_vae_distortion(reconstruction: Likelihood, x: Array, variance: float | None, mask: Array | None = None) -> Array:
+    """The mean distortion of a batch, where `mask` is true: see `vq_vae_loss`."""
     decoded = mean_shape(reconstruction)
     if len(decoded) == x.ndim and decoded != x.shape and decoded[-1] == x.shape[-1]:
         raise ValueError(

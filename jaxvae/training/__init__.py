@@ -1,5 +1,6 @@
 """Training: one pure step, the programs it is compiled into, and the loop on the host (`jaxvae.fit`)."""
 
+from jaxvae.training.adversarial import adversarial_optimizer
 from jaxvae.training.epoch import make_evaluate, make_train_epoch
 from jaxvae.training.fit import Earlier, FitResult, NonFiniteError, Progress
 from jaxvae.training.mesh import data_mesh, replicated, split
@@ -16,6 +17,7 @@ __all__ = [
     "Progress",
     "SweepState",
     "TrainState",
+    "adversarial_optimizer",
     "data_mesh",
     "evaluation_params",
     "init_sweep_state",
