@@ -15,7 +15,7 @@ from commands import run
 from variants import SHAPE, VARIANTS, batch
 
 import jaxvae
-from experiments import beta_vae, cvae, pixelcnn, rate_distortion, semi_supervised, vae, vq_vae
+from experiments import beta_vae, cvae, modes, pixelcnn, rate_distortion, semi_supervised, vae, vae_gan, vq_vae
 from jaxvae import codebook, data, evaluation, objectives
 from jaxvae.distributions import Bernoulli, Categorical
 from jaxvae.networks import logistic_image
@@ -407,6 +407,27 @@ OPTIONS = {
         (),
         ("learning_rate",),
         {"hidden": ((500, 0), "hidden must be at least 1, got (500, 0)")},
+    ),
+    "modes": (
+        modes.PRESETS["ring"][1],
+        ("latent_dim", "critic_steps"),
+        ("penalty",),
+        ("learning_rate",),
+        {"hidden": ((0,), "hidden must be at least 1, got (0,)")},
+    ),
+    "vae_gan": (
+        vae_gan.PRESETS["digits"][1],
+        (
+            *("hidden", "latent_dim", "num_codes", "code_dim", "first_epochs", "critic_steps"),
+            *("evaluate_every", "classifier_steps", "samples"),
+        ),
+        ("penalty", "r1", "gamma", "beta", "feature_weight", "adversarial_weight"),
+        ("learning_rate",),
+        {
+            "channels": ((8, 0), "channels must be at least 1, got (8, 0)"),
+            "ema": (1.0, "ema must lie in (0, 1), got 1.0"),
+            "class_conditional": (True, "class_conditional belongs to --model gan and wgan-gp, got vae-gan"),
+        },
     ),
     "semi_supervised": (
         semi_supervised.PRESETS["digits"][1],

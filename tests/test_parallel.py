@@ -17,6 +17,10 @@ from variants import SHAPE, VARIANTS, batch, vq_vae
 import jaxvae
 from jaxvae import data
 from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.losses import WASSERSTEIN
+from jaxvae.models import GAN
+from jaxvae.networks import MLPDiscriminator
+from jaxvae.objectives import gan_loss, init_with_discriminator, vae_gan_loss, vq_gan_loss
 from jaxvae.training.mesh import data_mesh, replicated
 from jaxvae.training.parallel import pmap_train_step, shard_batch, shard_map_train_step
 
@@ -56,6 +60,25 @@ def autoregressive():
     return Case(partial(jaxvae.pixel_cnn_loss, model), init, with_codes)
 
 
+def adversarial(loss, **options):
+    """A GAN with its penalty, the generator's turn every second step; or a VAE and its discriminator."""
+    critic = MLPDiscriminator((16,))
+    if loss is gan_loss:
+        model = GAN(jaxvae.MLPDecoder(SHAPE, (16,)), critic, 3)
+        init = lambda *, key: (model.init(key, jnp.zeros((1, *SHAPE))), ())  # noqa: E731
+        return Case(partial(loss, model, **options), init)
+    model = jaxvae.VAE(jaxvae.MLPEncoder(3, (16,)), jaxvae.MLPDecoder(SHAPE, (16,)))
+    init = partial(init_with_discriminator, model, critic, jnp.zeros((1, *SHAPE)))
+    return Case(partial(loss, model, discriminator=critic, **options), init)
+
+
+def quantized_adversarially():
+    critic = MLPDiscriminator((16,))
+    model = vq_vae(jaxvae.EMACodebook(8, restart_threshold=0.0)).model
+    init = partial(init_with_discriminator, model, critic, jnp.zeros((8, *SHAPE)))
+    return Case(partial(vq_gan_loss, model, discriminator=critic, variance=0.1), init)
+
+
 def of_the_table(name):
     return Case(VARIANTS[name].loss_fn, VARIANTS[name].init)
 
@@ -75,10 +98,15 @@ MEANS_OVER_EXAMPLES = {
         "pixelcnn++",
         "pixelrnn",
     )
-} | {"conditional": conditional(), "pixel-cnn": autoregressive()}
+} | {
+    "conditional": conditional(),
+    "pixel-cnn": autoregressive(),
+    "wgan-gp": adversarial(gan_loss, loss=WASSERSTEIN, penalty=10.0, critic_steps=2),
+    "vae/gan": adversarial(vae_gan_loss),
+}
 OF_THE_WHOLE_BATCH = {
     name: of_the_table(name) for name in ("capacity", "total correlation", "ladder, free bits", "vq-vae, groups")
-} | {"vq-vae with restarts": Case(RESTARTING.loss_fn, RESTARTING.init)}
+} | {"vq-vae with restarts": Case(RESTARTING.loss_fn, RESTARTING.init), "vq-gan": quantized_adversarially()}
 CASES = MEANS_OVER_EXAMPLES | OF_THE_WHOLE_BATCH
 COMPILERS = {
     "jit": jaxvae.jit_train_step,
@@ -122,6 +150,7 @@ def on_one_device(name):
     [
         *(("beta schedule", compiler) for compiler in COMPILERS),  # every case by every compiler: eight devices, below
         ("total correlation", "jit"),
+        ("wgan-gp", "shard_map"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -130,6 +159,8 @@ def on_one_device(name):
                 ("convolutional", "jit"),
                 ("semi-supervised", "shard_map"),
                 ("top-down", "pmap"),
+                ("vae/gan", "pmap"),
+                ("vq-gan", "jit"),
                 ("ladder, free bits", "jit"),
             )
         ),

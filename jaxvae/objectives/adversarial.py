@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvae._checks import at_least, check_shape, weight_at
+from jaxvae._checks import at_least, check_shape, check_x, weight_at
 from jaxvae._whole_batch import in_evaluation
 from jaxvae.losses import NON_SATURATING, AdversarialLoss, gradient_penalty, r1_penalty
 from jaxvae.models.gan import GAN
@@ -33,8 +33,8 @@ def gan_loss(
               + \ell_g(\bar D(G(z_i))), \quad z_i \sim p(z)
 
     with P the gradient penalty at a random point between x and G(z), R that of the slope at x, and a bar over what
-    takes no gradient. WGAN-GP is `loss=WASSERSTEIN, penalty=10.0, critic_steps=5`. `training.adversarial_optimizer` moves
-    both parts in one step.
+    takes no gradient. WGAN-GP is `loss=WASSERSTEIN, penalty=10.0, critic_steps=5`. `adversarial_optimizer` of
+    `jaxvae.training` moves both parts in one step.
 
     Args:
       model: a `GAN`.
@@ -64,6 +64,7 @@ def gan_loss(
     """
     at_least(1, critic_steps=critic_steps)
     refuse_missing(batch, "gan_loss")
+    check_x(batch["x"])
     x, label, own_key = batch["x"], _label(model, batch), networks_key(key, batch)
     latent_key, point_key = two_keys(batch_keys(key, batch))
     critic, still = only(params, DISCRIMINATOR), jax.lax.stop_gradient(params)
@@ -73,15 +74,16 @@ def gan_loss(
         return apply(model, params, model_state, latent_key, *label, **options)
 
     def judge(params: PyTree, x: Array) -> Array:
-        logits, after = apply(model, params, model_state, x, *label, method="discriminate", networks_key=own_key)
+        labels = [jnp.concatenate([each] * (len(x) // len(each))) for each in label]
+        logits, after = apply(model, params, model_state, x, *labels, method="discriminate", networks_key=own_key)
         if after is not model_state:
             raise ValueError("a discriminator with batch statistics judges no example by itself: use LayerNorm in it")
         return logits
 
     fake, next_state = simulate(still)
     check_shape(fake.shape, x.shape)
-    logits = judge(critic, fake)
-    metrics = {"discriminator": loss.discriminator(judge(critic, x), logits).mean()}
+    real_logits, logits = jnp.split(judge(critic, jnp.concatenate([x, fake])), 2)
+    metrics = {"discriminator": loss.discriminator(real_logits, logits).mean()}
     paid = metrics["discriminator"]
     if not _is_nothing(penalty):
         metrics["penalty"] = gradient_penalty(lambda x: judge(critic, x), x, fake, key=point_key).mean()

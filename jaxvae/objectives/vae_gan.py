@@ -89,22 +89,24 @@ def vae_gan_loss(
 
     encoder = without(params, *OF_THE_DECODER, DISCRIMINATOR)
     latent, kl, prior, model_state = _encoded(model, encoder, model_state, batch, key=posterior_key, own_key=own_key)
+    prior_latent = sample_prior(prior, len(x), key=prior_key)
+    both = jax.lax.stop_gradient(jnp.concatenate([latent, prior_latent]))
     decode = _decode_of(model, model_state, batch, own_key)
     through, _ = decode(jax.lax.stop_gradient(params), latent)  # a gradient for the encoder, none for the decoder
-    decoder = only(params, *OF_THE_DECODER)
-    made, model_state = decode(decoder, jax.lax.stop_gradient(latent))
-    drawn, _ = decode(decoder, jax.lax.stop_gradient(sample_prior(prior, len(x), key=prior_key)))
+    made, model_state = decode(only(params, *OF_THE_DECODER), both)  # the reverse
 
-    target = judge(still, x)[1]
-    seen = feature_distortion(judge(still, through.mean)[1], target)
-    made_logits, made_features = judge(still, made.mean)
-    opinion = loss.generator(made_logits) + loss.generator(judge(still, drawn.mean)[0])
-    fakes = [jax.lax.stop_gradient(record.mean) for record in (made, drawn)]
-    judged = loss.real(judge(critic, x)[0]) + sum(loss.fake(judge(critic, fake)[0]) for fake in fakes)
+    opinions, features = judge(still, jnp.concatenate([through.mean, made.mean]))
+    logits, of_critic = judge(critic, jnp.concatenate([x, jax.lax.stop_gradient(made.mean)]))
+    target = jax.lax.stop_gradient(of_critic[: len(x)])
+    seen, seen_again = (feature_distortion(each, target) for each in jnp.split(features, 3)[:2])
+    _, *fakes = jnp.split(opinions, 3)
+    opinion = sum(loss.generator(each) for each in fakes)
+    real, *fakes = jnp.split(logits, 3)
+    judged = loss.real(real) + sum(loss.fake(each) for each in fakes)
 
     paid_by_encoder = weight_at("beta", beta, step) * kl + seen
-    paid_by_decoder = weight_at("gamma", gamma, step) * feature_distortion(made_features, target) + opinion
-    metrics = _metrics(made, x, kl, seen) | {"discriminator": judged.mean(), "generator": opinion.mean()}
+    paid_by_decoder = weight_at("gamma", gamma, step) * seen_again + opinion
+    metrics = _metrics(through, x, kl, seen) | {"discriminator": judged.mean(), "generator": opinion.mean()}
     metrics["loss"] = (paid_by_encoder + paid_by_decoder + judged).mean()
     return metrics["loss"], (model_state, metrics)
 
@@ -157,7 +159,7 @@ def feature_vae_loss(
     record, own = _decode_of(model, own, batch, own_key)(params, latent)
 
     judge, still = judge_of(discriminator, layer, own_key), jax.lax.stop_gradient(frozen[PARAMS])
-    seen = feature_distortion(judge(still, record.mean)[1], judge(still, x)[1])
+    seen = feature_distortion(*jnp.split(judge(still, jnp.concatenate([record.mean, x]))[1], 2))
     metrics = _metrics(record, x, kl, seen)
     metrics["loss"] = (weight_at("beta", beta, step) * kl + seen).mean()
     return metrics["loss"], ({**own, FROZEN: frozen}, metrics)
@@ -206,11 +208,12 @@ def _encoded(
 def _decode_of(
     model: VAE, model_state: PyTree, batch: Batch, own_key: PRNGKey
 ) -> Callable[[PyTree, Array], tuple[Likelihood, PyTree]]:
-    """(parameters, latents [B, D]) -> p(x|z) over x of the batch's shape, and the model state."""
+    """(parameters, latents [B, D], or of several such batches) -> p(x|z), and the model state."""
     x, *condition = model_inputs(batch)
 
     def decode(params: PyTree, latent: Array) -> tuple[Likelihood, PyTree]:
-        record, after = apply(model, params, model_state, latent, *condition, method="decode", networks_key=own_key)
+        given = [jnp.concatenate([each] * (len(latent) // len(x))) for each in condition]
+        record, after = apply(model, params, model_state, latent, *given, method="decode", networks_key=own_key)
         check_shape(mean_shape(record), x.shape)
         return record, after
 

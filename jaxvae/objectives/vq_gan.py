@@ -81,7 +81,9 @@ def vq_gan_loss(
     options: dict[str, Any] = {"variance": variance, "commitment_weight": commitment_weight, "what": "vq_gan_loss"}
     passed = vq_vae_pass(model, params, model_state, batch, key=key, **options)
     judge, still = judge_of(discriminator, layer, networks_key(key, batch)), jax.lax.stop_gradient(critic)
-    target = jax.lax.stop_gradient(judge(still, x)[1])
+    fake = jax.lax.stop_gradient(passed.reconstruction.mean)
+    logits, features = judge(critic, jnp.concatenate([x, fake]))
+    target = jax.lax.stop_gradient(features[: len(x)])
     share = weight_at("feature_weight", feature_weight, step)
 
     def paid(record: Likelihood) -> tuple[Array, Array, Array]:
@@ -91,8 +93,7 @@ def vq_gan_loss(
         return vq_vae_distortion(record, x, variance) + share * seen, loss.generator(logits).mean(), seen
 
     _, generator, seen = paid(passed.reconstruction)
-    fake = jax.lax.stop_gradient(passed.reconstruction.mean)
-    judged = loss.discriminator(judge(critic, x)[0], judge(critic, fake)[0]).mean()
+    judged = loss.discriminator(*jnp.split(logits, 2)).mean()
     metrics = passed.metrics | {"feature_distortion": seen, "discriminator": judged, "generator": generator}
     metrics["loss"] = metrics["loss"] + share * seen
     if not in_evaluation():
