@@ -54,16 +54,15 @@ def joined():
 
 @pytest.fixture(scope="module")
 def wgan():
-    """The loss of WGAN-GP and its gradient, compiled once: (params, key, step)."""
+    """The loss of WGAN-GP and its gradient, compiled once: (params, key, step, batch)."""
     loss = partial(gan_loss, MODEL, loss=WASSERSTEIN, penalty=10.0, r1=0.5, critic_steps=3)
-    return jax.jit(
-        lambda params, key, step: jax.value_and_grad(loss, has_aux=True)(params, (), batch(B), key=key, step=step)
-    )
+    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    return jax.jit(lambda params, key, step, examples: value_and_gradient(params, (), examples, key=key, step=step))
 
 
 def test_a_gan_pays_its_formula(params, key, wgan):
     """Each example's latent and its point between come from its own key."""
-    (value, (state, metrics)), _ = wgan(params, key, jnp.int32(0))
+    (value, (state, metrics)), _ = wgan(params, key, jnp.int32(0), batch(B))
     assert state == ()
     keys = [jax.random.split(jax.random.fold_in(key, i)) for i in range(B)]
     latent = jnp.stack([jax.random.normal(each[0], (D,)) for each in keys])
@@ -83,7 +82,7 @@ def test_a_gan_pays_its_formula(params, key, wgan):
 
 def test_the_generator_has_a_gradient_in_the_last_of_each_round(params, key, wgan):
     """Its value counts in every step, and the critic's gradient is that of its own terms in every step."""
-    seen = [wgan(params, key, jnp.int32(step)) for step in range(4)]
+    seen = [wgan(params, key, jnp.int32(step), batch(B)) for step in range(4)]
     for step, ((value, (_, metrics)), gradient) in enumerate(seen):
         of = norms(gradient)
         assert of["discriminator"] > 1e-3
@@ -91,6 +90,20 @@ def test_the_generator_has_a_gradient_in_the_last_of_each_round(params, key, wga
         assert value == seen[0][0][0]
         assert metrics.keys() == seen[0][0][1][1].keys()
     chex.assert_trees_all_close(seen[0][1]["params"]["discriminator"], seen[2][1]["params"]["discriminator"], rtol=1e-5)
+
+
+def test_noise_belongs_to_the_example_and_all_are_means_over_examples(params, key, wgan):
+    """Shuffled, the batch pays the same and has the same gradient; with other indices it draws anew."""
+    order, examples = jnp.array([4, 0, 5, 2, 1, 3]), batch(B)
+    (value, _), gradient = wgan(params, key, jnp.int32(2), examples)
+    (same, _), again = wgan(params, key, jnp.int32(2), {name: each[order] for name, each in examples.items()})
+    np.testing.assert_allclose(same, value, rtol=1e-5)
+    chex.assert_trees_all_close(again, gradient, rtol=1e-4, atol=1e-6)
+    other = {**examples, "index": examples["index"] + 100}
+    assert abs(wgan(params, key, jnp.int32(2), other)[0][0] - value) > 1e-3
+    halves = [{name: each[half] for name, each in examples.items()} for half in (slice(3), slice(3, 6))]
+    each = [wgan(params, key, jnp.int32(2), half) for half in halves]
+    chex.assert_trees_all_close(jax.tree.map(lambda a, b: (a + b) / 2, *each)[1], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_generator_descends_what_it_pays_and_the_critic_its_own(params, key):
