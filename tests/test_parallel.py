@@ -60,16 +60,16 @@ def autoregressive():
     return Case(partial(jaxvae.pixel_cnn_loss, model), init, with_codes)
 
 
-def adversarial(loss, **options):
+def adversarial(objective, **options):
     """A GAN with its penalty, the generator's turn every second step; or a VAE and its discriminator."""
     critic = MLPDiscriminator((16,))
-    if loss is gan_loss:
+    if objective is gan_loss:
         model = GAN(jaxvae.MLPDecoder(SHAPE, (16,)), critic, 3)
         init = lambda *, key: (model.init(key, jnp.zeros((1, *SHAPE))), ())  # noqa: E731
-        return Case(partial(loss, model, **options), init)
+        return Case(partial(objective, model, **options), init)
     model = jaxvae.VAE(jaxvae.MLPEncoder(3, (16,)), jaxvae.MLPDecoder(SHAPE, (16,)))
     init = partial(init_with_discriminator, model, critic, jnp.zeros((1, *SHAPE)))
-    return Case(partial(loss, model, discriminator=critic, **options), init)
+    return Case(partial(objective, model, discriminator=critic, **options), init)
 
 
 def quantized_adversarially():

@@ -99,10 +99,10 @@ def vae_gan_loss(
     logits, of_critic = judge(critic, jnp.concatenate([x, jax.lax.stop_gradient(made.mean)]))
     target = jax.lax.stop_gradient(of_critic[: len(x)])
     seen, seen_again = (feature_distortion(each, target) for each in jnp.split(features, 3)[:2])
-    _, *fakes = jnp.split(opinions, 3)
-    opinion = sum(loss.generator(each) for each in fakes)
-    real, *fakes = jnp.split(logits, 3)
-    judged = loss.real(real) + sum(loss.fake(each) for each in fakes)
+    _, of_made, of_drawn = jnp.split(opinions, 3)
+    opinion = loss.generator(of_made) + loss.generator(of_drawn)
+    real, fake, fake_of_prior = jnp.split(logits, 3)
+    judged = loss.real(real) + loss.fake(fake) + loss.fake(fake_of_prior)
 
     paid_by_encoder = weight_at("beta", beta, step) * kl + seen
     paid_by_decoder = weight_at("gamma", gamma, step) * seen_again + opinion
