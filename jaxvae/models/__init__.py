@@ -1,8 +1,11 @@
 """Models: thin Linen modules, one file a family."""
 
+from jaxvae.models._schedules import CosineSchedule, LinearSchedule
 from jaxvae.models.autoencoder import Autoencoder
 from jaxvae.models.cvae import CVAE
 from jaxvae.models.gan import GAN
+from jaxvae.models.diffusion import Diffusion, DiffusionBound
+from jaxvae.models.diffusion_prior import DiffusionPrior
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.linear import linear_vae
 from jaxvae.models.partial_encoder import PartialEncoder
@@ -23,7 +26,12 @@ __all__ = [
     "VAE",
     "VQVAE",
     "Autoencoder",
+    "CosineSchedule",
+    "Diffusion",
+    "DiffusionBound",
+    "DiffusionPrior",
     "HierarchicalVAE",
+    "LinearSchedule",
     "PartialEncoder",
     "PixelCNN",
     "PixelCNNPP",

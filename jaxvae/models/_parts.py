@@ -37,13 +37,14 @@ def adopt_parts(model: nn.Module) -> None:
         part, name = getattr(model, field.name), f"{type(model).__name__}.{field.name}"
         if part is None and field.default is not None:
             raise TypeError(f"{name} must be a network or a function, got None")
-        setattr(model, field.name, _adopted(part, name))
+        setattr(model, field.name, adopted(part, name))
     _check_nothing_is_shared(model)
 
 
-def _adopted(part: Any, name: str) -> Any:
+def adopted(part: Any, name: str) -> Any:
+    """A part as a model takes it, or the error that `adopt_parts` raises of it."""
     if type(part) in (list, tuple):  # a named tuple is a record
-        return tuple(_adopted(each, f"{name}[{i}]") for i, each in enumerate(part))
+        return tuple(adopted(each, f"{name}[{i}]") for i, each in enumerate(part))
     if isinstance(part, str):
         raise TypeError(f"{name} must be a network or a function, got the name {part!r}: pass the thing itself")
     if inspect.isclass(part) and (issubclass(part, nn.Module) or _is_nnx(part)):

@@ -12,6 +12,7 @@ from jaxvae.networks import _pickling as _pickling  # so that activations pickle
 from jaxvae.networks.conditioning import Conditioned, LabelEmbedding, Unconditioned
 from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
 from jaxvae.networks.discriminators import ConvDiscriminator, MLPDiscriminator, PatchDiscriminator
+from jaxvae.networks.denoising import DenoisingMLP, NoiseEmbedding
 from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import (
@@ -24,6 +25,7 @@ from jaxvae.networks.scales import (
 )
 from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
 from jaxvae.networks.top_down import BottomUp, Rung, Stage, StateDecoder
+from jaxvae.networks.unet import UNet
 
 __all__ = [
     "BottomUp",
@@ -32,6 +34,7 @@ __all__ = [
     "ConvDecoder",
     "ConvDiscriminator",
     "ConvEncoder",
+    "DenoisingMLP",
     "GaussianHead",
     "InUnits",
     "LabelEmbedding",
@@ -39,6 +42,7 @@ __all__ = [
     "MLPDiscriminator",
     "MLPEncoder",
     "PatchDiscriminator",
+    "NoiseEmbedding",
     "PixelScale",
     "ResidualDecoder",
     "ResidualEncoder",
@@ -48,6 +52,7 @@ __all__ = [
     "StateDecoder",
     "TableEncoder",
     "TableLikelihood",
+    "UNet",
     "Unconditioned",
     "logistic_image",
     "logistic_mixture_features",

@@ -7,6 +7,7 @@ from jaxvae.objectives.adversarial import gan_loss
 from jaxvae.objectives.combined import combined_iwae_loss, multiple_iwae_loss, partial_iwae_loss
 from jaxvae.objectives.conditional import cvae_loss, cvae_prior_log_weights
 from jaxvae.objectives.density import autoencoder_loss, code_prior_loss, pixel_cnn_loss
+from jaxvae.objectives.diffusion import bounded_vae_loss, diffusion_loss, init_diffusion_prior
 from jaxvae.objectives.elbo import (
     beta_from_normalized,
     beta_vae_loss,
@@ -33,16 +34,19 @@ __all__ = [
     "autoencoder_loss",
     "beta_from_normalized",
     "beta_vae_loss",
+    "bounded_vae_loss",
     "code_prior_loss",
     "combined_iwae_loss",
     "cvae_loss",
     "cvae_prior_log_weights",
     "cyclical_schedule",
+    "diffusion_loss",
     "enumerated_vae_loss",
     "feature_vae_loss",
     "gan_loss",
     "hierarchical_vae_loss",
     "init_feature_vae",
+    "init_diffusion_prior",
     "init_partial_encoder",
     "init_prior",
     "init_with_discriminator",

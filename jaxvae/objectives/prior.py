@@ -4,12 +4,15 @@ from typing import Any
 
 import jax
 
+from jaxvae.keys import sample_keys
+from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import log_prob_of_each
 from jaxvae.objectives._apply import apply, batch_keys, model_inputs, observed_of
 from jaxvae.objectives.partial import FROZEN
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
 PRIOR = "prior"
+OF_A_BOUND = 2**32 - 2  # no example's index, so the draws of a prior's bound are nobody else's
 
 
 def prior_loss(
@@ -28,7 +31,8 @@ def prior_loss(
 
     The second stage of two: the ELBO of the model with this prior differs from that of the first stage by what the
     prior misses of the aggregate posterior q(z) alone, and samples come from where there are codes. The encoder and the
-    decoder are not trained: they are in `model_state["frozen"]`, where `init_prior` puts them.
+    decoder are not trained: they are in `model_state["frozen"]`, where `init_prior` puts them. Of a prior with a bound
+    on log p(z) alone, a `DiffusionPrior`, it is the mean of that bound, estimated at draws.
 
     Args:
       model: the trained `VAE` with another prior: `model.clone(prior=...)`.
@@ -61,8 +65,7 @@ def prior_loss(
         num_samples=num_samples,
         **observed_of(batch, model, "propose"),
     )
-    record = model.apply(variables, *inputs[1:], method="latent_prior")
-    loss = -log_prob_of_each(record, latent, "the prior").mean()
+    loss = -log_prior_of_each(model, variables, inputs[1:], latent, key, batch).mean()
     return loss, (model_state, {"loss": loss})
 
 
@@ -84,11 +87,12 @@ def init_prior(model: Any, params: PyTree, model_state: PyTree, batch: Batch, *,
       ValueError: the prior has no parameters.
     """
     _check(model)
-    fresh = model.init(key, *model_inputs(batch), **observed_of(batch, model, "__call__"))["params"]
-    if PRIOR not in fresh:
+    fresh = model.init(key, *model_inputs(batch), **observed_of(batch, model, "__call__"))
+    if PRIOR not in fresh["params"]:
         raise ValueError(f"there is nothing to fit: {type(model.prior).__name__} has no parameters")
     collections = model_state if isinstance(model_state, dict) else {}
-    return {"params": {PRIOR: fresh[PRIOR]}}, {FROZEN: {**params, **collections}}
+    of_the_prior = {name: {PRIOR: tree[PRIOR]} for name, tree in fresh.items() if name != "params" and PRIOR in tree}
+    return {"params": {PRIOR: fresh["params"][PRIOR]}}, {**of_the_prior, FROZEN: {**params, **collections}}
 
 
 def with_fitted_prior(params: PyTree, model_state: PyTree) -> PyTree:
@@ -100,7 +104,25 @@ def with_fitted_prior(params: PyTree, model_state: PyTree) -> PyTree:
     if not (isinstance(model_state, dict) and FROZEN in model_state):
         raise ValueError("model_state must hold 'frozen', the trained model's variables: init_prior")
     frozen = jax.lax.stop_gradient(model_state[FROZEN])
-    return {**frozen, "params": {**frozen["params"], PRIOR: params["params"][PRIOR]}}
+    joined = {
+        name: {**frozen.get(name, {}), PRIOR: tree[PRIOR]}
+        for name, tree in {**model_state, "params": params["params"]}.items()
+        if name != FROZEN and PRIOR in tree
+    }
+    return {**frozen, **joined}
+
+
+def log_prior_of_each(
+    model: Any, variables: PyTree, condition: tuple[Array, ...], latent: Array, key: PRNGKey, batch: Batch
+) -> Array:
+    """Log p(z) of latents [S, B, D], or what the prior says it is at least, [S, B] nats; `key` is the loss's."""
+    record = model.apply(variables, *condition, method="latent_prior")
+    if not hasattr(record, "log_prob_bound"):
+        return log_prob_of_each(record, latent, "the prior")
+    keys = sample_keys(batch_keys(jax.random.fold_in(key, OF_A_BOUND), batch), len(latent))
+    nats: Array = jax.vmap(lambda z, each: record.log_prob_bound(z, key=each))(latent, keys)
+    check_nats("the prior", nats[0], latent.shape[1])
+    return nats
 
 
 def _check(model: Any) -> None:
