@@ -190,9 +190,9 @@ def test_the_cosine_schedule_is_a_cosine():
     np.testing.assert_allclose(alpha, np.cos(np.pi / 2 * np.asarray(t)), rtol=1e-5)
 
 
-def exact_steps(sampler, steps):
+def exact_steps(sampler, steps, schedule=SCHEDULES["linear"]):
     """x = a z_1 + b + noise of variance c, of the linear steps that the best denoiser of a Gaussian takes; float64."""
-    log_snr = np.float64(LinearSchedule().log_snr(jnp.linspace(1.0, 0.0, steps + 1)))
+    log_snr = np.float64(schedule.log_snr(jnp.linspace(1.0, 0.0, steps + 1)))
     alpha, sigma = np.sqrt(special.expit(log_snr)), np.sqrt(special.expit(-log_snr))
     a, b, c = 1.0, 0.0, 0.0
     for t in range(steps):
@@ -234,6 +234,10 @@ def test_ddpm_has_the_mean_and_the_variance_of_its_steps(steps, key):
     assert drawn.mean() == pytest.approx(b, abs=4 * np.sqrt(variance / num))
     assert drawn.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / num))
     assert stats.kstest((drawn[:, 0] - b) / np.sqrt(variance), "norm").pvalue > 1e-3
+    if steps == 3:
+        drawn = np.asarray(gaussian().sample({}, num, key=key, steps=9, schedule=SCHEDULES["cosine"]), np.float64)
+        a, b, c = exact_steps("ddpm", 9, SCHEDULES["cosine"])
+        assert drawn.var() == pytest.approx(a**2 + c, rel=4 * np.sqrt(2 / num))
     if steps == 200:
         assert (b, variance) == pytest.approx((MU, S**2), rel=0.07)
         assert (exact_steps("ddpm", 5_000)[2]) == pytest.approx(S**2, rel=0.003)

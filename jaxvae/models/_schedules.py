@@ -6,6 +6,7 @@ schedule of yours is a frozen record with `log_snr(t)`, differentiable and falli
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,13 @@ def checked_time(t: Array | float) -> Array:
     if not isinstance(outside, jax.core.Tracer) and outside.any():
         raise ValueError(f"t must lie in [0, 1], got {np.asarray(t)[np.asarray(outside)].ravel()[0]}")
     return jnp.where(outside, jnp.nan, t)
+
+
+def checked_schedule(schedule: Any) -> Any:
+    """The schedule; `TypeError` where it is none."""
+    if not hasattr(schedule, "log_snr"):
+        raise TypeError(f"schedule must have log_snr(t), such as LinearSchedule(), got {schedule!r}")
+    return schedule
 
 
 def _check_ends(largest: float, smallest: float) -> None:

@@ -24,7 +24,7 @@ from jaxvae.keys import check_key, example_keys, noise
 from jaxvae.models._conditions import guided
 from jaxvae.models._levels import level_log_prob, nearest_level, sample_level
 from jaxvae.models._parts import adopted, checked_label
-from jaxvae.models._schedules import LinearSchedule, checked_time, noise_scale, signal_scale
+from jaxvae.models._schedules import LinearSchedule, checked_schedule, checked_time, noise_scale, signal_scale
 from jaxvae.networks._arrays import as_tuples
 from jaxvae.networks._run import run
 from jaxvae.types import Array, PRNGKey, PyTree
@@ -113,8 +113,7 @@ class Diffusion(nn.Module):
             at_least(1, num_classes=self.num_classes)
         if self.prediction not in ("eps", "x", "v"):
             raise ValueError(f"prediction must be 'eps', 'x' or 'v', got {self.prediction!r}")
-        if not hasattr(self.schedule, "log_snr"):
-            raise TypeError(f"schedule must have log_snr(t), such as LinearSchedule(), got {self.schedule!r}")
+        checked_schedule(self.schedule)
         super().__post_init__()
 
     def __call__(self, x: Array, label: Array | None = None) -> Array:
@@ -251,6 +250,7 @@ class Diffusion(nn.Module):
         key: PRNGKey,
         steps: int = 100,
         sampler: Sampler = "ddpm",
+        schedule: Any = None,
         label: Array | None = None,
         guidance: float | Array = 1.0,
     ) -> Array:
@@ -264,6 +264,7 @@ class Diffusion(nn.Module):
           steps: how often the network is asked; more are better, up to some hundreds.
           sampler: "ddpm" draws every step from the reverse process; "ddim" draws nothing after the start and is better
             in few steps.
+          schedule: where its equal steps of time stop, in place of the model's; `CosineSchedule` is better in few.
           label: [N] integers, where the model has classes.
           guidance: the weight w of the label, output = (1 - w) · without + w · with it, zero or more: 1 is the model
             itself, 0 draws without label. What is neither asks the network twice, and is of use where the model was
@@ -277,7 +278,7 @@ class Diffusion(nn.Module):
           ValueError: a number is out of range, the labels do not fit the model, or `guidance` of one without classes.
         """
         drawn, _ = self.denoising_path(
-            params, num, key=key, steps=steps, sampler=sampler, label=label, guidance=guidance
+            params, num, key=key, steps=steps, sampler=sampler, schedule=schedule, label=label, guidance=guidance
         )
         return drawn
 
@@ -290,6 +291,7 @@ class Diffusion(nn.Module):
         key: PRNGKey,
         steps: int = 100,
         sampler: Sampler = "ddpm",
+        schedule: Any = None,
         label: Array | None = None,
         guidance: float | Array = 1.0,
     ) -> tuple[Array, Array]:
@@ -303,7 +305,8 @@ class Diffusion(nn.Module):
         guidance = jnp.float32(weight_at("guidance", guidance, 0))
         (label, _, dropped), both = guided(num, label, None, guidance, num_classes=self.num_classes, sizes=None)
         keys = example_keys(key, jnp.arange(num)) if key.shape == () else key
-        return _sample(self, params, keys, label, dropped, guidance, steps=int(steps), sampler=sampler, both=both)
+        options = {"steps": int(steps), "sampler": sampler, "schedule": checked_schedule(schedule or self.schedule)}
+        return _sample(self, params, keys, label, dropped, guidance, both=both, **options)
 
 
 def as_x(prediction: Prediction, output: Array, z: Array, log_snr: Array) -> Array:
@@ -314,7 +317,7 @@ def as_x(prediction: Prediction, output: Array, z: Array, log_snr: Array) -> Arr
     return (z - sigma * output) / alpha if prediction == "eps" else alpha * z - sigma * output
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "sampler", "both"))
+@partial(jax.jit, static_argnames=("model", "steps", "sampler", "schedule", "both"))
 def _sample(
     model: Diffusion,
     params: PyTree,
@@ -325,6 +328,7 @@ def _sample(
     *,
     steps: int,
     sampler: Sampler,
+    schedule: Any,
     both: bool,
 ) -> tuple[Array, Array]:
     """One scan over the steps; every example has a key for its start, for what is read off z_0, and for each step."""
@@ -356,7 +360,7 @@ def _sample(
         mean = next_alpha * ((1 - share) / alpha * z + share * x)
         return mean + next_sigma * jnp.sqrt(share) * drawn(jax.random.normal, index + 2), x
 
-    log_snr = model.schedule.log_snr(jnp.linspace(1.0, 0.0, steps + 1))
+    log_snr = schedule.log_snr(jnp.linspace(1.0, 0.0, steps + 1))
     start = drawn(jax.random.normal, 0)
     start = jnp.where(_spread(bad, start), jnp.nan, start)
     z, path = jax.lax.scan(step, start, (log_snr[:-1], log_snr[1:], jnp.arange(steps)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import at_least
+from jaxvae.models._schedules import CosineSchedule, checked_schedule
 from jaxvae.models.diffusion import SAMPLERS, Diffusion, Sampler
 from jaxvae.types import Array, PRNGKey, PyTree
 
@@ -30,6 +31,7 @@ class DiffusionPrior(nn.Module):
         `Diffusion(networks.DenoisingMLP(), (D,))`.
       steps: of a sample.
       sampler: "ddpm" or "ddim".
+      schedule: of a sample's steps; the diffusion's own where it is None.
 
     Raises (when it is made):
       TypeError: `diffusion` is no `Diffusion`, or `steps` no integer.
@@ -43,6 +45,7 @@ class DiffusionPrior(nn.Module):
     diffusion: Diffusion
     steps: int = 100
     sampler: Sampler = "ddpm"
+    schedule: Any = CosineSchedule()
 
     def __post_init__(self) -> None:
         """Check the parts."""
@@ -54,6 +57,7 @@ class DiffusionPrior(nn.Module):
         at_least(1, steps=self.steps)
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be 'ddpm' or 'ddim', got {self.sampler!r}")
+        checked_schedule(self.schedule or self.diffusion.schedule)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -68,7 +72,13 @@ class DiffusionPrior(nn.Module):
         return DiffusedLatents(variables, unbound)
 
     def log_prob_bound(self, z: Array, *, key: PRNGKey) -> Array:
-        """What log p(z) is at least, in expectation over the draws, [B] nats of z [B, *shape]."""
+        """What log p(z) is at least, in expectation over the draws, [B] nats of z [B, *shape].
+
+        Raises:
+          ValueError: z has another shape.
+        """
+        if z.shape[1:] != tuple(self.diffusion.shape):
+            raise ValueError(f"the prior is over latents of shape {self.diffusion.shape}, got {z.shape[1:]}")
         log_det = jnp.log(self.std.value).sum()
         return -self.diffusion.bound(z / self.std.value[None], key=key).negative_elbo - log_det
 
@@ -102,5 +112,5 @@ class DiffusedLatents:
     def sample(self, num: int, *, key: PRNGKey) -> Array:
         """[num, *shape], with one key or with `num`."""
         own: PyTree = {name: tree["diffusion"] for name, tree in self.variables.items() if "diffusion" in tree}
-        options: dict[str, Any] = {"steps": self.prior.steps, "sampler": self.prior.sampler}
+        options: dict[str, Any] = {name: getattr(self.prior, name) for name in ("steps", "sampler", "schedule")}
         return self.prior.diffusion.sample(own, num, key=key, **options) * self.variables[SCALE]["std"][None]
