@@ -286,6 +286,15 @@ def test_labels_are_dropped_in_training_alone_and_move_the_bound():
     assert sums[0] == sums[1]
 
 
+def test_at_the_first_noise_of_levels_they_are_told_apart():
+    for levels, expected in ((2, 3.008), (256, 14.091)):
+        log_snr = jaxvae.models.log_snr_of_levels(levels)
+        assert log_snr == pytest.approx(expected, abs=1e-3)
+        assert 1 / (levels - 1) == pytest.approx(4.5 * np.exp(-log_snr / 2))
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        jaxvae.models.log_snr_of_levels(1)
+
+
 @pytest.mark.parametrize("levels", [2, 3, 17])
 def test_the_levels_of_a_centre_are_a_softmax_of_distances(levels):
     values = np.linspace(-1, 1, levels)

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxvae
 from jaxvae.distributions import Bernoulli, Categorical, ContinuousBernoulli, DiagGaussian, NegativeBinomial
-from jaxvae.networks import Stage
+from jaxvae.networks import DenoisingMLP, Stage, UNet
 from jaxvae.quantizers import FiniteScalar, Projected, Residual
 
 SHAPE = (8, 8, 1)
@@ -125,6 +125,10 @@ def of_levels(model):
     return variant(model, jaxvae.code_prior_loss, draws=False, field="x")._replace(any_size=True, levels=True)
 
 
+def diffusion(network, **options):
+    return moved(variant(jaxvae.Diffusion(network, SHAPE), jaxvae.diffusion_loss, **options))
+
+
 def vq_vae(quantizer, dim=4, draws=False, **options):
     model = jaxvae.VQVAE(
         jaxvae.ResidualEncoder(dim, (8,), 1, 4), jaxvae.ResidualDecoder(1, (8,), 1, 4), quantizer, Bernoulli
@@ -183,6 +187,8 @@ VARIANTS = {
         beta=0.5,
         balanced=True,
     ),
+    "diffusion": diffusion(DenoisingMLP(16, 1, embedding=8), num_samples=2),
+    "diffusion, simple": diffusion(UNet(1, (4,), groups=2, embedding=8), weighting="simple"),
     "linear": variant(jaxvae.models.linear_vae(SHAPE, 3), jaxvae.objectives.linear_vae_loss, draws=False),
     "autoencoder": autoencoder(),
     "conditional": of_labels(jaxvae.cvae_loss, lambda cvae: cvae, ["condition"], beta=2.0),

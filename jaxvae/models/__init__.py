@@ -1,6 +1,6 @@
 """Models: thin Linen modules, one file a family."""
 
-from jaxvae.models._schedules import CosineSchedule, LinearSchedule
+from jaxvae.models._schedules import CosineSchedule, LinearSchedule, log_snr_of_levels
 from jaxvae.models.autoencoder import Autoencoder
 from jaxvae.models.cvae import CVAE
 from jaxvae.models.gan import GAN
@@ -41,6 +41,7 @@ __all__ = [
     "TopDownVAE",
     "TransformerPrior",
     "linear_vae",
+    "log_snr_of_levels",
     "merged_posterior",
     "pixel_vae",
     "residual_posterior",

@@ -74,6 +74,7 @@ class Diffusion(nn.Module):
     What p(x | z_0) is: of continuous x N(z_0 / α_0, 1 / SNR(0)), a density in the units of x, which should be scaled to
     about unit variance. With `levels` L, for x in [0, 1] on the L values 0, 1/(L-1), ..., 1, such as pixels, the levels
     with the probabilities of their distance from z_0 / α_0; inside, they are then in [-1, 1]. L = 2 for binary pixels.
+    The schedule's `log_snr_max` need not be above `log_snr_of_levels(L)`.
 
     Attributes:
       network: (z [B, *shape], log SNR [B]) -> [B, *shape], or (z, log SNR, label [B]) where there are classes, with the

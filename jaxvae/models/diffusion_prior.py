@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae._checks import at_least
-from jaxvae.models._schedules import CosineSchedule, checked_schedule
+from jaxvae.models._schedules import checked_schedule
 from jaxvae.models.diffusion import SAMPLERS, Diffusion, Sampler
 from jaxvae.types import Array, PRNGKey, PyTree
 
@@ -31,7 +31,7 @@ class DiffusionPrior(nn.Module):
         `Diffusion(networks.DenoisingMLP(), (D,))`.
       steps: of a sample.
       sampler: "ddpm" or "ddim".
-      schedule: of a sample's steps; the diffusion's own where it is None.
+      schedule: of a sample's steps, such as `CosineSchedule`; the diffusion's own where it is None.
 
     Raises (when it is made):
       TypeError: `diffusion` is no `Diffusion`, or `steps` no integer.
@@ -45,7 +45,7 @@ class DiffusionPrior(nn.Module):
     diffusion: Diffusion
     steps: int = 100
     sampler: Sampler = "ddpm"
-    schedule: Any = CosineSchedule()
+    schedule: Any = None
 
     def __post_init__(self) -> None:
         """Check the parts."""

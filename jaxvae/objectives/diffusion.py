@@ -1,13 +1,14 @@
 """Objectives of diffusions: their bound in nats, the loss that is none, and the ELBO with a diffusion as the prior."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxvae._checks import at_least
+from jaxvae._checks import at_least, check_shape
+from jaxvae._host import host_array
 from jaxvae._variables import variables_of
 from jaxvae._whole_batch import in_evaluation
 from jaxvae.keys import noise, sample_keys
@@ -71,6 +72,7 @@ def diffusion_loss(
         raise ValueError(f"weighting must be 'bound' or 'simple', got {weighting!r}")
     at_least(1, num_samples=num_samples)
     refuse_missing(batch, "diffusion_loss")
+    check_shape((0, *model.shape), batch["x"].shape)
     x, (time_key, drop_key, draw_key) = batch["x"], _split(batch_keys(key, batch))
 
     def repeated(values: Array) -> Array:
@@ -187,13 +189,13 @@ def init_diffusion_prior(
     """
     if not isinstance(model.prior, DiffusionPrior):
         raise TypeError(f"the prior must be a DiffusionPrior, got {type(model.prior).__name__}: take init_prior")
-    shape, std = tuple(model.prior.diffusion.shape), np.asarray(std, np.float32)
+    shape, std = tuple(model.prior.diffusion.shape), host_array(std, "std")
     if std.shape not in ((), shape):
         raise ValueError(f"std must have shape () or {shape}, as the latent, got {std.shape}")
-    if not (np.isfinite(std) & (std > 0)).all():
+    if not ((std > 0) & (std < math.inf)).all():
         raise ValueError(f"std must be positive and finite, got {std}")
     fresh, state = init_prior(model, params, model_state, batch, key=key)
-    return fresh, {**state, SCALE: {PRIOR: {"std": jnp.broadcast_to(jnp.asarray(std), shape)}}}
+    return fresh, {**state, SCALE: {PRIOR: {"std": jnp.broadcast_to(jnp.asarray(std, jnp.float32), shape)}}}
 
 
 def _split(keys: PRNGKey) -> PRNGKey:
