@@ -17,6 +17,7 @@ from jaxvae.models.semi_supervised import SemiSupervisedVAE
 from jaxvae.models.table import table_vae
 from jaxvae.models.top_down import TopDownVAE, merged_posterior, residual_posterior, top_down_vae
 from jaxvae.models.transformer import TransformerPrior
+from jaxvae.models.translator import Translator
 from jaxvae.models.vae import VAE
 from jaxvae.models.vq_vae import VQVAE
 
@@ -40,6 +41,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "TopDownVAE",
     "TransformerPrior",
+    "Translator",
     "linear_vae",
     "log_snr_of_levels",
     "merged_posterior",

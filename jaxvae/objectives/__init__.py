@@ -26,6 +26,7 @@ from jaxvae.objectives.prior import init_prior, prior_loss, with_fitted_prior
 from jaxvae.objectives.quantized import vq_vae_loss
 from jaxvae.objectives.semi_supervised import semi_supervised_loss
 from jaxvae.objectives.tc import RateTerms, rate_terms, tc_vae_loss
+from jaxvae.objectives.translation import translation_loss
 from jaxvae.objectives.vae_gan import feature_vae_loss, init_feature_vae, vae_gan_loss
 from jaxvae.objectives.vq_gan import vq_gan_loss
 
@@ -64,6 +65,7 @@ __all__ = [
     "semi_supervised_loss",
     "tc_vae_loss",
     "terms_of",
+    "translation_loss",
     "vae_gan_loss",
     "vae_log_weights",
     "vae_loss",
