@@ -3,9 +3,9 @@
 from jaxvae.models._schedules import CosineSchedule, LinearSchedule, log_snr_of_levels
 from jaxvae.models.autoencoder import Autoencoder
 from jaxvae.models.cvae import CVAE
-from jaxvae.models.gan import GAN
 from jaxvae.models.diffusion import Diffusion, DiffusionBound
 from jaxvae.models.diffusion_prior import DiffusionPrior
+from jaxvae.models.gan import GAN
 from jaxvae.models.hierarchical_vae import HierarchicalVAE
 from jaxvae.models.linear import linear_vae
 from jaxvae.models.partial_encoder import PartialEncoder

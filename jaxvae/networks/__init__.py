@@ -11,8 +11,8 @@ module, not what `nn.initializers.orthogonal()` returns.
 from jaxvae.networks import _pickling as _pickling  # so that activations pickle
 from jaxvae.networks.conditioning import Conditioned, LabelEmbedding, Unconditioned
 from jaxvae.networks.convolutional import ConvDecoder, ConvEncoder
-from jaxvae.networks.discriminators import ConvDiscriminator, MLPDiscriminator, PatchDiscriminator
 from jaxvae.networks.denoising import DenoisingMLP, NoiseEmbedding
+from jaxvae.networks.discriminators import ConvDiscriminator, MLPDiscriminator, PatchDiscriminator
 from jaxvae.networks.mlp import CategoricalEncoder, GaussianHead, MLPDecoder, MLPEncoder
 from jaxvae.networks.residual import ResidualDecoder, ResidualEncoder
 from jaxvae.networks.scales import (
@@ -41,8 +41,8 @@ __all__ = [
     "MLPDecoder",
     "MLPDiscriminator",
     "MLPEncoder",
-    "PatchDiscriminator",
     "NoiseEmbedding",
+    "PatchDiscriminator",
     "PixelScale",
     "ResidualDecoder",
     "ResidualEncoder",
