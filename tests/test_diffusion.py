@@ -253,6 +253,8 @@ def test_the_first_samples_do_not_depend_on_how_many_follow_and_the_path_ends_at
     np.testing.assert_allclose(path[-1], ddim, atol=0.01)
     keys = example_keys(key, jnp.arange(3))
     np.testing.assert_array_equal(model.sample({}, 3, key=keys, steps=5), few)
+    within = jax.jit(lambda key: model.sample({}, 3, key=key, steps=5))(key)  # a program of someone else's
+    np.testing.assert_allclose(within, few, rtol=1e-5)
 
 
 def test_guidance_goes_from_no_label_to_the_label_and_beyond(key):

@@ -303,11 +303,11 @@ class Diffusion(nn.Module):
             raise ValueError(f"sampler must be 'ddpm' or 'ddim', got {sampler!r}")
         if key.shape not in ((), (num,)):
             raise ValueError(f"key must have shape () or ({num},), got {key.shape}")
-        guidance = jnp.float32(weight_at("guidance", guidance, 0))
+        guidance = weight_at("guidance", guidance, 0)  # as it is: a number that jax holds may not be read under jit
         (label, _, dropped), both = guided(num, label, None, guidance, num_classes=self.num_classes, sizes=None)
         keys = example_keys(key, jnp.arange(num)) if key.shape == () else key
         options = {"steps": int(steps), "sampler": sampler, "schedule": checked_schedule(schedule or self.schedule)}
-        return _sample(self, params, keys, label, dropped, guidance, both=both, **options)
+        return _sample(self, params, keys, label, dropped, jnp.float32(guidance), both=both, **options)
 
 
 def as_x(prediction: Prediction, output: Array, z: Array, log_snr: Array) -> Array:

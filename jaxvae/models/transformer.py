@@ -296,10 +296,10 @@ class TransformerPrior(nn.Module):
             raise ValueError(f"known must be {values.shape}, as the values are, got {known.shape}")
         outside(values, known, self.num_values)
         draw = checked_draw(temperature, top_k, top_p, max(self.counts))
-        guidance = jnp.float32(weight_at("guidance", guidance, 0))
+        guidance = weight_at("guidance", guidance, 0)  # as it is: a number that jax holds may not be read under jit
         condition, both = guided(len(values), label, prefix, guidance, num_classes=self.num_classes, sizes=self.prefix)
         flat = (each.reshape(len(values), -1) for each in (values, known))
-        drawn = complete(self, params, *flat, key, condition, draw, guidance, both=both)
+        drawn = complete(self, params, *flat, key, condition, draw, jnp.float32(guidance), both=both)
         return drawn.reshape(values.shape)
 
     @nn.nowrap
