@@ -25,6 +25,7 @@ import optax
 import jaxvae
 from experiments import classifier, vae
 from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of
 from experiments.hierarchy import averaged
 from experiments.report import as_pictures, evaluator, over_set, prepared
 from experiments.run import Run, init_of, reached
@@ -160,6 +161,24 @@ def make_model(config: Any) -> Any:
         shape[-1], tuple(config.channels), config.blocks, config.heads, config.embedding, num_classes=classes
     )
     return Diffusion(network, shape, levels=config.levels, num_classes=classes, **options)
+
+
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run by ddpm, as experiments.drawing wants them."""
+    model, params, model_state, settings = checkpoint.load(directory, make_model)
+    params = averaged_params(directory, params)
+    if settings.preset == "latents":
+        return means_of(model, with_fitted_prior(params, model_state), num, key=key)
+
+    def draw_block(key: PRNGKey) -> Array:
+        told = {}
+        if settings.num_classes is not None:
+            key, label_key = jax.random.split(key)
+            told = {"label": jax.random.randint(label_key, (BLOCK,), 0, settings.num_classes)}
+        options = {"steps": settings.steps, "guidance": settings.guidance, "schedule": cosine(model)}
+        return model.sample(params, BLOCK, key=key, **options, **told)
+
+    return in_blocks(draw_block, num, key=key)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,6 @@ compare within this experiment alone. Samples are read by a classifier of the tr
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,11 +29,12 @@ from flax import linen as nn
 import jaxvae
 from experiments import classifier
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of
 from experiments.report import as_pictures, elbo_terms, evaluator, over_set, prepared
 from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, load_splits
 from experiments.two_stage import read_share
-from jaxvae import data, figures
+from jaxvae import checkpoint, data, figures
 from jaxvae.distributions import Bernoulli
 from jaxvae.evaluation import sharpness_ratio
 from jaxvae.keys import seed_key
@@ -53,10 +53,10 @@ from jaxvae.training import adversarial_optimizer, evaluation_params, with_ema
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
 
 GENERATORS = ("gan", "wgan-gp")
+FIRST = ("gan", "vae", "vq-vae")  # what is trained before, in a directory within the run's
 PLAIN = {"vae-dis": "vae", "vae-gan": "vae", "vq-gan": "vq-vae"}
 EVALUATED = 2000  # test images at an evaluation while a model trains
 SHARPNESS_IMAGES = 1000
-DRAWN_AT_ONCE = 500
 SEEDING = 1000  # training images that seed a codebook
 
 
@@ -162,6 +162,20 @@ def make_discriminator(config: Any, kind: str) -> ConvDiscriminator | PatchDiscr
     return PatchDiscriminator(channels) if kind == "vq-gan" else ConvDiscriminator(channels, config.hidden)
 
 
+def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
+    """Samples of a run, or of what was trained first within it, as experiments.drawing wants them."""
+
+    def of_its_kind(settings: Any) -> Any:
+        return make_model(settings, settings.preset if settings.preset in FIRST else settings.model)
+
+    model, params, _, settings = checkpoint.load(directory, of_its_kind)
+    if isinstance(model, jaxvae.VQVAE):
+        raise ValueError(f"{directory} holds a VQ-VAE, which draws nothing by itself: fit experiments.prior to it")
+    conditional = isinstance(model, GAN) and settings.class_conditional
+    label = jnp.arange(num) % settings.num_classes if conditional else None
+    return draw_samples(model, averaged_params(directory, params), num, label, key=key)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, draw."""
     config = parse(PRESETS, __doc__, argv)
@@ -187,7 +201,7 @@ def generate(run: Run, config: Config, settings: Any, splits: Splits) -> None:
     state = train(run, config, config.model, model, splits, config.epochs)
     averaged = state.replace(params=evaluation_params(state))
     label = jnp.arange(config.samples, dtype=jnp.int32) // 10 % splits.num_classes if config.class_conditional else None
-    samples = draw(model, averaged, config.samples, label)
+    samples = draw_samples(model, averaged.params, config.samples, label, key=seed_key(1))
     test = measure_samples(samples, label, splits, config)
     test |= evaluator(make_objective(config, config.model, model), few(splits))(state)
     run.finish({"test": test, **reached(state)}, lambda: [save_samples(run, samples, label)])
@@ -209,7 +223,7 @@ def reconstruct(run: Run, config: Config, settings: Any, splits: Splits) -> None
         test |= {f"{name}{suffix}": value for name, value in measured.items()}
         pairs.append(pair)
         if plain == "vae":
-            samples = draw(model, each, config.samples, None)
+            samples = draw_samples(model, each.params, config.samples, key=seed_key(1))
             test |= {f"{name}{suffix}": value for name, value in measure_samples(samples, None, splits, config).items()}
     blurred = test[f"sharpness_ratio_{plain.replace('-', '_')}"]
     test["gap_closed"] = 1 - abs(1 - test["sharpness_ratio"]) / abs(1 - blurred)
@@ -217,7 +231,7 @@ def reconstruct(run: Run, config: Config, settings: Any, splits: Splits) -> None
     def pictures() -> list[Path]:
         paths = [save_reconstructions(run, [pairs[0][0], pairs[1][1], pairs[0][1]], plain)]
         if plain == "vae":
-            paths += [save_samples(run, draw(model, state, 100, None), None)]
+            paths += [save_samples(run, draw_samples(model, state.params, 100, key=seed_key(1)), None)]
             paths += [figures.learning_curves(run.directory / "learning_curves.png", run.records())]
         return paths
 
@@ -311,22 +325,13 @@ def variance_of(splits: Splits, kind: str) -> float | None:
     return float(np.var(splits.train.x, dtype=np.float64)) / scale**2
 
 
-def draw(model: Any, state: jaxvae.TrainState, count: int, label: Array | None) -> np.ndarray:
-    """Samples, or the means of a decoder at latents from the prior, [count, H, W, C]; of the given classes."""
-
-    @jax.jit
-    def some(params: PyTree, key: PRNGKey, label: Array | None) -> Array:
-        if isinstance(model, GAN):
-            return model.apply(params, DRAWN_AT_ONCE, key=key, label=label, method="sample")
-        return model.apply(params, DRAWN_AT_ONCE, key=key, method="sample").mean
-
-    programs = math.ceil(count / DRAWN_AT_ONCE)
-    labels = [None] * programs
-    if label is not None:
-        labels = list(jnp.resize(label, (programs, DRAWN_AT_ONCE)))
-    keys = jax.random.split(seed_key(1), programs)
-    drawn = [np.asarray(some(state.params, key, each)) for key, each in zip(keys, labels, strict=True)]
-    return np.concatenate(drawn)[:count]
+def draw_samples(model: Any, params: PyTree, num: int, label: Array | None = None, *, key: PRNGKey) -> np.ndarray:
+    """Samples, or the means of a decoder at latents from the prior, [num, H, W, C]; of the given classes."""
+    if not isinstance(model, GAN):
+        return means_of(model, params, num, key=key)
+    block = jax.jit(lambda key, label: model.apply(params, BLOCK, key=key, label=label, method="sample"))
+    labels = iter(() if label is None else jnp.resize(label, (-(-num // BLOCK), BLOCK)))
+    return in_blocks(lambda each: block(each, next(labels, None)), num, key=key)
 
 
 def measure_samples(samples: np.ndarray, label: Array | None, splits: Splits, config: Config) -> dict[str, float]:

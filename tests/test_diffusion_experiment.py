@@ -10,6 +10,7 @@ from test_bad_input import COUNTS, FINITE, NAN, POSITIVE
 
 from experiments import diffusion, vae
 from jaxvae import checkpoint
+from jaxvae.keys import seed_key
 
 SMALL = ("--smoke", "--channels", 4, "--heads", 0, "--embedding", 8)
 
@@ -29,6 +30,10 @@ def test_digits_are_measured_drawn_and_loaded(tmp_path):
     model, params, _, settings = checkpoint.load(tmp_path, diffusion.make_model)
     assert (model.shape, model.levels, model.num_classes, settings.ema) == ((8, 8, 1), 17, 10, 0.999)
     assert "network" in params["params"]
+    drawn = diffusion.draw(tmp_path, 110, key=seed_key(3))
+    assert drawn.shape == (110, 8, 8, 1)
+    assert set(np.unique(np.rint(16 * drawn))) <= set(range(17))
+    np.testing.assert_array_equal(diffusion.draw(tmp_path, 5, key=seed_key(3)), drawn[:5])
 
 
 @pytest.mark.slow
@@ -48,6 +53,9 @@ def test_latents_of_a_vae_get_another_prior_and_the_same_distortion(tmp_path):
         assert (tmp_path / "prior" / f"{picture}.png").stat().st_size > 1000
     model, *_ = checkpoint.load(tmp_path / "prior", diffusion.make_model)
     assert model.prior.diffusion.shape == (3,)
+    drawn = diffusion.draw(tmp_path / "prior", 3, key=seed_key(3))
+    assert drawn.shape == (3, 8, 8, 1)
+    assert np.abs(drawn - vae.draw(tmp_path / "vae", 3, key=seed_key(3))).max() > 1e-3
 
 
 GOOD = diffusion.PRESETS["digits"][1]

@@ -5,17 +5,9 @@ import pytest
 from commands import result_of, run
 
 from experiments import modes, vae_gan
+from jaxvae.keys import seed_key
 
 FILES = ("config.json", "metrics.jsonl", "result.json", "samples.png")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """A hundred test images, and the networks of a smoke run."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(vae_gan, "DRAWN_AT_ONCE", 100)
-    yield
-    patch.undo()
 
 
 def test_a_conditional_gan_draws_by_class_and_is_read(tmp_path):
@@ -24,6 +16,9 @@ def test_a_conditional_gan_draws_by_class_and_is_read(tmp_path):
     assert {"read", "read_as_the_label", "sample_sharpness_ratio", "discriminator", "r1"} <= result["test"].keys()
     assert all((tmp_path / "gan" / name).stat().st_size for name in FILES)
     assert "step" in result
+    drawn = vae_gan.draw(tmp_path / "gan", 120, key=seed_key(2))
+    assert drawn.shape == (120, 8, 8, 1)
+    np.testing.assert_array_equal(drawn[:5], vae_gan.draw(tmp_path / "gan", 5, key=seed_key(2)))
     again, said = result_of(vae_gan.main, tmp_path / "gan", *small, "--resume")
     assert again["test"] == result["test"]
     assert "resumed at step 4" in said
@@ -38,6 +33,8 @@ def test_a_vae_gan_is_measured_beside_the_plain_vae(tmp_path):
     assert test["gap_closed"] == pytest.approx(1 - abs(1 - own) / abs(1 - blurred))
     assert test["negative_elbo_vae"] == pytest.approx(test["rate_vae"] + test["distortion_vae"], rel=1e-5)
     assert {"read", "read_vae", "squared_error", "squared_error_vae"} <= test.keys()
+    assert vae_gan.draw(tmp_path / "run", 3, key=seed_key(2)).shape == (3, 8, 8, 1)
+    assert vae_gan.draw(tmp_path / "run" / "vae", 3, key=seed_key(2)).shape == (3, 8, 8, 1)
     for name in (*FILES, "reconstructions.png", "learning_curves.png", "vae/result.json"):
         assert (tmp_path / "run" / name).stat().st_size, name
 
@@ -47,6 +44,9 @@ def test_a_vae_gan_is_measured_beside_the_plain_vae(tmp_path):
 def test_the_other_models_run_too(model, tmp_path):
     result, _ = result_of(vae_gan.main, tmp_path / "run", "digits", "--smoke", "--model", model)
     assert all(np.isfinite(value) for value in result["test"].values())
+    if model == "vq-gan":
+        with pytest.raises(ValueError, match="a VQ-VAE, which draws nothing by itself"):
+            vae_gan.draw(tmp_path / "run", 3, key=seed_key(2))
     if model != "wgan-gp":
         assert (tmp_path / "run" / "reconstructions.png").stat().st_size
 
