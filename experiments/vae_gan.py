@@ -90,10 +90,10 @@ class Config(RunConfig):
     """Of wgan-gp: the weight of the gradient penalty."""
     r1: float = 0.1
     """Of gan, and of vae-dis's discriminator: the weight of the slope at images."""
-    gamma: float = 1.0
+    gamma: float = 20.0
     """Of vae-gan: how much the decoder cares for features beside the discriminator's opinion."""
-    beta: float = 1.0
-    """Weight of the rate."""
+    beta: float = 0.05
+    """Of vae-dis and vae-gan: weight of the rate beside the features; the plain VAE has 1."""
     feature_weight: float = 1.0
     """Of vq-gan: weight of the features' squared error."""
     adversarial_weight: float = 0.5
@@ -279,7 +279,7 @@ def make_objective(
     return {
         "gan": partial(gan_loss, model, r1=config.r1),
         "wgan-gp": partial(gan_loss, model, loss=WASSERSTEIN, **steps),
-        "vae": partial(jaxvae.vae_loss, model, beta=config.beta),
+        "vae": partial(jaxvae.vae_loss, model),
         "vae-dis": partial(feature_vae_loss, model, beta=config.beta, **seen),
         "vae-gan": partial(vae_gan_loss, model, beta=config.beta, gamma=config.gamma, **seen),
         "vq-vae": partial(jaxvae.vq_vae_loss, model, variance=variance),

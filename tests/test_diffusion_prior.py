@@ -99,6 +99,7 @@ def test_the_negative_elbo_with_it_is_that_of_the_gaussian_that_it_is(trained):
     np.testing.assert_allclose(bounded(known, params, num_samples=10)[0], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_stages_gain_what_the_standard_normal_missed(trained):
     """The second stage moves the prior alone, and ends near the best Gaussian or below."""
     posterior = PLAIN.apply(trained, batch(B)["x"], method="encode")

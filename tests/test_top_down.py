@@ -330,6 +330,7 @@ class TestPlugged:
         np.testing.assert_array_equal(jax.jit(again.apply)(params, x).mean, jax.jit(MODEL.apply)(params, x).mean)
 
 
+@pytest.mark.slow
 def test_a_run_of_it_is_asked_kept_and_loaded(tmp_path):
     model = top_down_vae(SHAPE, [Stage(6, (3,)), Stage(4, (2,))], blocks=0, normalization=None)
     x = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), dtype=np.uint8)

@@ -10,6 +10,7 @@ from jaxvae.keys import seed_key
 FILES = ("config.json", "metrics.jsonl", "result.json", "samples.png")
 
 
+@pytest.mark.slow
 def test_a_conditional_gan_draws_by_class_and_is_read(tmp_path):
     small = ("digits", "--smoke", "--model", "gan", "--class-conditional")
     result, said = result_of(vae_gan.main, tmp_path / "gan", *small)
