@@ -30,7 +30,7 @@ def write_problem(path, num_codes, calls):
     noise = rng.normal(scale=0.3, size=(calls, POSITIONS, DIM)).astype(np.float32)
     encoded = centres[rng.integers(len(centres), size=(calls, POSITIONS))] + noise
     init = jax.jit(partial(jaxvae.EMACodebook(num_codes).init, DIM))
-    _, state = init(key=jax.random.key(0), encoded=encoded[0])
+    _, state = init(key=jax.random.key(0), encoded=encoded[1:3].reshape(-1, DIM))  # more vectors than codes
     indices = np.arange(calls * POSITIONS, dtype=np.int32).reshape(calls, POSITIONS)
     np.savez(path, encoded=encoded, indices=indices, **state)
 
