@@ -73,6 +73,10 @@ def test_what_is_no_picture_is_refused_by_name():
         pairs.edges(np.zeros((4, 4, 1), np.float32))
     with pytest.raises(ValueError, match="'table' must hold pictures"):
         pairs.paired(data.from_arrays("table", np.zeros((4, 3))), pairs.edges)
+    real = data.from_arrays("real", np.full((4, 5, 5, 1), 200.0), domain="real")
+    with pytest.raises(ValueError, match="'real' is of domain 'real', and outlines and edges are of values in"):
+        pairs.paired(real, pairs.outlines)
+    assert pairs.paired(real, lambda x: x).prepared(2, key=seed_key(0))["condition"].shape == (2, 5, 5, 1)
     given = data.from_arrays("given", np.zeros((4, 5, 5, 1)), condition=np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="'given' has conditions already"):
         pairs.paired(given, pairs.edges)

@@ -76,6 +76,13 @@ def test_each_part_pays_its_own_and_no_other(params):
     chex.assert_trees_all_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_may_be_schedules(params):
+    options = {"absolute_weight": lambda step: 0.1 * (step + 1), "adversarial_weight": lambda step: 0.0 * step}
+    loss, (_, metrics) = translation_loss(MODEL, params, (), BATCH, key=jax.random.key(1), step=3, **options)
+    expected = 0.4 * metrics["absolute_error"] + 0.5 * metrics["discriminator"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 def test_without_the_game_the_error_alone_is_left(params):
     grads, (_, metrics) = jax.jit(jax.grad(partial(loss_of, adversarial_weight=0.0), has_aux=True))(params)
     assert set(metrics) == {"loss", "absolute_error"}
@@ -130,5 +137,8 @@ def test_pairs_must_agree_and_integers_are_no_drawing(params):
         ValueError, match=r"agree in all axes but the last, got x \(5, 4, 3, 1\), condition \(5, 4, 2, 2\)"
     ):
         MODEL.apply(params, BATCH["x"], BATCH["condition"][:, :, :2], method="discriminate")
+    integers = BATCH | {"x": jnp.zeros((5, 4, 3, 1), jnp.uint8)}
+    with pytest.raises(TypeError, match="x must be floating, got uint8"):
+        loss_of(params, integers, adversarial_weight=0.0)
     with pytest.raises(TypeError, match="floating"):
         MODEL.apply(params, jnp.zeros((1, 4, 3, 2), jnp.int32), method="translate")

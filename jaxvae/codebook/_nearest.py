@@ -47,7 +47,7 @@ def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
 
     def of_block(block: Array) -> Array:
         """The largest of every run of codes, the run, the code in it: one argmax over all takes twice as long."""
-        products = _products(jnp.concatenate([block, jnp.ones((len(block), 1))], axis=1), codes)
+        products = _products(jnp.concatenate([block, jnp.ones((len(block), 1), block.dtype)], axis=1), codes)
         runs = products.reshape(len(block), -1, run)
         best = jnp.argmax(runs.max(axis=2), axis=1).astype(jnp.int32)
         within = jnp.argmax(jnp.take_along_axis(runs, best[:, None, None], axis=1)[:, 0], axis=1)

@@ -23,10 +23,16 @@ def paired(dataset: Dataset, drawing: Callable[[Array], Array]) -> Dataset:
       drawing: x [B, H, W, C] in [0, 1], as the set's `prepare` makes it -> a condition, such as `outlines` or `edges`.
 
     Raises:
-      ValueError: the set holds no pictures, or it has conditions already.
+      ValueError: the set holds no pictures, or pictures that are not in [0, 1] where `outlines` or `edges` are to be
+        drawn, or it has conditions already.
     """
     if len(dataset.shape) != 3:
         raise ValueError(f"{dataset.name!r} must hold pictures [N, H, W, C], one x of it is {dataset.shape}")
+    if drawing in (outlines, edges) and dataset.domain.kind not in ("levels", "unit interval"):
+        raise ValueError(
+            f"{dataset.name!r} is of domain {dataset.domain.kind!r}, and outlines and edges are of values in [0, 1]: "
+            "pass a drawing of yours"
+        )
     if "condition" in dataset.arrays:
         raise ValueError(f"{dataset.name!r} has conditions already, which a drawing would replace")
     return dataset.with_prepare(make_prepare(dataset.prepare, drawing))

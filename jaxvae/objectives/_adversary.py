@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae.objectives._apply import apply
-from jaxvae.types import Array, PRNGKey, PyTree
+from jaxvae.types import Array, PRNGKey, PyTree, Schedule
 
 DISCRIMINATOR = "discriminator"
 PARAMS = "params"
@@ -100,6 +100,11 @@ def without(params: PyTree, *parts: str) -> PyTree:
 
 def _known(params: PyTree, parts: tuple[str, ...]) -> list[str]:
     return [name for name in parts if name in params[PARAMS]]
+
+
+def is_nothing(weight: float | Array | Schedule) -> bool:
+    """Whether it is the number 0, so that nothing need be computed for it."""
+    return not callable(weight) and not isinstance(weight, jax.Array) and weight == 0
 
 
 def feature_distortion(features: Array, target: Array) -> Array:

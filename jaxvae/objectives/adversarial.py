@@ -9,7 +9,7 @@ from jaxvae._checks import at_least, check_shape, check_x, weight_at
 from jaxvae._whole_batch import in_evaluation
 from jaxvae.losses import NON_SATURATING, AdversarialLoss, gradient_penalty, r1_penalty
 from jaxvae.models.gan import GAN
-from jaxvae.objectives._adversary import DISCRIMINATOR, only, two_keys, without
+from jaxvae.objectives._adversary import DISCRIMINATOR, is_nothing, only, two_keys, without
 from jaxvae.objectives._apply import apply, batch_keys, networks_key, refuse_missing
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
@@ -85,10 +85,10 @@ def gan_loss(
     real_logits, logits = jnp.split(judge(critic, jnp.concatenate([x, fake])), 2)
     metrics = {"discriminator": loss.discriminator(real_logits, logits).mean()}
     paid = metrics["discriminator"]
-    if not _is_nothing(penalty):
+    if not is_nothing(penalty):
         metrics["penalty"] = gradient_penalty(lambda x: judge(critic, x), x, fake, key=point_key).mean()
         paid += weight_at("penalty", penalty, step) * metrics["penalty"]
-    if not _is_nothing(r1):
+    if not is_nothing(r1):
         metrics["r1"] = r1_penalty(lambda x: judge(critic, x), x).mean()
         paid += weight_at("r1", r1, step) * metrics["r1"]
 
@@ -102,11 +102,6 @@ def gan_loss(
         generator = moving() if critic_steps == 1 else jax.lax.cond(turn, moving, lambda: metrics["generator"])
     metrics["loss"] = paid + generator
     return metrics["loss"], (next_state, metrics)
-
-
-def _is_nothing(weight: float | Array | Schedule) -> bool:
-    """Whether it is the number 0, so that nothing need be computed for it."""
-    return not callable(weight) and not isinstance(weight, jax.Array) and weight == 0
 
 
 def _label(model: GAN, batch: Batch) -> tuple[Array, ...]:

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from jaxvae._checks import check_shape, weight_at
+from jaxvae._checks import check_shape, check_x, weight_at
 from jaxvae.losses import NON_SATURATING, AdversarialLoss
 from jaxvae.models.translator import Translator
-from jaxvae.objectives._adversary import DISCRIMINATOR, only
+from jaxvae.objectives._adversary import DISCRIMINATOR, is_nothing, only
 from jaxvae.objectives._apply import apply, networks_key, refuse_missing
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
 
 def translation_loss(
@@ -20,8 +20,8 @@ def translation_loss(
     key: PRNGKey,
     step: Array | int,
     loss: AdversarialLoss = NON_SATURATING,
-    absolute_weight: float = 0.1,
-    adversarial_weight: float = 1.0,
+    absolute_weight: float | Array | Schedule = 0.1,
+    adversarial_weight: float | Array | Schedule = 1.0,
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     r"""The absolute error of a translated picture and the generator's part of the game, and the discriminator's.
 
@@ -37,11 +37,11 @@ def translation_loss(
       model_state: collections that the generator's networks keep.
       batch: "x" [B, H, W, C] floating, "condition" [B, H, W, C'], "index" [B].
       key: the loss's key, for dropout.
-      step: not used.
+      step: what schedules are evaluated at.
       loss: of `jaxvae.losses`: `NON_SATURATING`, `HINGE`, or yours.
       absolute_weight: w, of the absolute error summed over the picture: the nats of a Laplace variable of scale 1 / w,
         but for a constant. The published 100 on a mean over pixels is 100 / (H W C) here.
-      adversarial_weight: a; 0 leaves the whole game out, for a network of the absolute error alone.
+      adversarial_weight: a; the number 0 leaves the whole game out, for a network of the absolute error alone.
 
     Returns:
       The loss and `(model_state, metrics)`: "loss", "absolute_error" (the sum over the picture) and, unless left out,
@@ -55,18 +55,16 @@ def translation_loss(
     References:
       Isola, Zhu, Zhou and Efros, Image-to-Image Translation with Conditional Adversarial Networks, 2017.
     """
-    del step
-    weight_at("absolute_weight", absolute_weight, 0)
-    weight_at("adversarial_weight", adversarial_weight, 0)
     refuse_missing(batch, "translation_loss")
     if "condition" not in batch:
         raise ValueError(f"the batch has no 'condition' to translate, only {', '.join(sorted(batch))}")
     x, condition, own_key = batch["x"], batch["condition"], networks_key(key, batch)
+    check_x(x)
     made, next_state = apply(model, params, model_state, condition, method="translate", networks_key=own_key)
     check_shape(made.shape, x.shape)
     absolute = jnp.abs(x - made).reshape(len(x), -1).sum(axis=1).mean()
-    metrics = {"absolute_error": absolute, "loss": absolute_weight * absolute}
-    if adversarial_weight:
+    metrics = {"absolute_error": absolute, "loss": weight_at("absolute_weight", absolute_weight, step) * absolute}
+    if not is_nothing(adversarial_weight):
 
         def judge(params: PyTree, x: Array) -> Array:
             logits, after = apply(
@@ -80,5 +78,6 @@ def translation_loss(
         metrics["generator"] = loss.generator(judge(jax.lax.stop_gradient(params), made)).mean()
         paid = loss.discriminator(judge(critic, x), judge(critic, jax.lax.stop_gradient(made)))
         metrics["discriminator"] = paid.mean()
-        metrics["loss"] += adversarial_weight * metrics["generator"] + 0.5 * metrics["discriminator"]
+        weight = weight_at("adversarial_weight", adversarial_weight, step)
+        metrics["loss"] += weight * metrics["generator"] + 0.5 * metrics["discriminator"]
     return metrics["loss"], (next_state, metrics)

@@ -32,7 +32,8 @@ class GumbelCodebook:
       temperature: T, above 0; or a schedule, step -> T, such as one that falls from 1 to 1/16 (DALL·E).
       straight_through: whether the decoder is given one code in training, with the gradient of the mixture.
       kl_weight: w. The KL is a mean over the positions, as every quantiser's loss: with w = the number of positions,
-        `vq_vae_loss(variance=None)` is a negative ELBO.
+        `vq_vae_loss(variance=None)` is a negative ELBO. (`Grouped` takes the mean over its groups too: that many times
+        w.)
 
     The call returns "rate", the KL in nats, summed over the positions, and `update` "batch_perplexity". The commitment
     is zero: there is no distance to a code.
