@@ -11,6 +11,7 @@ from scipy import special, stats
 from variants import SHAPE, batch, mlp
 
 import jaxvae
+from jaxvae import losses
 from jaxvae.distributions import Categorical, DiagGaussian, EqualMixture, Mixture, StandardNormal, rate
 from jaxvae.keys import example_keys, sample_keys
 from jaxvae.losses import categorical_kl, gaussian_kl
@@ -48,6 +49,48 @@ def test_a_mixtures_density_is_scipys_and_its_samples_follow_it(key):
     np.testing.assert_allclose((samples**2).mean(axis=0), second, rtol=0.04)
     left = stats.norm.cdf(0, mean[:, 0], np.exp(log_var[:, 0] / 2)) @ share  # shares of the components, seen in z1
     np.testing.assert_allclose((samples[:, 0] < 0).mean(), left, atol=0.015)
+
+
+def exact_mixture(logits, mean, log_var, x):
+    """The sum over components, whatever it costs: what the gradient's products must agree with."""
+    of_each = -0.5 * (jnp.square(x[None] - mean[:, None]) * jnp.exp(-log_var)[:, None]).sum(axis=-1)
+    of_each -= 0.5 * (log_var + jnp.log(2 * jnp.pi)).sum(axis=1)[:, None]
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits)[:, None] + of_each, axis=0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_a_mixtures_derivatives_are_those_of_its_sum_forward_and_back_to_the_second(offset):
+    draw = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        given = [draw.normal(size=4), offset + draw.normal(size=(4, 19)), draw.normal(size=(4, 19)) - 1]
+        given = [jnp.asarray(np.float32(each), jnp.float64) for each in (*given, offset + draw.normal(size=(5, 19)))]
+        weight, moved = jnp.asarray(draw.normal(size=5)), [jnp.asarray(draw.normal(size=each.shape)) for each in given]
+
+        def nats(of, *arguments):
+            return (weight * of(*arguments)).sum()
+
+        ours = partial(nats, lambda logits, *rest: -losses.gaussian_mixture_nll(logits, *rest))
+        exact = partial(nats, exact_mixture)
+        for form in (
+            lambda of: of(*given),
+            lambda of: jax.grad(of, argnums=(0, 1, 2, 3))(*given),
+            lambda of: jax.jvp(of, given, moved)[1],
+            lambda of: jax.jvp(jax.grad(of, argnums=(0, 1, 2, 3)), given, moved)[1],
+        ):
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), form(ours), form(exact))
+        wanted = jax.grad(exact, argnums=(0, 1, 2, 3))(*given)
+        narrow = jax.grad(ours, argnums=(0, 1, 2, 3))(*(each.astype(jnp.float32) for each in given))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), narrow, wanted)
+
+
+def test_a_narrow_component_keeps_its_density_in_float32():
+    """Where squares are large and cancel, sums of products would lose a nat."""
+    z = np.float32(30) + np.float32(0.01) * np.random.default_rng(2).normal(size=(3, 50)).astype(np.float32)
+    mean, log_var = np.full((2, 50), 30, np.float32), np.full((2, 50), 2 * np.log(0.01), np.float32)
+    nats = -losses.gaussian_mixture_nll(jnp.zeros(2), jnp.asarray(mean), jnp.asarray(log_var), jnp.asarray(z))
+    std = np.exp(log_var[0].astype(np.float64) / 2)
+    expected = stats.norm.logpdf(z.astype(np.float64), 30, std).sum(axis=1)
+    np.testing.assert_allclose(nats, expected, atol=1e-4)
 
 
 def test_a_components_frequency_is_its_weight_and_keys_may_be_one_for_each(key):

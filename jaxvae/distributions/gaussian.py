@@ -119,13 +119,7 @@ class Mixture(NamedTuple):
 
     def log_prob(self, x: Array) -> Array:
         """`[B]` nats of x [B, ...]; a density."""
-
-        def of_component(mean: Array, log_var: Array) -> Array:
-            mean, log_var = (jnp.broadcast_to(values, x.shape) for values in (mean[None], log_var[None]))
-            return -losses.gaussian_nll(mean, log_var, x)
-
-        of_each = jax.vmap(of_component)(self.component_mean, self.component_log_var)  # [K, B]
-        return jax.nn.logsumexp(jax.nn.log_softmax(self.log_weights)[:, None] + of_each, axis=0)
+        return -losses.gaussian_mixture_nll(self.log_weights, self.component_mean, self.component_log_var, x)
 
     def sample(self, num: int, *, key: PRNGKey) -> Array:
         """[num, ...]: a component each, then a draw from it, not differentiable in the weights; one key, or `num`."""

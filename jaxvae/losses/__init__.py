@@ -45,7 +45,11 @@ from jaxvae.losses.likelihoods import (
     discretized_logistic_nll,
     gaussian_nll,
 )
-from jaxvae.losses.mixtures import discretized_logistic_mixture_log_mass, discretized_logistic_mixture_nll
+from jaxvae.losses.mixtures import (
+    discretized_logistic_mixture_log_mass,
+    discretized_logistic_mixture_nll,
+    gaussian_mixture_nll,
+)
 from jaxvae.losses.reals import (
     continuous_bernoulli_mean,
     continuous_bernoulli_nll,
@@ -79,6 +83,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_kl_between",
     "gaussian_kl_terms",
+    "gaussian_mixture_nll",
     "gaussian_nll",
     "gradient_penalty",
     "iwae_bound",
