@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-Array = jax.Array
+Array = jax.Array  # of JAX, a tracer too
 PRNGKey = jax.Array  # a typed key, from jax.random.key
-PyTree = Any
+PyTree = Any  # arrays in nested dictionaries, tuples and records
 Metrics = dict[str, Array]  # scalars, each a mean over the batch, in nats unless its name says otherwise
 Batch = dict[str, Array]  # "x" [B, ...], "index" [B] int32; optional "label", "condition", "observed", "weight"
 Schedule = Callable[[Array], Array]  # an optax schedule: step -> value

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 PACKAGE = "jaxvae"
 
@@ -24,9 +24,11 @@ def rooms() -> list[str]:
     """The modules that a user imports from: `jaxvae`, what lies in it, and the folders in `jaxvae.evaluation`."""
     found = [PACKAGE]
     for parent in (PACKAGE, f"{PACKAGE}.evaluation"):
-        for entry in pkgutil.iter_modules(importlib.import_module(parent).__path__):
-            if not entry.name.startswith("_") and (parent == PACKAGE or entry.ispkg):
-                found.append(f"{parent}.{entry.name}")
+        found += [
+            f"{parent}.{entry.name}"
+            for entry in pkgutil.iter_modules(importlib.import_module(parent).__path__)
+            if not entry.name.startswith("_") and (parent == PACKAGE or entry.ispkg)
+        ]
     return sorted(found)
 
 
@@ -66,7 +68,7 @@ def names(room: str) -> list[str]:
         defined = [node.name for node in tree(room).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         defined += [name for name in assigned(room) if not name.isupper() or room.endswith(".types")]
         exported = [name for name in defined if not name.startswith("_")]
-    return [name for name in exported if not isinstance(getattr(module, name), ModuleType)]
+    return [name for name in exported if not isinstance(getattr(module, name), ModuleType | TypeVar)]
 
 
 def within(module: str, room: str) -> bool:
@@ -209,7 +211,7 @@ def by_file(room: str) -> list[tuple[str, list[str]]]:
             value = getattr(importlib.import_module(room), name)
             module = constants(room)[name][0] if name in constants(room) else getattr(value, "__module__", room)
             files.setdefault(module if within(module, room) else room, []).append(name)
-    return sorted(files.items())
+    return sorted(files.items(), key=lambda item: ("._" in item[0], item[0]))  # what many share comes last
 
 
 def listed(room: str, among: list[str]) -> Iterator[str]:
@@ -219,11 +221,8 @@ def listed(room: str, among: list[str]) -> Iterator[str]:
     yield from (".. list-table::", "   :widths: 35 65", "   :class: names", "")
     for name in among:
         home, _ = homes()[f"{room}.{name}"]
-        told = (
-            comment(home, name)
-            if name in constants(home)
-            else plain(first_line(getattr(importlib.import_module(home), name)))
-        )
+        value = getattr(importlib.import_module(home), name)
+        told = comment(home, name) if name in constants(home) else plain(first_line(value))
         yield f"   * - :py:obj:`{name} <{home}.{name}>`"
         yield f"     - {told}"
     yield ""
@@ -299,7 +298,7 @@ def in_full(annotation: ast.expr, module: str) -> ast.expr:
     around = vars(importlib.import_module(module))
 
     class Full(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+        def visit_Name(self, node: ast.Name) -> ast.expr:
             meant = objects().get((node.id, id(around.get(node.id))))
             return ast.parse(meant, mode="eval").body if meant else node
 

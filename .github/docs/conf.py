@@ -11,7 +11,6 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import _reference  # noqa: E402
-import _site  # noqa: E402
 
 _reference.write(HERE / "api")
 
@@ -46,13 +45,14 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [
+    ("Attributes", "params_style"),
     ("Attributes besides those of VAE", "params_style"),
-    *(
-        (f"Raises {when}", "params_style")
-        for when in ("log_prob", "every method", "when it is made", "where it meets a model")
-    ),
+    ("Raises log_prob", "params_style"),
+    ("Raises every method", "params_style"),
+    ("Raises when it is made", "params_style"),
+    ("Raises where it meets a model", "params_style"),
 ]
-napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

@@ -16,8 +16,8 @@ from jaxvae.data.order import Order
 from jaxvae.types import Array, Batch
 
 READERS = 8  # threads that read a memory map
-RESIDENT_STEPS = 1000
-STREAMED_BYTES = 64 * 2**20
+RESIDENT_STEPS = 1000  # of a chunk, where nothing else is said
+STREAMED_BYTES = 64 * 2**20  # what a chunk holds, where nothing else is said
 STREAM_ABOVE_BYTES = 2**30  # larger sets stay on the host, where nothing else is said
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = math.log(2 * math.pi)  # log 2π
 
 
 @jax.custom_jvp

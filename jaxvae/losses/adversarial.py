@@ -64,9 +64,10 @@ class AdversarialLoss(NamedTuple):
         return self.real(real) + self.fake(fake)
 
 
-# Goodfellow et al., Generative Adversarial Nets, 2014: the game, and the form in which its gradient does not vanish
-# while the discriminator is sure. At the best discriminator, D = p / (p + q), log 4 - 2 JS(p, q) is what it pays.
+# Goodfellow et al., Generative Adversarial Nets, 2014: the game. At the best discriminator, D = p / (p + q),
+# log 4 - 2 JS(p, q) is what it pays.
 MINIMAX = AdversarialLoss(real_nll, fake_nll, _negative_fake_nll)
+# The same paper: the form in which the generator's gradient does not vanish while the discriminator is sure.
 NON_SATURATING = AdversarialLoss(real_nll, fake_nll, real_nll)
 # Lim and Ye, Geometric GAN, 2017.
 HINGE = AdversarialLoss(_below_one, _above_minus_one, _low)

@@ -12,13 +12,14 @@ from jaxvae.evaluation.disentanglement._prediction import DCI, dci, sap
 from jaxvae.evaluation.disentanglement._still import beta_vae_score, factor_vae_score
 
 Score = Callable[..., float | DCI]  # (codes, factors, *, seed)
+# All but DCI, which takes minutes on dSprites.
 CHEAP_SCORES: Mapping[str, Score] = {
     "mig": mig,
     "sap": sap,
     "factor_vae_score": factor_vae_score,
     "beta_vae_score": beta_vae_score,
 }
-SCORES: Mapping[str, Score] = {**CHEAP_SCORES, "dci": dci}
+SCORES: Mapping[str, Score] = {**CHEAP_SCORES, "dci": dci}  # all of them, by name
 
 
 def disentanglement_scores(
