@@ -102,7 +102,8 @@ def aliases() -> dict[str, str]:
         value = getattr(importlib.import_module(home), name)
         table[full] = target
         table[f"{getattr(value, '__module__', home)}.{name}"] = target
-        table[full.removeprefix(PACKAGE + ".")] = target
+        if "." in full.removeprefix(PACKAGE + "."):
+            table[full.removeprefix(PACKAGE + ".")] = target
         short.setdefault(name, set()).add(target)
     taken = arguments_and_fields()
     table.update({name: min(to) for name, to in short.items() if len(to) == 1 and name not in taken})

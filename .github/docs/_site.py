@@ -1,7 +1,7 @@
 """What the site needs of its own: names in docstrings as links, formulas as MathML, signatures as they are written."""
 
 import inspect
-import logging
+import re
 from typing import Any
 
 import _reference
@@ -70,6 +70,22 @@ def prose(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: li
     lines[:] = _reference.plain_lines(lines)
 
 
+def where_assigned(app: Sphinx, room: str, name: str) -> str | None:
+    """The file of a constant, which does not know it itself."""
+    return _reference.constants(room)[name][0] if name in _reference.constants(room) else None
+
+
+def back(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let the links from sources back to the reference lead to where a name is documented."""
+    if page.startswith("_modules/jaxvae"):
+
+        def home(link: re.Match[str]) -> str:
+            short = link[1].rpartition(".")[2]
+            return f'#{ALIASES.get(link[1], ALIASES.get(short, link[1]))}"'
+
+        context["body"] = re.sub(r'#(jaxvae\.[\w.]+)"', home, context["body"])
+
+
 def to_mathml(text: str, display: str) -> str:
     """A formula as browsers draw it by themselves: no script, no font to load."""
     return latex2mathml.converter.convert(text, display=display)
@@ -87,21 +103,14 @@ def block(self: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-class Expected(logging.Filter):
-    """Pages that are not written yet."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "toctree glob pattern" not in str(record.msg)
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register it all."""
-    for handler in logging.getLogger("sphinx").handlers:
-        handler.filters.insert(0, Expected())
     app.add_role("name", Name())
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", prose, priority=400)
+    app.connect("viewcode-follow-imported", where_assigned)
+    app.connect("html-page-context", back)
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,99 @@
+"""The site's reference has every public name once, with what is said of it; Sphinx is not needed to see that."""
+
+import importlib
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import jaxvae
+
+DOCS = Path(__file__).parents[1] / ".github" / "docs"
+DIRECTIVE = re.compile(r"^\.\. (?:autofunction|autoclass|py:data):: (\S+)", flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("_reference", DOCS / "_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def documented(reference):
+    """How often the pages document each full name."""
+    found = Counter()
+    for room in reference.rooms():
+        names = DIRECTIVE.findall(reference.page(room))
+        found.update(name if name.startswith("jaxvae.") else f"{room}.{name}" for name in names)
+    return found
+
+
+def test_every_room_has_a_page(reference):
+    files = Path(jaxvae.__file__).parent.glob("[!_]*")
+    rooms = {f"jaxvae.{path.stem}" for path in files if path.suffix == ".py" or (path / "__init__.py").exists()}
+    inner = {f"jaxvae.evaluation.{name}" for name in ("classical", "disentanglement", "samples")}
+    assert set(reference.rooms()) == {"jaxvae", *rooms, *inner}
+    index = reference.index()
+    assert all(f"\n   {room}\n" in index for room in reference.rooms())
+
+
+def test_every_public_name_is_documented_once(reference, documented):
+    assert set(documented.values()) == {1}
+    exported = set()
+    for room in reference.rooms():
+        module = importlib.import_module(room)
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if isinstance(value, ModuleType):
+                continue
+            exported.add(id(value))
+            home, known = reference.homes()[f"{room}.{name}"]
+            assert f"{home}.{known}" in documented
+            assert getattr(importlib.import_module(home), known) is value
+    assert len(documented) >= len(exported) > 250
+
+
+def test_something_is_said_of_every_name(reference, documented):
+    for name in documented:
+        room, _, last = name.rpartition(".")
+        if last in reference.constants(room):
+            assert reference.comment(room, last), f"{name} has no comment"
+        else:
+            assert reference.first_line(getattr(importlib.import_module(room), last)), f"{name} has no docstring"
+
+
+def test_a_name_is_found_by_each_way_to_say_it(reference):
+    aliases = reference.aliases()
+    for said in ("jaxvae.vae_loss", "jaxvae.objectives.elbo.vae_loss", "objectives.vae_loss", "vae_loss"):
+        assert aliases[said] == "jaxvae.objectives.vae_loss"
+    assert aliases["jaxvae.train"] == "jaxvae.run.train"
+    assert "mean" not in aliases
+    assert "train" not in aliases
+
+
+def test_signatures_are_as_the_source_writes_them(reference):
+    assert reference.signature(jaxvae.losses.gaussian_kl) == "(mean: jaxvae.types.Array, log_var: jaxvae.types.Array)"
+    assert reference.signature(jaxvae.Poisson) == "(log_rate: jaxvae.types.Array)"
+    written = reference.signature(jaxvae.vae_loss)
+    assert "batch: jaxvae.types.Batch" in written
+    assert "beta: float | jaxvae.types.Array | jaxvae.types.Schedule" in written
+
+
+def test_prose_is_plain_and_what_is_set_in_is_code(reference):
+    lines = ["q(z|x) of `a|b`.", "", ".. math:: |x|", "", "Such as", "", "    f(*x)", "", "then * more."]
+    assert reference.plain_lines(lines) == [
+        *("q(z\\|x) of `a|b`.", "", ".. math:: |x|", "", "Such as", ""),
+        *(".. code-block:: python", "", "    f(*x)", "", "then \\* more."),
+    ]
+
+
+def test_the_pages_and_the_index_name_each_other():
+    listed = set(re.findall(r"^([\w/*-]+)$", (DOCS / "index.md").read_text(), flags=re.MULTILINE))
+    pages = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")} - {"index"}
+    covered = {page for page in pages if page in listed or f"{Path(page).parent}/*" in listed}
+    assert pages - covered == set()
