@@ -299,10 +299,14 @@ def save_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
         return images.reshape(len(order), len(values), *images.shape[1:])
 
     values = np.linspace(-TRAVERSED, TRAVERSED, 11)
-    labels = [f"z{latent + 1}  {report.kl[latent]:.2f} nats" for latent in order]
+    labels = [f"{figures.latent_name(latent)}  {report.kl[latent]:.2f} nats" for latent in order]
     moving = moved(np.linspace(-TRAVERSED, TRAVERSED, 20))
     return [
-        figures.traversals(run.directory / "traversals.png", moved(values), values, labels=labels),
+        figures.traversals(
+            *(run.directory / "traversals.png", moved(values), values),
+            labels=labels,
+            title="means where one latent moves and the others stay",
+        ),
         figures.traversal_gif(run.directory / "traversals.gif", moving, labels=labels),
     ]
 
@@ -311,9 +315,9 @@ def save_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
 def draw_information(run: Run, information: list[list[float]], kl: np.ndarray, names: Sequence[str]) -> Path:
     """The heat map of which latent tells which factor, by falling KL."""
     order = np.argsort(-kl)
-    labels = [f"z{latent + 1}" for latent in order]
+    labels, title = [figures.latent_name(latent) for latent in order], "what each latent tells of each factor"
     path = run.directory / "information.png"
-    return figures.factor_information(path, np.asarray(information)[order], names, labels=labels)
+    return figures.factor_information(path, np.asarray(information)[order], names, labels=labels, title=title)
 
 
 def print_scores(scored: dict[str, dict[str, float]], information: list[list[float]], names: Sequence[str]) -> None:

@@ -122,12 +122,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = jaxvae.train(model, train, loss=loss, validation=0, progress=config.model == "pixel-vae", **options)
         means = reconstruct(run, x)
         measured[name] = measure(run, x, means)
-        drawn[name] = means[:DRAWN].clip(0, 1)[:, None]
+        drawn[name] = means[:DRAWN].clip(0, 1)
     out.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"test": measured, **dataclasses.asdict(config)}, indent=2, default=str)
     (out / "collapse.json").write_text(record + "\n")
-    title = "test digits, and reconstructions by each"
-    path = figures.completions(out / "collapse.png", x[:DRAWN], drawn, {}, title=title)
+    names, title = ["test image", *drawn], "test digits and their reconstructions (means)"
+    rows = np.concatenate([x[:DRAWN], *drawn.values()])
+    path = figures.image_grid(out / "collapse.png", rows, columns=len(x[:DRAWN]), row_names=names, title=title)
     show(measured)
     for written in (path, out / "collapse.json"):
         console.print(str(written), highlight=False)

@@ -320,7 +320,7 @@ def save_pictures(run: Run, model: jaxvae.CVAE, params: PyTree, report: Report, 
         method="transfer",
     ).mean
     pictures = label_pictures(run.directory, as_pictures(samples), images, as_pictures(analogies))
-    return pictures + training_pictures(run, report)
+    return pictures + training_pictures(run, report, condition="y")
 
 
 def print_found(

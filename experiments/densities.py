@@ -131,8 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         json.dumps({"kl": kl, **dataclasses.asdict(config)}, indent=2, default=str) + "\n"
     )
     images = np.stack(pictures).reshape(-1, CELLS, CELLS, 1)[:, ::-1][:, ::3, ::3].astype(np.float32)
-    title = "exact, " + ", ".join(FAMILIES)
-    path = figures.image_grid(out / "densities.png", images, columns=1 + len(FAMILIES), title=title)
+    names = {"row_names": list(DENSITIES), "column_names": ["p", *FAMILIES]}
+    title = "densities p of two variables, and the best q of each family"
+    path = figures.image_grid(out / "densities.png", images, columns=1 + len(FAMILIES), title=title, **names)
     show(kl)
     for written in (path, out / "densities.json"):
         console.print(str(written), highlight=False)

@@ -289,11 +289,11 @@ def pictures(run: Run, config: Config, draw: Draw, **others: Array) -> list[Path
     ]
     shown = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
     columns = np.swapaxes(np.asarray(path)[shown, :10], 0, 1)
-    in_words = ", ".join(f"{steps} of {sampler}" for sampler, steps in kinds(config))
+    in_steps = [f"{sampler}, {steps} steps" for sampler, steps in kinds(config)]
     grids = {
         "samples": (samples, "samples"),
         "denoising": (columns.reshape(-1, *columns.shape[2:]), "what the network takes for x, from noise on"),
-        "few_steps": (np.concatenate(rows), f"the same noise in {in_words}"),
+        "few_steps": (np.concatenate(rows), "samples of the same noise in fewer steps"),
         **{name: (images, name.replace("_", " ")) for name, images in others.items()},
     }
     curves = [] if config.preset == "latents" else [run.directory / "learning_curves.png"]  # a prior has the loss alone
@@ -303,6 +303,7 @@ def pictures(run: Run, config: Config, draw: Draw, **others: Array) -> list[Path
                 run.directory / f"{name}.png",
                 as_pictures(images),
                 columns=len(shown) if name == "denoising" else 10,
+                row_names=in_steps if name == "few_steps" else None,
                 title=title,
             )
             for name, (images, title) in grids.items()

@@ -368,15 +368,26 @@ def save_pictures(run: Run, model: Any, params: PyTree, splits: Splits) -> list[
             *curves,
             figures.image_grid(out / "samples.png", samples, title="samples (means)"),
             figures.reconstructions(
-                out / "reconstructions.png", as_pictures(x), as_pictures(model.apply(params, x).mean)
+                *(out / "reconstructions.png", as_pictures(x), as_pictures(model.apply(params, x).mean)),
+                title="test images and their reconstructions (means)",
             ),
         ]
     num_groups = len(model.rungs)
     below = [draw(COLUMNS, key=seed_key(2), from_group=i).mean for i in range(num_groups, 0, -1)]
     seen = [model.apply(params, x, up_to=i, method="reconstruct").mean for i in range(num_groups, 0, -1)]
+    groups = range(num_groups, 0, -1)
+    above = [f"z{num_groups}" if i == num_groups else f"z{num_groups} to z{i}" for i in groups]
     rows = {
-        "rungs.png": (below, "in each row one group more is shared: from all drawn anew to z1 alone"),
-        "reconstructions.png": ([x, *seen], f"test images, then what z{num_groups} alone knows, down to z1"),
+        "rungs.png": (
+            below,
+            ["nothing shared", *(f"{name} shared" for name in above[:-1])],
+            "samples (means) that share the groups above and draw those below anew",
+        ),
+        "reconstructions.png": (
+            [x, *seen],
+            ["test image", *(f"by {name}" for name in above)],
+            "test images, and what the groups from the top down know of them (means)",
+        ),
     }
     return [
         *curves,
@@ -390,8 +401,10 @@ def save_pictures(run: Run, model: Any, params: PyTree, splits: Splits) -> list[
             for temperature in (0.7, 1.0)
         ),
         *(
-            figures.image_grid(out / name, as_pictures(np.concatenate(images)), columns=COLUMNS, title=title)
-            for name, (images, title) in rows.items()
+            figures.image_grid(
+                out / name, as_pictures(np.concatenate(images)), columns=COLUMNS, row_names=names, title=title
+            )
+            for name, (images, names, title) in rows.items()
         ),
     ]
 

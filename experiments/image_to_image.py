@@ -5,7 +5,7 @@
   python -m experiments.image_to_image mnist      edges -> MNIST's digits (needs TFDS_DATA_DIR)
 
 The drawings are made from the pictures. The same U-Net is trained twice, for the absolute error alone, in a directory
-within the run's, and with the discriminator, and both are measured on held-out pairs: the error, how well the shapes
+within the run's, and with the discriminator, and both are measured on test pairs: the error, how well the shapes
 agree (intersection over union) and how sharp the pictures are. What each costs and which numbers to expect:
 experiments/README.md.
 """
@@ -51,7 +51,7 @@ class Config(RunConfig):
     data: str = "mnist"
     """sprites, digits, or any set of grey images that is prepared for tensorflow-datasets."""
     images: int = 20_000
-    """Sprites to train on; a tenth as many are held out."""
+    """Sprites to train on; a tenth as many are for the test."""
     channels: tuple[int, ...] = (32, 64)
     """Of the U-Net at each size, each half as large as the one before."""
     critic_channels: tuple[int, ...] = (32, 64)
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def load(config: Config) -> tuple[data.Dataset, data.Dataset]:
-    """Pictures with their drawings, to train on and held out."""
+    """Pictures with their drawings, to train on and to test with."""
     if config.data == "sprites":
         chosen = np.random.default_rng(config.seed).choice(
             sprites.NUM_IMAGES, config.images + -(-config.images // 10), replace=False
@@ -173,7 +173,7 @@ def train_model(
 
 
 def measure(model: Translator, state: jaxvae.TrainState, test: data.Dataset) -> tuple[dict[str, float], np.ndarray]:
-    """How a network translates held-out drawings, and its pictures."""
+    """How a network translates test drawings, and its pictures."""
     x, made = over_set(partial(_translate, model), state, test)
     real, drawn = x >= 0.5, made >= 0.5
     union = (real | drawn).reshape(len(x), -1).sum(axis=1)
@@ -194,12 +194,12 @@ def _translate(
 
 @file_errors()
 def save_pictures(run: Run, test: data.Dataset, made: dict[str, np.ndarray]) -> list[Path]:
-    """Held-out drawings, what each network makes of them, and the pictures that they were drawn from."""
+    """Test drawings, what each network makes of them, and the pictures that they were drawn from."""
     batch = test.prepared(DRAWN, key=seed_key(0))
     rows = [np.asarray(batch["condition"]), *(each[:DRAWN] for each in made.values()), np.asarray(batch["x"])]
     images = as_pictures(np.concatenate(rows))
-    title = ", ".join(("from above: drawings", *made, "the pictures themselves"))
-    return [figures.image_grid(run.directory / "translations.png", images, columns=DRAWN, title=title)]
+    names, title = ["drawing", *made, "picture"], "test drawings, what each network makes of them, the truth"
+    return [figures.image_grid(run.directory / "translations.png", images, columns=DRAWN, row_names=names, title=title)]
 
 
 if __name__ == "__main__":

@@ -222,13 +222,14 @@ def save_pictures(run: Run, model: jaxvae.VAE, state: jaxvae.TrainState, dataset
     of_two = posterior_pictures(run, model, variables, x[:POSTERIORS]) if codes["mean"].shape[1] == 2 else []
     return [
         *of_two,
-        figures.reconstructions(out / "reconstructions.png", *pairs),
+        figures.reconstructions(out / "reconstructions.png", *pairs, title="test images and their reconstructions"),
         figures.learning_curves(out / "learning_curves.png", run.records()),
         figures.image_grid(out / "samples.png", as_pictures(samples), title="samples from the prior (means)"),
         figures.latent_scatter(
             *(out / "prior.png", drawn, named),
             circles=run.settings["prior"] == "normal",
-            title=f"draws of latents {first} and {second}: all posteriors, and the prior",
+            latents=(int(first), int(second)),
+            title="draws of the two latents that vary most: all posteriors, and the prior",
         ),
     ]
 
@@ -249,8 +250,9 @@ def posterior_pictures(run: Run, model: jaxvae.VAE, params: PyTree, x: Array) ->
         counted, *_ = np.histogram2d(*draws.T, bins=edges)
         approximate.append(counted / counted.max())
     images = np.stack(exact + approximate)[..., None].astype(np.float32)
-    title = f"p(z|x) of {len(exact)} test images, exact above, {run.settings['posterior']} below"
-    return [figures.image_grid(run.directory / "posteriors.png", images, columns=len(exact), title=title)]
+    names = ["exact p(z|x)", f"{run.settings['posterior']} q(z|x)"]
+    path, title = run.directory / "posteriors.png", f"posteriors of {len(exact)} test images over two latents"
+    return [figures.image_grid(path, images, columns=len(exact), row_names=names, title=title)]
 
 
 def _codes(model: jaxvae.VAE, params: PyTree, model_state: PyTree, batch: Batch, *, key: PRNGKey) -> dict[str, Array]:

@@ -206,8 +206,9 @@ def save_pictures(run: Run, model: Any, params: PyTree, maps: Maps, **options: A
     images = as_pictures(maps.as_images(drawn))
     console.print(f"{SAMPLES} samples in {time.perf_counter() - began:.1f} s, compiling included", highlight=False)
     title = "samples" if label is None else "samples, a row for each class"
+    names = None if label is None else list(map(str, np.asarray(label)[::10]))
     return [
-        figures.image_grid(run.directory / "samples.png", images, columns=10, title=title),
+        figures.image_grid(run.directory / "samples.png", images, columns=10, row_names=names, title=title),
         figures.learning_curves(run.directory / "learning_curves.png", run.records()),
     ]
 

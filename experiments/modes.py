@@ -177,8 +177,8 @@ def save_pictures(run: Run, model: GAN, params: PyTree, mixture: Mixture) -> lis
     """Draw data and samples as densities, side by side."""
     both = [draw(mixture, MEASURED, 1), samples_of(model, params)]
     images = np.stack([density(points, mixture.edge) for points in both])
-    title = f"{run.settings['preset']}: data (left), {run.settings['model']} (right)"
-    return [figures.image_grid(run.directory / "modes.png", images, columns=2, title=title)]
+    names, title = ["data", run.settings["model"]], f"{run.settings['preset']}: where samples lie"
+    return [figures.image_grid(run.directory / "modes.png", images, columns=2, column_names=names, title=title)]
 
 
 def density(points: np.ndarray, edge: float) -> np.ndarray:

@@ -221,7 +221,7 @@ def save_pictures(this_run: Run, config: Config, model: jaxvae.CVAE, params: PyT
     out = this_run.directory
     return [
         draw_completions(out / "completions.png", config, model, params, test),
-        figures.learning_curves(out / "learning_curves.png", this_run.records()),
+        figures.learning_curves(out / "learning_curves.png", this_run.records(), condition="c"),
     ]
 
 

@@ -298,8 +298,10 @@ def save_pictures(run: Run, members: list[dict[str, Any]], metrics: dict[str, li
     """Draw rate against distortion, and every metric against β."""
     rate, distortion, beta = ([member[name] for member in members] for name in ("rate", "distortion", "beta"))
     return [
-        figures.rate_distortion(run.directory / "rate_distortion.png", rate, distortion, beta),
-        figures.metrics_by_beta(run.directory / "metrics_by_beta.png", beta, metrics),
+        figures.rate_distortion(
+            run.directory / "rate_distortion.png", rate, distortion, beta, title="test images, nats per example"
+        ),
+        figures.metrics_by_beta(run.directory / "metrics_by_beta.png", beta, metrics, title="on the test images"),
     ]
 
 

@@ -1,6 +1,6 @@
 """What a trained model is worth, in numbers and pictures: shared by the experiments with continuous latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,22 +130,35 @@ def prepared(dataset: data.Dataset, count: int) -> Batch:
     return dataset.prepared(count, key=seed_key(EVALUATION_SEED))
 
 
-def label_pictures(directory: Path, samples: np.ndarray, images: np.ndarray, analogies: np.ndarray) -> list[Path]:
-    """Samples, [K·S, H, W, C] class by class; images [N, H, W, C] beside themselves as each class, [N·K, H, W, C]."""
+def label_pictures(
+    directory: Path,
+    samples: np.ndarray,
+    images: np.ndarray,
+    analogies: np.ndarray,
+    *,
+    names: Sequence[Any] = (),
+) -> list[Path]:
+    """Samples, [K·S, H, W, C] class by class; images [N, H, W, C] beside themselves as each class, [N·K, H, W, C].
+
+    The classes are called 0, 1, ... unless there are `names`.
+    """
     num_classes = len(analogies) // len(images)
+    classes = list(map(str, names or range(num_classes)))
     rows = np.concatenate([images[:, None], analogies.reshape(-1, num_classes, *images.shape[1:])], axis=1)
     return [
         figures.image_grid(
             directory / "samples.png",
             samples,
             columns=len(samples) // num_classes,
-            title="a class in each row, a latent in each column",
+            row_names=classes,
+            title="means given the class: a class in each row, a latent in each column",
         ),
         figures.image_grid(
             directory / "analogies.png",
             rows.reshape(-1, *images.shape[1:]),
             columns=num_classes + 1,
-            title="test images (left), and every class in their style",
+            column_names=["test image", *classes],
+            title="test images, and every class in their style (means)",
         ),
     ]
 
@@ -168,23 +181,30 @@ def save_pictures(run: Run, model: Any, params: PyTree, report: Report, label: n
         *training_pictures(run, report),
         figures.image_grid(out / "samples.png", as_pictures(samples), title="samples from the prior (means)"),
         figures.interpolation(
-            out / "interpolation.png", as_pictures(between).reshape(-1, len(share), *between.shape[1:])
+            out / "interpolation.png",
+            as_pictures(between).reshape(-1, len(share), *between.shape[1:]),
+            title="between the codes of two test images (means)",
         ),
     ]
     if codes.shape[-1] == 2:
         paths += [
-            figures.manifold(out / "manifold.png", lambda latent: as_pictures(decode(latent))),
+            figures.manifold(
+                out / "manifold.png", lambda latent: as_pictures(decode(latent)), title="means over the latents"
+            ),
             figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
         ]
     return paths
 
 
-def training_pictures(run: Run, report: Report) -> list[Path]:
-    """What a model with latents has made of x, how it got there, and which latents it uses."""
-    out = run.directory
+def training_pictures(run: Run, report: Report, *, condition: str | None = None) -> list[Path]:
+    """What a model with latents has made of x, how it got there, and which latents it uses.
+
+    `condition` is the letter of what a conditional model is given.
+    """
+    out, title = run.directory, "test images and their reconstructions (means)"
     paths = [
-        figures.reconstructions(out / "reconstructions.png", *map(as_pictures, report.pairs)),
-        figures.learning_curves(out / "learning_curves.png", run.records()),
+        figures.reconstructions(out / "reconstructions.png", *map(as_pictures, report.pairs), title=title),
+        figures.learning_curves(out / "learning_curves.png", run.records(), condition=condition),
     ]
     if report.kl is not None:
         path, active = out / "kl_per_dimension.png", active_latents(report.codes)

@@ -33,12 +33,16 @@ def save_reconstructions(
     if x.ndim == 4:
         few = x[:10], indices[:10], reconstructed[:10]
         return [
-            figures.reconstructions(directory / "reconstructions.png", x, reconstructed),
-            figures.index_maps(directory / "index_maps.png", *few, **options),
+            figures.reconstructions(
+                directory / "reconstructions.png", x, reconstructed, title="test images and their reconstructions"
+            ),
+            figures.index_maps(directory / "index_maps.png", *few, title="test images as codes", **options),
         ]
     return [
         figures.video_gif(directory / "reconstructions.gif", x[:VIDEOS], reconstructed[:VIDEOS]),
-        figures.video_frames(directory / "reconstructions.png", x[:STRIPS], reconstructed[:STRIPS]),
+        figures.video_frames(
+            directory / "reconstructions.png", x[:STRIPS], reconstructed[:STRIPS], title="test videos, some frames"
+        ),
     ]
 
 

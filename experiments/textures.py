@@ -135,7 +135,7 @@ def finish(
     write_whole(out / "result.json", json.dumps(result, indent=2, default=str) + "\n")
     title = f"{config.larger} times as large as the sample: spot noise, random phase"
     for path in (
-        figures.labelled_rows(out / "textures.png", rows, title="sample, spot noise, random phase; their spectra"),
+        figures.labelled_rows(out / "textures.png", rows, title="columns: sample, spot noise, random phase"),
         figures.labelled_rows(out / "larger.png", larger, title=title),
         out / "result.json",
     ):

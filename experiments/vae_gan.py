@@ -370,16 +370,18 @@ def _reconstruct(model: Any, params: PyTree, model_state: PyTree, batch: Batch, 
 def save_samples(run: Run, samples: np.ndarray, label: Array | None) -> Path:
     """Draw samples, a row for each class where they have some."""
     title = f"{run.settings['model']}: samples" + ("" if label is None else ", a row for each class")
-    return figures.image_grid(run.directory / "samples.png", as_pictures(samples[:100]), columns=10, title=title)
+    drawn, names = as_pictures(samples[:100]), None if label is None else list(map(str, np.asarray(label)[:100:10]))
+    return figures.image_grid(run.directory / "samples.png", drawn, columns=10, row_names=names, title=title)
 
 
 @file_errors()
 def save_reconstructions(run: Run, rows: Sequence[np.ndarray], plain: str) -> Path:
     """Draw test images, what the plain model and what this one makes of them, below each other."""
     blocks = np.stack([as_pictures(row[:16]) for row in rows])
-    title = f"test images, a {plain}, {run.settings['model']}"
+    names, title = ["test image", plain, run.settings["model"]], "test images and their reconstructions (means)"
     images = blocks.reshape(-1, *blocks.shape[2:])
-    return figures.image_grid(run.directory / "reconstructions.png", images, columns=blocks.shape[1], title=title)
+    options = {"columns": blocks.shape[1], "row_names": names, "title": title}
+    return figures.image_grid(run.directory / "reconstructions.png", images, **options)
 
 
 if __name__ == "__main__":

@@ -333,8 +333,10 @@ def save_pictures(
     out = run.directory
     return [
         *save_reconstructions(out, test, x, np.asarray(reconstructed), indices, num_codes=config.num_codes),
-        figures.code_usage(out / "code_usage.png", usage_of(indices, config.num_codes, parts_of(config))),
-        figures.codebook_health(out / "codebook_health.png", run.records()),
+        figures.code_usage(
+            out / "code_usage.png", usage_of(indices, config.num_codes, parts_of(config)), title="codes of the test set"
+        ),
+        figures.codebook_health(out / "codebook_health.png", run.records(), title="the codebook while it trained"),
     ]
 
 

@@ -36,7 +36,8 @@ def test_kl_bars_stand_from_the_largest_down(tmp_path):
     ordered = jnp.float32([2.0, 1.0, 0.5, 0.2, 0.05])
     active = jnp.array([True, True, True, False, False])
     again = read(figures.kl_bars(tmp_path / "again.png", ordered, active=active, title="rate"))
-    np.testing.assert_array_equal(again, picture)
+    above = slice(0, int(0.85 * len(picture)))  # below stand the latents' names, which are others
+    np.testing.assert_array_equal(again[above], picture[above])
     for kl, active, counts in (
         ([1.0, 2.0], [True] * 2, [2, 0]),
         ([0.009, 0.008], [False] * 2, [0, 2]),

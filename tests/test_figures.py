@@ -481,8 +481,8 @@ def test_wrong_shapes_are_named(tmp_path):
         figures.latent_scatter(path, np.zeros((5, 2)), np.zeros((5, 1)))
     with pytest.raises(ValueError, match=r"codes must be finite: code 1 is \[0.0, nan\]"):
         figures.latent_scatter(path, [[0.0, 0.0], [0.0, np.nan]])
-    with pytest.raises(ValueError, match=r"path must end in \.png, got .*grid\.pdf"):
-        figures.image_grid(tmp_path / "grid.pdf", images)
+    with pytest.raises(ValueError, match=r"path must end in \.png or \.svg or \.pdf, got .*grid\.jpg"):
+        figures.image_grid(tmp_path / "grid.jpg", images)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,10 @@
-"""Pictures of a run: arrays in, PNG files out, and two GIFs (matplotlib).
+"""Pictures of a run: arrays in, files out, and two GIFs (matplotlib).
 
 Images are [..., H, W, C] with C = 1 or 3, drawn on the fixed scale [0, 1], each pixel a whole number of the file's
 pixels. What a model made is its likelihood's mean: a Gaussian's may lie beyond [0, 1], and there the nearer end is
-drawn. Images of the data must lie in [0, 1]. Latents are numbered from 1: z1, z2, ...
+drawn. Images of the data must lie in [0, 1]. Latents are numbered from 1: z₁, z₂, ...
+
+The ending of `path` decides the format: .png, exact to the pixel, or .svg and .pdf, whose text and lines are vectors.
 
 Every function makes the folders on the way to `path`, replaces the file there in one step and returns its `Path`. It
 raises `ValueError` for a wrong shape and for values that no picture can show (not finite, or as far from [0, 1] as
@@ -20,6 +22,7 @@ from jaxvae.figures._charts import (
     rate_distortion,
 )
 from jaxvae.figures._codebooks import code_usage, codebook_health, codec_curves, index_maps
+from jaxvae.figures._page import latent_name
 from jaxvae.figures._pictures import (
     captioned,
     completions,
@@ -49,6 +52,7 @@ __all__ = [
     "interpolation",
     "kl_bars",
     "labelled_rows",
+    "latent_name",
     "latent_scatter",
     "learning_curves",
     "manifold",

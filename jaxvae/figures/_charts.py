@@ -10,44 +10,47 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae._host import host_array, host_reals
-from jaxvae.figures._page import COLORS, FAINT, INK, new_figure, save, tidy
+from jaxvae.figures._page import COLORS, FAINT, INK, latent_name, new_figure, save, tidy
 from jaxvae.figures._records import SPLITS, curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_QUANTITIES = {
-    "rate": r"rate  $\mathrm{KL}(q(z|x)\,\|\,p(z))$",
-    "distortion": r"distortion  $-\log\,p(x|z)$",
-    "negative_elbo": "$-$ELBO = rate + distortion",
-    "nll": r"$-\log\,p(x)$",
-}
-
-
+_QUANTITIES = ("rate", "distortion", "negative_elbo", "nll")
 GROUP = re.compile(r"rate_z\d+")
+NAMED_LATENTS = 24  # at most so many have room for their names below a chart
 LEAST_RATE = 0.01  # nats, the bottom of a logarithmic axis
 _INACTIVE = "#b4c4d2"  # the colour of latents that are not active
 
 
-def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Path:
+def learning_curves(
+    path: str | Path,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    condition: str | None = None,
+    title: str | None = None,
+) -> Path:
     """Rate, distortion, -ELBO and -log p(x) in nats against the epoch, one panel each, a line for each split.
 
     `records` are the lines of `metrics.jsonl`: {"epoch", "train": {"rate", "distortion", "negative_elbo", "nll"}},
     and the same under "validation" or "test". Values that are missing or not finite are left out, and so is a
     panel without values. The vertical axis follows the bulk: the first epochs may leave the panel.
+
+    Of a conditional model `condition` is the letter of what it is given, such as "y", which then stands in all names.
     """
     curves = {name: _curves(records, name) for name in _QUANTITIES}
     curves = {name: found for name, found in curves.items() if found}
     if not curves:
         raise ValueError(f"records hold none of {', '.join(_QUANTITIES)} under {', '.join(SPLITS)}")
 
-    figure = new_figure(3.3 * len(curves), 3.1, layout="constrained")
+    figure, titles = new_figure(3.3 * len(curves), 3.1, layout="constrained"), _titles(condition)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    lines: dict[str, Any] = {}  # a split in any panel has its place in the legend
     for axes, (name, found) in zip(panels, curves.items(), strict=True):
         for split, (epochs, values) in found.items():
             size = 4 if len(epochs) <= 20 else 0
-            axes.plot(epochs, values, **SPLITS[split], linewidth=1.5, markersize=size, label=split)
-        axes.set_title(_QUANTITIES[name], fontsize=10, color=INK)
+            (lines[split],) = axes.plot(epochs, values, **SPLITS[split], linewidth=1.5, markersize=size)
+        axes.set_title(titles[name], fontsize=10, color=INK)
         axes.set(xlabel="epoch")
         axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
         axes.grid(color="#e4e4e4", linewidth=0.7)
@@ -56,10 +59,21 @@ def learning_curves(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
             axes.set_ylim(*limits)
         tidy(axes)
     panels[0].set_ylabel("nats per example")
-    panels[-1].legend(frameon=False, fontsize=9)
+    panels[-1].legend(lines.values(), lines, frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
     return save(figure, path)
+
+
+def _titles(condition: str | None) -> dict[str, str]:
+    """What the quantities are called; every term stands under the condition, where there is one."""
+    given, also = ("", "") if condition is None else (f"|{condition}", f",{condition}")
+    return {
+        "rate": rf"rate  $\mathrm{{KL}}(q(z|x{also})\,\|\,p(z{given}))$",
+        "distortion": rf"distortion  $-\log\,p(x|z{also})$",
+        "negative_elbo": "$-$ELBO = rate + distortion" + ("" if condition is None else f", given ${condition}$"),
+        "nll": rf"$-\log\,p(x{given})$",
+    }
 
 
 def group_rates(path: str | Path, records: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Path:
@@ -79,7 +93,7 @@ def group_rates(path: str | Path, records: Sequence[Mapping[str, Any]], *, title
     for name, color in zip(reversed(ordered), _log_colors(1.0 + np.arange(len(ordered))), strict=True):
         epochs, values = curve(records, split, name, along="epoch")
         size = 4 if len(epochs) <= 20 else 0
-        label = name.removeprefix("rate_")
+        label = latent_name(int(name.removeprefix("rate_z")) - 1)
         axes.plot(epochs, values.clip(LEAST_RATE), color=color, marker="o", markersize=size, linewidth=1.5, label=label)
     axes.set(xlabel="epoch", ylabel=f"nats per example ({split})", yscale="log", ylim=(LEAST_RATE, None))
     axes.locator_params(axis="x", integer=True, nbins=6, min_n_ticks=1)
@@ -91,7 +105,7 @@ def group_rates(path: str | Path, records: Sequence[Mapping[str, Any]], *, title
 
 
 def kl_bars(path: str | Path, kl: ArrayLike, *, active: ArrayLike | None = None, title: str | None = None) -> Path:
-    """The KL of every latent [D] in nats, from the largest down.
+    """The KL of every latent [D] in nats, from the largest down, each under its name z₁, z₂, ... where there is room.
 
     `active` [D] bool, from `jaxvae.evaluation.active_latents`, says which latents are: the others are faint, on grey.
     """
@@ -111,8 +125,13 @@ def kl_bars(path: str | Path, kl: ArrayLike, *, active: ArrayLike | None = None,
     for place in rank[~used]:
         axes.axvspan(place - 0.5, place + 0.5, color="#f4f4f4", linewidth=0, zorder=0)
     bottom, top = 1.05 * min(nats[-1], 0), 1.05 * max(nats[0], 0.01)
-    axes.set(xlim=(0.5, len(nats) + 0.5), ylim=(bottom, top), xlabel="latent, by rank", ylabel="KL (nats)")
-    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axes.set(xlim=(0.5, len(nats) + 0.5), ylim=(bottom, top), ylabel="KL (nats)")
+    if len(nats) <= NAMED_LATENTS:
+        axes.set_xticks(rank, [latent_name(latent) for latent in order])
+        axes.set(xlabel="latent")
+    else:
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+        axes.set(xlabel="latent, by rank")
     count = "" if active is None else f"{used.sum()} of {len(nats)} latents active; "
     axes.set_title(f"{count}rate {nats.sum():.2f} nats", loc="right", fontsize=8, color=INK)
     if title:
@@ -213,6 +232,8 @@ def metrics_by_beta(
         axes.set_xticks(kinds, [f"{value:g}" for value in kinds])
         axes.minorticks_off()
         axes.set(xlabel=r"$\beta$")
+        if (values[np.isfinite(values)] % 1 == 0).all():
+            axes.locator_params(axis="y", integer=True, min_n_ticks=1)
         axes.set_title(name, fontsize=10, color=INK)
         axes.grid(color="#e4e4e4", linewidth=0.7)
         tidy(axes)
@@ -275,7 +296,7 @@ def factor_information(
 ) -> Path:
     """How much each latent tells of each factor, I(z; v) / H(v) in [0, 1], as a heat map [D, F].
 
-    `names` [F] stand below the columns, `labels` [D] beside the rows: z1, z2, ... where there are none.
+    `names` [F] stand below the columns, `labels` [D] beside the rows: z₁, z₂, ... where there are none.
     """
     shares = host_reals(information, "information")
     if shares.ndim != 2 or not shares.size or not ((shares >= -1e-3) & (shares <= 1 + 1e-3)).all():
@@ -283,7 +304,7 @@ def factor_information(
             f"information must be [D, F] in [0, 1], divided by each factor's entropy, got {shares.shape}: {shares}"
         )
     latents, factors = shares.shape
-    rows = [f"z{d + 1}" for d in range(latents)] if labels is None else labels
+    rows = [latent_name(d) for d in range(latents)] if labels is None else labels
     if len(names) != factors:
         raise ValueError(f"names must be {factors} texts, one per column of information, got {names}")
     if len(rows) != latents:
@@ -297,6 +318,8 @@ def factor_information(
         axes.text(f, d, f"{share:.2f}", color=ink, fontsize=9, ha="center", va="center")
     axes.set_xticks(range(factors), names)
     axes.set_yticks(range(latents), rows)
+    axes.set_xlabel("factor v", fontsize=9, color=INK)
+    axes.set_ylabel("latent z", fontsize=9, color=INK)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     bar = figure.colorbar(image, ax=axes, ticks=(0, 0.25, 0.5, 0.75, 1))

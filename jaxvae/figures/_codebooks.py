@@ -36,6 +36,7 @@ _HEALTH = {
     "codes used": (("validation", "codes_used", ""), ("test", "codes_used", "")),
     "restarts per step": (("train", "restarts", ""),),
 }
+_UNITS = {"perplexity": "codes, effectively", "codes used": "codes", "restarts per step": "codes a step"}
 
 
 def code_usage(path: str | Path, usage: ArrayLike, *, title: str | None = None) -> Path:
@@ -146,8 +147,12 @@ def codebook_health(path: str | Path, records: Sequence[Mapping[str, Any]], *, t
             size = 4 if len(steps) <= 20 else 0
             axes.plot(steps, values, **SPLITS[split], linewidth=1.5, markersize=size, clip_on=False, label=label)
         axes.set_title(quantity, fontsize=10, color=INK)
-        axes.set(xlabel="step", ylim=(0, 1.06 * max(values.max() for *_, values in found) or 1))
+        axes.set(
+            xlabel="step", ylabel=_UNITS[quantity], ylim=(0, 1.06 * max(values.max() for *_, values in found) or 1)
+        )
         axes.locator_params(axis="x", integer=True, nbins=5, min_n_ticks=1)
+        if quantity == "codes used":
+            axes.locator_params(axis="y", integer=True, min_n_ticks=1)
         axes.grid(color="#e4e4e4", linewidth=0.7)
         tidy(axes)
         if quantity == "perplexity":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FORMATS = (".png", ".svg", ".pdf")  # what a picture may be, by the ending of its path
 DPI = 128  # a power of two, so that a width in pixels is an exact width in inches
 MARGIN = 12  # pixels, as are all lengths below
 CELL = 96  # the side of one image, about
@@ -162,16 +163,50 @@ def new_figure(width: float, height: float, **options: Any) -> "Figure":
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", **options)
 
 
+def latent_name(latent: int) -> str:
+    """What latent 0, 1, ... is called in every picture: z₁, z₂, ..., as matplotlib writes it.
+
+    >>> latent_name(0)
+    '$z_{1}$'
+    """
+    return f"$z_{{{latent + 1}}}$"
+
+
 def save(figure: "Figure", path: str | Path) -> Path:
-    """Write the figure to `path`, a .png."""
-    return replace_file(path, ".png", lambda unfinished: figure.savefig(unfinished, format="png"))
+    """Write the figure to `path`, a .png or, for print, an .svg or a .pdf."""
+    kind = Path(path).suffix
+    if kind not in FORMATS[1:]:
+        return replace_file(path, FORMATS, lambda unfinished: figure.savefig(unfinished, format="png"))
+    from matplotlib import rc_context
+
+    _place_images(figure)
+    date = {".svg": "Date", ".pdf": "CreationDate"}[kind]
+
+    def write_to(unfinished: Path) -> None:
+        with rc_context({"svg.hashsalt": "jaxvae"}):  # the same figure is the same file
+            figure.savefig(unfinished, format=kind[1:], metadata={date: None})
+
+    return replace_file(path, FORMATS, write_to)
 
 
-def replace_file(path: str | Path, suffix: str, write_to: Callable[[Path], None]) -> Path:
+def _place_images(figure: "Figure") -> None:
+    """Images that lie on pixels of the page, as images that grow with it: a page of vectors has no pixels."""
+    across, down = figure.get_size_inches() * DPI
+    images: list[Any] = list(figure.images)
+    for image in images:
+        canvas = np.asarray(image.get_array())
+        height, width = canvas.shape[:2]
+        axes = figure.add_axes((image.ox / across, image.oy / down, width / across, height / down), zorder=-1)
+        axes.imshow(canvas, aspect="auto", interpolation="none")
+        axes.set_axis_off()
+        image.remove()
+
+
+def replace_file(path: str | Path, suffixes: Sequence[str], write_to: Callable[[Path], None]) -> Path:
     """Write a file beside `path` and move it there once it is whole; of several processes the first does it."""
     path = Path(path)
-    if path.suffix != suffix:
-        raise ValueError(f"path must end in {suffix}, got {path}")
+    if path.suffix not in suffixes:
+        raise ValueError(f"path must end in {' or '.join(suffixes)}, got {path}")
     if jax.process_index() > 0:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Images in rows and columns, still and moving."""
 
 import math
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,15 +34,41 @@ CAPTIONED = 190  # the width in pixels of an image under a caption, about
 LETTER = 7  # the width of a letter of small text
 
 
-def image_grid(path: str | Path, images: ArrayLike, *, columns: int | None = None, title: str | None = None) -> Path:
-    """Images [N, H, W, C] in reading order, in a square unless `columns` says otherwise."""
+def image_grid(
+    path: str | Path,
+    images: ArrayLike,
+    *,
+    columns: int | None = None,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Images [N, H, W, C] in reading order, in a square unless `columns` says otherwise.
+
+    `row_names` stand to the left, one for each row, such as the classes; `column_names` above.
+    """
     pixels = check_means(images, "images", "N, H, W, C")
     if columns is not None:
         at_least(1, columns=columns)
     columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
-    canvas, _, _ = tile(wrap(pixels, columns))
-    figure, _ = new_page(canvas, title=title)
+    canvas, tops, lefts = tile(wrap(pixels, columns))
+    names = {"row_names": (row_names or (), len(tops)), "column_names": (column_names or (), columns)}
+    for argument, (given, count) in names.items():
+        if given and len(given) != count:
+            raise ValueError(f"{argument} must be {count}, got {len(given)}")
+    beside = 8 + _breadth(row_names) if row_names else 0
+    figure, (left, top) = new_page(canvas, title=title, left=beside, above=LINE + 4 if column_names else 0)
+    across, down = (canvas.shape[1] - lefts[-1]) / 2, (canvas.shape[0] - tops[-1]) / 2
+    for y, name in zip(tops, row_names or (), strict=False):
+        write(figure, left - 8, top + y + down, name, ha="right", va="center")
+    for x, name in zip(lefts, column_names or (), strict=False):
+        write(figure, left + x + across, top - 5, name, ha="center", va="bottom")
     return save(figure, path)
+
+
+def _breadth(names: Iterable[str]) -> int:
+    """Pixels that the longest of some names takes, about; of a formula only what is seen counts."""
+    return LETTER * max(len(re.sub(r"[$_{}]", "", name)) for name in names)
 
 
 def captioned(
@@ -83,7 +110,7 @@ def labelled_rows(path: str | Path, rows: Mapping[str, ArrayLike], *, title: str
         raise ValueError(f"rows must hold images of one size, got {sorted(sizes)}")
     columns = max(map(len, cells.values()))
     canvas, tops, _ = tile(np.concatenate([wrap(images, columns) for images in cells.values()]))
-    figure, (left, top) = new_page(canvas, title=title, left=8 + LETTER * max(map(len, cells)))
+    figure, (left, top) = new_page(canvas, title=title, left=8 + _breadth(cells))
     middle = (canvas.shape[0] - tops[-1]) / 2
     for y, name in zip(tops, cells, strict=True):
         write(figure, left - 8, top + y + middle, name, ha="right", va="center")
@@ -170,7 +197,7 @@ def traversals(
         raise ValueError(f"values must be [{cells.shape[1]}], one per column of images, and finite, got {moved}")
     names = _check_row_labels(labels, len(cells))
     canvas, tops, lefts = tile(cells)
-    beside = 8 * max(map(len, names)) if labels is not None else 0
+    beside = 8 + _breadth(names) if labels is not None else 0
     figure, (left, top) = new_page(canvas, title=title, left=beside, below=LINE + 4)
     middle = (canvas.shape[0] - tops[-1]) / 2
     for y, name in zip(tops, names, strict=True):
@@ -208,7 +235,7 @@ def save_gif(path: str | Path, pages: Sequence["Figure"], *, grey: bool, fps: in
     milliseconds = 10 * round(100 / fps)
     return replace_file(
         path,
-        ".gif",
+        (".gif",),
         lambda unfinished: frames[0].save(
             unfinished, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0
         ),

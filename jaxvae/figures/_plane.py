@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,7 @@ from jaxvae.figures._page import (
     WIDTH,
     axes_over,
     check_means,
+    latent_name,
     new_figure,
     new_page,
     save,
@@ -119,9 +120,13 @@ def latent_scatter(
     labels: ArrayLike | None = None,
     *,
     circles: bool = True,
+    latents: tuple[int, int] = (0, 1),
     title: str | None = None,
 ) -> Path:
-    """Codes [N, 2], such as posterior means, coloured by label [N], with N(0, I)'s 1σ and 2σ `circles`."""
+    """Codes [N, 2], such as posterior means, coloured by label [N], with N(0, I)'s 1σ and 2σ `circles`.
+
+    `latents` says which two of more the codes are, counted from 0; the axes are named from z₁ on.
+    """
     points = _check_codes(codes)
     kinds = _check_labels(np.zeros(len(points), np.int32) if labels is None else labels, points)
     classes, kind = np.unique(kinds, return_inverse=True)
@@ -130,11 +135,12 @@ def latent_scatter(
     axes = figure.add_subplot()
     colors = _class_colors(len(classes))
     _scatter(axes, points, colors[kind], prior=circles)
+    axes.set(xlabel=latent_name(latents[0]), ylabel=latent_name(latents[1]))
     if title:
         axes.set_title(title, fontsize=11, color=INK)
     if labels is not None:
         for name, color in zip(classes, colors, strict=True):
-            axes.scatter([], [], s=36, color=color, label=str(name))
+            axes.scatter([], [], s=36, color=color, label=_class_name(name))
         figure.legend(loc="outside right center", frameon=False, handletextpad=0.1, ncols=legend_columns)
     tidy(axes)
     return save(figure, path)
@@ -182,7 +188,7 @@ def side_by_side(path: str | Path, models: Mapping[str, Panel], *, title: str | 
         tidy(axes)
         axes.xaxis.labelpad = axes.yaxis.labelpad = 1
     for label, color in zip(classes, colors, strict=True):
-        axes.scatter([], [], s=36, color=color, label=str(label))
+        axes.scatter([], [], s=36, color=color, label=_class_name(label))
     anchor = (0.5, 1 - legend_top / page_height)
     spacing = {"borderaxespad": 0, "borderpad": 0, "handletextpad": 0.1, "columnspacing": 1.2}
     legend_columns = min(len(classes), 20)
@@ -254,7 +260,7 @@ def _label_manifold(axes: "Axes", latents: np.ndarray, *, ticks: int) -> None:
     axes.spines[:].set_visible(False)
     places = np.linspace(0, size - 1, min(size, ticks)).round().astype(int)
     right, up = latents[:size, 0], latents[::-size, 1]
-    axes.set(xlim=(0, size), ylim=(0, size), xlabel="$z_1$", ylabel="$z_2$")
+    axes.set(xlim=(0, size), ylim=(0, size), xlabel=latent_name(0), ylabel=latent_name(1))
     axes.set_xticks(places + 0.5, [f"${z:.2f}$" for z in right[places]])
     axes.set_yticks(places + 0.5, [f"${z:.2f}$" for z in up[places]], rotation=90, va="center")
     axes.tick_params(length=3, pad=2, labelsize=7, color=FAINT, labelcolor=INK)
@@ -274,12 +280,17 @@ def _scatter(axes: "Axes", points: np.ndarray, colors: np.ndarray, prior: bool) 
         mark = axes.text(0, -radius, rf"${radius}\sigma$", color=INK, fontsize=8, ha="center", va="center")
         mark.set_bbox({"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1})
     (left, bottom), (right, top) = centre - 1.06 * reach, centre + 1.06 * reach
-    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel=latent_name(0), ylabel=latent_name(1))
+
+
+def _class_name(label: Any) -> str:
+    """A class as a reader writes it: 3, also where labels are floating."""
+    return f"{label:g}" if isinstance(label, np.floating) else str(label)
 
 
 def _class_colors(count: int) -> np.ndarray:
-    """[count, 4]: the ten named colours, or as many steps of a rainbow."""
+    """[count, 4]: the ten named colours, or as many steps from dark to light, which every eye tells apart."""
     from matplotlib import colormaps
     from matplotlib.colors import to_rgba_array
 
-    return to_rgba_array(COLORS[:count]) if count <= 10 else colormaps["turbo"](np.linspace(0, 1, count))
+    return to_rgba_array(COLORS[:count]) if count <= 10 else colormaps["viridis"](np.linspace(0, 1, count))

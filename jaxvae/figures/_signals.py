@@ -57,11 +57,11 @@ def spectrograms(
                 picture.T, origin="lower", aspect="auto", extent=extent, vmin=-DYNAMIC_RANGE, vmax=0, cmap="magma"
             )
             tidy(axes)
-        row[0].set_ylabel(f"{name}, kHz")
+        row[0].set_ylabel(f"{name}\nfrequency (kHz)")
     for axes, label in zip(rows[0], labels or [""] * count, strict=True):
         axes.set_title(label, fontsize=9)
     for axes in rows[1]:
-        axes.set_xlabel("ms")
+        axes.set_xlabel("time (ms)")
     if title:
         figure.suptitle(title, fontsize=9.5)
     return save(figure, path)
