@@ -341,7 +341,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         (("sample", tmp_path), f"no run in {tmp_path}"),
         (("sample", tmp_path / "damaged"), "cannot be read: "),
         (("sample", trained, "--num", 0), "num must be at least 1, got 0"),
-        (("sample", trained, "--out", "x.gif"), "--out must end in .png or .npy, got x.gif"),
+        (("sample", trained, "--out", "x.gif"), "--out must end in .png or .svg or .pdf or .npy, got x.gif"),
         (("encode", trained, tmp_path / "none"), "no folder"),
         (("encode", trained, pictures, "--out", "x.txt"), "--out must end in .npy or .csv, got x.txt"),
         (("reconstruct", trained, pictures, "--num", 0), "--num must be at least 1, got 0"),

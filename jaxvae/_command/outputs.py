@@ -17,6 +17,7 @@ from jaxvae._terminal import console
 from jaxvae.data import to_frame
 from jaxvae.data._table_files import read_table
 from jaxvae.evaluation import Imputed
+from jaxvae.figures._page import FORMATS
 from jaxvae.keys import seed_key
 from jaxvae.run import Run
 
@@ -35,7 +36,7 @@ def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:
     if path.suffix == ".csv":
         return _write_frame(path, _sampled_rows(run, num, seed), run)
     samples = run.sample(num, seed=seed)
-    if path.suffix == ".png":
+    if path.suffix in FORMATS:
         return figures.image_grid(path, samples, title=f"{num} samples")
     return _save(path, samples)
 
@@ -45,7 +46,7 @@ def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
     reconstructed = run.reconstruct(dataset)
     if path.suffix == ".csv":
         return _write_frame(path, reconstructed, run)
-    if path.suffix == ".png":
+    if path.suffix in FORMATS:
         images = np.asarray(dataset.prepared(len(dataset), key=seed_key(0))["x"])
         return figures.reconstructions(path, images, reconstructed)
     return _save(path, reconstructed)
@@ -163,6 +164,11 @@ def picture_or_array(run: Run) -> str:
     if run.dataset.domain.kind == "table":
         return ".csv"
     return ".png" if shows_pictures(run.dataset) else ".npy"
+
+
+def allowed(suffix: str) -> tuple[str, ...]:
+    """The suffixes that may stand in place of what `picture_or_array` says."""
+    return tuple(dict.fromkeys((*(FORMATS if suffix in FORMATS else (suffix,)), ".npy")))
 
 
 def _cell(measured: dict[str, float], name: str) -> str:

@@ -64,13 +64,13 @@ class Sample:
     seed: int = 0
     """Decides which."""
     out: Out = None
-    """Where to, .png, .npy or of a table .csv. Default: samples.png, .npy or .csv in RUN."""
+    """Where to, .png, .svg, .pdf, .npy or of a table .csv. Default: samples.png, .npy or .csv in RUN."""
 
     def __call__(self) -> None:
         """Draw and write."""
         run = load_run(self.run)
         suffix = outputs.picture_or_array(run)
-        path = outputs.checked_suffix(self.out or self.run / f"samples{suffix}", *dict.fromkeys((suffix, ".npy")))
+        path = outputs.checked_suffix(self.out or self.run / f"samples{suffix}", *outputs.allowed(suffix))
         outputs.print_paths(samples=outputs.write_samples(path, run, num=self.num, seed=self.seed))
 
 
@@ -99,18 +99,16 @@ class Reconstruct(_OfData):
     num: int = 40
     """How many, from the first on; an array has them all."""
     out: Out = None
-    """Where to, .png, .npy or of a table .csv. Default: reconstructions.png, .npy or .csv in RUN."""
+    """Where to, .png, .svg, .pdf, .npy or of a table .csv. Default: reconstructions.png, .npy or .csv in RUN."""
 
     def __call__(self) -> None:
         """Reconstruct and write."""
         run, dataset = self.read()
         suffix = outputs.picture_or_array(run)
-        path = outputs.checked_suffix(
-            self.out or self.run / f"reconstructions{suffix}", *dict.fromkeys((suffix, ".npy"))
-        )
+        path = outputs.checked_suffix(self.out or self.run / f"reconstructions{suffix}", *outputs.allowed(suffix))
         if self.num < 1:
             raise ValueError(f"--num must be at least 1, got {self.num}")
-        drawn = dataset.take(slice(self.num)) if path.suffix == ".png" else dataset
+        drawn = dataset.take(slice(self.num)) if path.suffix in outputs.FORMATS else dataset
         outputs.print_paths(reconstructions=outputs.write_reconstructions(path, run, drawn))
 
 
