@@ -303,7 +303,7 @@ def save_traversals(run: Run, model: jaxvae.VAE, params: PyTree, report: Report)
     moving = moved(np.linspace(-TRAVERSED, TRAVERSED, 20))
     return [
         figures.traversals(
-            *(run.directory / "traversals.png", moved(values), values),
+            *(run.picture("traversals"), moved(values), values),
             labels=labels,
             title="means where one latent moves and the others stay",
         ),
@@ -316,7 +316,7 @@ def draw_information(run: Run, information: list[list[float]], kl: np.ndarray, n
     """The heat map of which latent tells which factor, by falling KL."""
     order = np.argsort(-kl)
     labels, title = [figures.latent_name(latent) for latent in order], "what each latent tells of each factor"
-    path = run.directory / "information.png"
+    path = run.picture("information")
     return figures.factor_information(path, np.asarray(information)[order], names, labels=labels, title=title)
 
 

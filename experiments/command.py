@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -42,6 +42,8 @@ class RunConfig:
     """Devices of this machine to split each batch over. Default: all of them; one of a CPU's, which share its cores."""
     distributed: bool = False
     """Join the processes that were started together, on this machine or others; --out must be one that all see."""
+    picture_format: Literal["png", "svg", "pdf"] = "png"
+    """What pictures are: pixels, or vectors for print. With --resume a finished run draws them again."""
     profile: bool = False
     """Write a trace of a few training steps to the run directory: experiments/profiling.md."""
 

@@ -319,7 +319,7 @@ def save_pictures(run: Run, model: jaxvae.CVAE, params: PyTree, report: Report, 
         jnp.tile(classes, len(images)),
         method="transfer",
     ).mean
-    pictures = label_pictures(run.directory, as_pictures(samples), images, as_pictures(analogies))
+    pictures = label_pictures(run, as_pictures(samples), images, as_pictures(analogies))
     return pictures + training_pictures(run, report, condition="y")
 
 

@@ -284,9 +284,7 @@ def by_steps(config: Config, splits: Splits, draw: Draw) -> dict[str, float]:
 def pictures(run: Run, config: Config, draw: Draw, **others: Array) -> list[Path]:
     """Save samples, how ten of them came about, what fewer steps make of their noise, and other images."""
     samples, path = draw(key=first_block(), sampler="ddpm", steps=config.steps)
-    rows = [
-        np.asarray(draw(key=first_block(), sampler=sampler, steps=steps)[0])[:10] for sampler, steps in kinds(config)
-    ]
+    rows = [np.asarray(draw(key=first_block(), sampler=name, steps=steps)[0])[:10] for name, steps in kinds(config)]
     shown = np.unique(np.linspace(0, len(path) - 1, 10).round().astype(int))
     columns = np.swapaxes(np.asarray(path)[shown, :10], 0, 1)
     in_steps = [f"{sampler}, {steps} steps" for sampler, steps in kinds(config)]
@@ -296,11 +294,11 @@ def pictures(run: Run, config: Config, draw: Draw, **others: Array) -> list[Path
         "few_steps": (np.concatenate(rows), "samples of the same noise in fewer steps"),
         **{name: (images, name.replace("_", " ")) for name, images in others.items()},
     }
-    curves = [] if config.preset == "latents" else [run.directory / "learning_curves.png"]  # a prior has the loss alone
+    curves = [] if config.preset == "latents" else [run.picture("learning_curves")]  # a prior has the loss alone
     return [
         *(
             figures.image_grid(
-                run.directory / f"{name}.png",
+                run.picture(name),
                 as_pictures(images),
                 columns=len(shown) if name == "denoising" else 10,
                 row_names=in_steps if name == "few_steps" else None,

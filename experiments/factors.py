@@ -121,11 +121,11 @@ def save_pictures(run: Run, params: PyTree, factors: classical.FactorAnalysis) -
     """Draw the columns of W of both, the largest first, their signs alike, and return the paths."""
     trained = np.asarray(params["params"]["decoder"]["output"]["kernel"], np.float64).T
     drawn = [in_grey(weights).reshape(-1, *factors.mean.shape) for weights in (factors.weights, trained)]
-    path, title = run.directory / "factors.png", "columns of W, the largest first, each on a scale of its own"
+    path, title = run.picture("factors"), "columns of W, the largest first, each on a scale of its own"
     names = ["factor analysis", "linear VAE"]
     return [
         figures.image_grid(path, np.concatenate(drawn), columns=len(drawn[0]), row_names=names, title=title),
-        figures.learning_curves(run.directory / "learning_curves.png", run.records()),
+        figures.learning_curves(run.picture("learning_curves"), run.records()),
     ]
 
 

@@ -359,52 +359,37 @@ def _group_means(model: Any, params: PyTree, model_state: PyTree, batch: Batch, 
 @file_errors()
 def save_pictures(run: Run, model: Any, params: PyTree, splits: Splits) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
-    out, draw = run.directory, partial(model.apply, params, method="sample")
-    curves = [figures.learning_curves(out / "learning_curves.png", run.records())]
+    draw = partial(model.apply, params, method="sample")
+    curves = [figures.learning_curves(run.picture("learning_curves"), run.records())]
     x = prepared(splits.test, COLUMNS)["x"]
     if run.settings["flat"]:
         samples = as_pictures(draw(100, key=seed_key(1)).mean)
         return [
             *curves,
-            figures.image_grid(out / "samples.png", samples, title="samples (means)"),
+            figures.image_grid(run.picture("samples"), samples, title="samples (means)"),
             figures.reconstructions(
-                *(out / "reconstructions.png", as_pictures(x), as_pictures(model.apply(params, x).mean)),
+                *(run.picture("reconstructions"), as_pictures(x), as_pictures(model.apply(params, x).mean)),
                 title="test images and their reconstructions (means)",
             ),
         ]
-    num_groups = len(model.rungs)
-    below = [draw(COLUMNS, key=seed_key(2), from_group=i).mean for i in range(num_groups, 0, -1)]
-    seen = [model.apply(params, x, up_to=i, method="reconstruct").mean for i in range(num_groups, 0, -1)]
-    groups = range(num_groups, 0, -1)
-    above = [f"z{num_groups}" if i == num_groups else f"z{num_groups} to z{i}" for i in groups]
-    rows = {
-        "rungs.png": (
-            below,
-            ["nothing shared", *(f"{name} shared" for name in above[:-1])],
-            "samples (means) that share the groups above and draw those below anew",
-        ),
-        "reconstructions.png": (
-            [x, *seen],
-            ["test image", *(f"by {name}" for name in above)],
-            "test images, and what the groups from the top down know of them (means)",
-        ),
+    groups = range(len(model.rungs), 0, -1)
+    below = [draw(COLUMNS, key=seed_key(2), from_group=i).mean for i in groups]
+    seen = [model.apply(params, x, up_to=i, method="reconstruct").mean for i in groups]
+    known = [f"z{groups[0]}", *(f"z{groups[0]} to z{i}" for i in groups[1:])]
+    shared, by = ["nothing shared", *(f"{names} shared" for names in known[:-1])], [f"by {names}" for names in known]
+    grids: dict[str, tuple[Any, int, Sequence[str] | None, str]] = {
+        f"samples_{t}": (draw(100, key=seed_key(1), temperature=t).mean, 10, None, f"samples (means), temperature {t}")
+        for t in (0.7, 1.0)
     }
+    grids["rungs"] = (np.concatenate(below), COLUMNS, shared, "samples (means) that share the upper groups")
+    title = "test images, and what is known of them from the top down (means)"
+    grids["reconstructions"] = (np.concatenate([x, *seen]), COLUMNS, ["test image", *by], title)
     return [
         *curves,
-        figures.group_rates(out / "group_rates.png", run.records()),
+        figures.group_rates(run.picture("group_rates"), run.records()),
         *(
-            figures.image_grid(
-                out / f"samples_{temperature}.png",
-                as_pictures(draw(100, key=seed_key(1), temperature=temperature).mean),
-                title=f"samples (means), temperature {temperature}",
-            )
-            for temperature in (0.7, 1.0)
-        ),
-        *(
-            figures.image_grid(
-                out / name, as_pictures(np.concatenate(images)), columns=COLUMNS, row_names=names, title=title
-            )
-            for name, (images, names, title) in rows.items()
+            figures.image_grid(run.picture(name), as_pictures(images), columns=columns, row_names=names, title=title)
+            for name, (images, columns, names, title) in grids.items()
         ),
     ]
 

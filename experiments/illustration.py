@@ -118,10 +118,9 @@ def save_pictures(
     }
     panels["autoencoder"] = panels["autoencoder"]._replace(prior=False)
     title = f"reconstructed test images; codes of {len(train)} training images; manifolds"
-    out = this_run.directory
     return [
-        figures.side_by_side(out / "illustration.png", panels, title=title),
-        figures.learning_curves(out / "learning_curves.png", this_run.records(), title="VAE"),
+        figures.side_by_side(this_run.picture("illustration"), panels, title=title),
+        figures.learning_curves(this_run.picture("learning_curves"), this_run.records(), title="VAE"),
     ]
 
 

@@ -199,7 +199,7 @@ def save_pictures(run: Run, test: data.Dataset, made: dict[str, np.ndarray]) -> 
     rows = [np.asarray(batch["condition"]), *(each[:DRAWN] for each in made.values()), np.asarray(batch["x"])]
     images = as_pictures(np.concatenate(rows))
     names, title = ["drawing", *made, "picture"], "test drawings, what each network makes of them, the truth"
-    return [figures.image_grid(run.directory / "translations.png", images, columns=DRAWN, row_names=names, title=title)]
+    return [figures.image_grid(run.picture("translations"), images, columns=DRAWN, row_names=names, title=title)]
 
 
 if __name__ == "__main__":

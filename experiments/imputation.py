@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     measured = measure(filled, dataset, whole) | baselines(dataset, whole, rounds=1 if config.smoke else ROUNDS)
     result = {"test": measured} | reached(state)
-    curves = run.directory / "learning_curves.png"
+    curves = run.picture("learning_curves")
     run.finish(result, lambda: [figures.learning_curves(curves, run.records())])
 
 

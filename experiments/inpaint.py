@@ -250,12 +250,12 @@ def save_pictures(
 
     # Of the unadjusted steps the last, so that every name has room.
     groups = {name.split()[0]: joined(each.singles) for name, each in completed.items()}
-    path = run.directory / "completions.png"
+    path = run.picture("completions")
     seen = np.where(visible.mask, x, 0.5)
     title = f"upper halves of test images, {DRAWN_SAMPLES} of {config.draws} completions by each method"
     return [
         figures.completions(path, seen, groups, {"truth": x}, title=title),
-        figures.learning_curves(run.directory / "learning_curves.png", run.records(), title="VAE"),
+        figures.learning_curves(run.picture("learning_curves"), run.records(), title="VAE"),
     ]
 
 

@@ -207,7 +207,7 @@ def measure(
 @file_errors()
 def save_pictures(run: Run, model: jaxvae.VAE, state: jaxvae.TrainState, dataset: data.Dataset) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
-    out, variables = run.directory, state.variables
+    variables = state.variables
     samples = model.apply(variables, 100, key=seed_key(1), method="sample").mean
     x = prepared(dataset, PAIRS)["x"]
     pairs = as_pictures(x), as_pictures(model.apply(variables, x).mean)
@@ -222,11 +222,11 @@ def save_pictures(run: Run, model: jaxvae.VAE, state: jaxvae.TrainState, dataset
     of_two = posterior_pictures(run, model, variables, x[:POSTERIORS]) if codes["mean"].shape[1] == 2 else []
     return [
         *of_two,
-        figures.reconstructions(out / "reconstructions.png", *pairs, title="test images and their reconstructions"),
-        figures.learning_curves(out / "learning_curves.png", run.records()),
-        figures.image_grid(out / "samples.png", as_pictures(samples), title="samples from the prior (means)"),
+        figures.reconstructions(run.picture("reconstructions"), *pairs, title="test images and their reconstructions"),
+        figures.learning_curves(run.picture("learning_curves"), run.records()),
+        figures.image_grid(run.picture("samples"), as_pictures(samples), title="samples from the prior (means)"),
         figures.latent_scatter(
-            *(out / "prior.png", drawn, named),
+            *(run.picture("prior"), drawn, named),
             circles=run.settings["prior"] == "normal",
             latents=(int(first), int(second)),
             title="draws of the two latents that vary most: all posteriors, and the prior",
@@ -251,7 +251,7 @@ def posterior_pictures(run: Run, model: jaxvae.VAE, params: PyTree, x: Array) ->
         approximate.append(counted / counted.max())
     images = np.stack(exact + approximate)[..., None].astype(np.float32)
     names = ["exact p(z|x)", f"{run.settings['posterior']} q(z|x)"]
-    path, title = run.directory / "posteriors.png", f"posteriors of {len(exact)} test images over two latents"
+    path, title = run.picture("posteriors"), f"posteriors of {len(exact)} test images over two latents"
     return [figures.image_grid(path, images, columns=len(exact), row_names=names, title=title)]
 
 

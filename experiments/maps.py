@@ -208,8 +208,8 @@ def save_pictures(run: Run, model: Any, params: PyTree, maps: Maps, **options: A
     title = "samples" if label is None else "samples, a row for each class"
     names = None if label is None else list(map(str, np.asarray(label)[::10]))
     return [
-        figures.image_grid(run.directory / "samples.png", images, columns=10, row_names=names, title=title),
-        figures.learning_curves(run.directory / "learning_curves.png", run.records()),
+        figures.image_grid(run.picture("samples"), images, columns=10, row_names=names, title=title),
+        figures.learning_curves(run.picture("learning_curves"), run.records()),
     ]
 
 
@@ -223,9 +223,9 @@ def save_signals(run: Run, model: Any, params: PyTree, maps: Maps, **options: An
     label = None if maps.num_classes is None else jnp.asarray(maps.test.label[:DRAWN], jnp.int32)
     continued = model.complete(params, heard, known, key=seed_key(2), label=label, **options)
     pair = (np.asarray(maps.as_images(each)) for each in (heard, continued))
-    out, dataset = run.directory, maps.images.test
+    out, dataset, suffix = run.directory, maps.images.test, f".{run.settings['picture_format']}"
     return [
-        *save_pairs(out, dataset, "continued", *pair, ("decoded", "continued")),
-        *save_pairs(out, dataset, "samples", drawn[:DRAWN], drawn[DRAWN:], ("samples", "more")),
-        figures.learning_curves(out / "learning_curves.png", run.records()),
+        *save_pairs(out, dataset, "continued", *pair, ("decoded", "continued"), suffix=suffix),
+        *save_pairs(out, dataset, "samples", drawn[:DRAWN], drawn[DRAWN:], ("samples", "more"), suffix=suffix),
+        figures.learning_curves(run.picture("learning_curves"), run.records()),
     ]

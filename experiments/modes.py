@@ -178,7 +178,7 @@ def save_pictures(run: Run, model: GAN, params: PyTree, mixture: Mixture) -> lis
     both = [draw(mixture, MEASURED, 1), samples_of(model, params)]
     images = np.stack([density(points, mixture.edge) for points in both])
     names, title = ["data", run.settings["model"]], f"{run.settings['preset']}: where samples lie"
-    return [figures.image_grid(run.directory / "modes.png", images, columns=2, column_names=names, title=title)]
+    return [figures.image_grid(run.picture("modes"), images, columns=2, column_names=names, title=title)]
 
 
 def density(points: np.ndarray, edge: float) -> np.ndarray:

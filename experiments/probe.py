@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.finish(
         {"test": measured, "accuracies": spread} | reached(state),
         lambda: [
-            figures.probe_accuracy(run.directory / "probe.png", probes, title=title),
-            figures.learning_curves(run.directory / "learning_curves.png", run.records(), title="VAE"),
+            figures.probe_accuracy(run.picture("probe"), probes, title=title),
+            figures.learning_curves(run.picture("learning_curves"), run.records(), title="VAE"),
         ],
     )
 

@@ -218,17 +218,16 @@ def measure(
 @file_errors()
 def save_pictures(this_run: Run, config: Config, model: jaxvae.CVAE, params: PyTree, test: data.Dataset) -> list[Path]:
     """Draw the pictures of a run and return their paths."""
-    out = this_run.directory
     return [
-        draw_completions(out / "completions.png", config, model, params, test),
-        figures.learning_curves(out / "learning_curves.png", this_run.records(), condition="c"),
+        draw_completions(this_run.picture("completions"), config, model, params, test),
+        figures.learning_curves(this_run.picture("learning_curves"), this_run.records(), condition="c"),
     ]
 
 
 @file_errors()
 def draw_baseline(this_run: Run) -> list[Path]:
     """The baseline's learning curve."""
-    path = this_run.directory / "learning_curves.png"
+    path = this_run.picture("learning_curves")
     return [figures.learning_curves(path, this_run.records(), title="baseline")]
 
 

@@ -299,9 +299,9 @@ def save_pictures(run: Run, members: list[dict[str, Any]], metrics: dict[str, li
     rate, distortion, beta = ([member[name] for member in members] for name in ("rate", "distortion", "beta"))
     return [
         figures.rate_distortion(
-            run.directory / "rate_distortion.png", rate, distortion, beta, title="test images, nats per example"
+            run.picture("rate_distortion"), rate, distortion, beta, title="test images, nats per example"
         ),
-        figures.metrics_by_beta(run.directory / "metrics_by_beta.png", beta, metrics, title="on the test images"),
+        figures.metrics_by_beta(run.picture("metrics_by_beta"), beta, metrics, title="on the test images"),
     ]
 
 

@@ -131,7 +131,7 @@ def prepared(dataset: data.Dataset, count: int) -> Batch:
 
 
 def label_pictures(
-    directory: Path,
+    run: Run,
     samples: np.ndarray,
     images: np.ndarray,
     analogies: np.ndarray,
@@ -147,14 +147,14 @@ def label_pictures(
     rows = np.concatenate([images[:, None], analogies.reshape(-1, num_classes, *images.shape[1:])], axis=1)
     return [
         figures.image_grid(
-            directory / "samples.png",
+            run.picture("samples"),
             samples,
             columns=len(samples) // num_classes,
             row_names=classes,
             title="means given the class: a class in each row, a latent in each column",
         ),
         figures.image_grid(
-            directory / "analogies.png",
+            run.picture("analogies"),
             rows.reshape(-1, *images.shape[1:]),
             columns=num_classes + 1,
             column_names=["test image", *classes],
@@ -176,12 +176,11 @@ def save_pictures(run: Run, model: Any, params: PyTree, report: Report, label: n
     start, end = codes[:8, None], codes[8:16, None]
     share = np.linspace(0, 1, 11, dtype=np.float32)[:, None]
     between = np.asarray(decode(((1 - share) * start + share * end).reshape(-1, codes.shape[-1])))
-    out = run.directory
     paths = [
         *training_pictures(run, report),
-        figures.image_grid(out / "samples.png", as_pictures(samples), title="samples from the prior (means)"),
+        figures.image_grid(run.picture("samples"), as_pictures(samples), title="samples from the prior (means)"),
         figures.interpolation(
-            out / "interpolation.png",
+            run.picture("interpolation"),
             as_pictures(between).reshape(-1, len(share), *between.shape[1:]),
             title="between the codes of two test images (means)",
         ),
@@ -189,9 +188,9 @@ def save_pictures(run: Run, model: Any, params: PyTree, report: Report, label: n
     if codes.shape[-1] == 2:
         paths += [
             figures.manifold(
-                out / "manifold.png", lambda latent: as_pictures(decode(latent)), title="means over the latents"
+                run.picture("manifold"), lambda latent: as_pictures(decode(latent)), title="means over the latents"
             ),
-            figures.latent_scatter(out / "codes.png", codes, label, title="test codes"),
+            figures.latent_scatter(run.picture("codes"), codes, label, title="test codes"),
         ]
     return paths
 
@@ -201,13 +200,13 @@ def training_pictures(run: Run, report: Report, *, condition: str | None = None)
 
     `condition` is the letter of what a conditional model is given.
     """
-    out, title = run.directory, "test images and their reconstructions (means)"
+    title = "test images and their reconstructions (means)"
     paths = [
-        figures.reconstructions(out / "reconstructions.png", *map(as_pictures, report.pairs), title=title),
-        figures.learning_curves(out / "learning_curves.png", run.records(), condition=condition),
+        figures.reconstructions(run.picture("reconstructions"), *map(as_pictures, report.pairs), title=title),
+        figures.learning_curves(run.picture("learning_curves"), run.records(), condition=condition),
     ]
     if report.kl is not None:
-        path, active = out / "kl_per_dimension.png", active_latents(report.codes)
+        path, active = run.picture("kl_per_dimension"), active_latents(report.codes)
         paths.append(figures.kl_bars(path, report.kl, active=active, title="KL per latent"))
     return paths
 

@@ -38,7 +38,7 @@ InitFn = Callable[..., tuple[PyTree, PyTree]]
 # What changes how long or where a run runs or how it is looked at, and, but for rounding, none of its steps.
 MAY_CHANGE_ON_RESUME = {
     *("epochs", "out", "resume", "evaluate_every", "patience", "nll_samples"),
-    *("devices", "distributed", "compare", "profile", "experiment"),
+    *("devices", "distributed", "compare", "profile", "picture_format", "experiment"),
 }
 
 
@@ -67,6 +67,7 @@ class Run:
         self._began = time.perf_counter()
         self.mesh = _mesh(config)
         self._experiment = experiment
+        self._suffix = f".{config.picture_format}"
         self.directory = _directory(experiment, config)
         settings = {"experiment": experiment, **dataclasses.asdict(config), **derived}
         self.settings = json.loads(json.dumps(settings, default=str))
@@ -100,6 +101,10 @@ class Run:
             return state
         console.print(f"best step: {int(best.step)} ({self.checkpointer.best_value:.3f})", highlight=False)
         return best
+
+    def picture(self, name: str) -> Path:
+        """Where a picture of this name goes, in the format of the run."""
+        return self.directory / (name + self._suffix)
 
     def records(self) -> list[dict[str, Any]]:
         """The evaluations so far. A line that a kill cut short is dropped."""

@@ -372,8 +372,8 @@ def save_pictures(
     others = (seen.repeat(len(classes), axis=0), label.repeat(len(classes)), jnp.tile(classes, len(images)))
     analogies = as_pictures(examples.as_images(cvae.apply(cvae_params, *others, method="transfer").mean))
     return [
-        *label_pictures(run.directory, as_pictures(samples), images, analogies),
-        figures.learning_curves(run.directory / "learning_curves.png", run.records()),
+        *label_pictures(run, as_pictures(samples), images, analogies),
+        figures.learning_curves(run.picture("learning_curves"), run.records()),
     ]
 
 

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw = partial(drawn, config, model, state.params, vq, tokenizer)
     if already is not None and config.caption:
         with file_errors():
-            console.print(str(save_captions(run.directory / "yours.png", draw, config.caption)), highlight=False)
+            console.print(str(save_captions(run.picture("yours"), draw, config.caption)), highlight=False)
         return
     result = measure(config, model, state, vq, tokenizer, draw, unseen)
     run.finish({"test": result, **reached(state)}, partial(save_pictures, run, config, draw))
@@ -332,10 +332,10 @@ def save_pictures(run: Run, config: Config, draw: Draw) -> list[Path]:
     chosen = np.argwhere(unseen)[np.random.default_rng(0).permutation(int(unseen.sum()))[:6]]
     sentences = [*EXAMPLES, *captions.captions(chosen, seed=1)]
     title = "captions; the last six are of combinations that were never shown"
-    paths = [save_captions(run.directory / "captions.png", draw, sentences, title)]
+    paths = [save_captions(run.picture("captions"), draw, sentences, title)]
     if config.caption:
-        paths.append(save_captions(run.directory / "yours.png", draw, config.caption))
-    paths.append(figures.learning_curves(run.directory / "learning_curves.png", run.records()))
+        paths.append(save_captions(run.picture("yours"), draw, config.caption))
+    paths.append(figures.learning_curves(run.picture("learning_curves"), run.records()))
     return paths
 
 

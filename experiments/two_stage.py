@@ -220,9 +220,9 @@ def save_pictures(run: Run, fitted: dict[str, tuple[jaxvae.VAE, jaxvae.TrainStat
     paths = []
     for name, (model, state) in fitted.items():
         samples = model.apply(state.params, DRAWN, key=seed_key(2), method="sample").mean
-        path, title = run.directory / f"samples_{name}.png", f"samples of the prior: {name}"
+        path, title = run.picture(f"samples_{name}"), f"samples of the prior: {name}"
         paths.append(figures.image_grid(path, as_pictures(np.asarray(samples)), title=title))
-    paths.append(figures.learning_curves(run.directory / "learning_curves.png", run.records(), title="VAE"))
+    paths.append(figures.learning_curves(run.picture("learning_curves"), run.records(), title="VAE"))
     return paths
 
 

@@ -232,7 +232,7 @@ def reconstruct(run: Run, config: Config, settings: Any, splits: Splits) -> None
         paths = [save_reconstructions(run, [pairs[0][0], pairs[1][1], pairs[0][1]], plain)]
         if plain == "vae":
             paths += [save_samples(run, draw_samples(model, state.params, 100, key=seed_key(1)), None)]
-            paths += [figures.learning_curves(run.directory / "learning_curves.png", run.records())]
+            paths += [figures.learning_curves(run.picture("learning_curves"), run.records())]
         return paths
 
     run.finish({"test": test, **reached(state)}, pictures)
@@ -371,7 +371,7 @@ def save_samples(run: Run, samples: np.ndarray, label: Array | None) -> Path:
     """Draw samples, a row for each class where they have some."""
     title = f"{run.settings['model']}: samples" + ("" if label is None else ", a row for each class")
     drawn, names = as_pictures(samples[:100]), None if label is None else list(map(str, np.asarray(label)[:100:10]))
-    return figures.image_grid(run.directory / "samples.png", drawn, columns=10, row_names=names, title=title)
+    return figures.image_grid(run.picture("samples"), drawn, columns=10, row_names=names, title=title)
 
 
 @file_errors()
@@ -381,7 +381,7 @@ def save_reconstructions(run: Run, rows: Sequence[np.ndarray], plain: str) -> Pa
     names, title = ["test image", plain, run.settings["model"]], "test images and their reconstructions (means)"
     images = blocks.reshape(-1, *blocks.shape[2:])
     options = {"columns": blocks.shape[1], "row_names": names, "title": title}
-    return figures.image_grid(run.directory / "reconstructions.png", images, **options)
+    return figures.image_grid(run.picture("reconstructions"), images, **options)
 
 
 if __name__ == "__main__":

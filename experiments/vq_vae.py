@@ -330,13 +330,18 @@ def save_pictures(
     x = np.asarray(prepared(test, 32)["x"])
     decode = jax.jit(lambda *variables: model.decode_indices(*variables).mean)  # in one program, not one an operation
     reconstructed = decode(state.params, state.model_state, jnp.asarray(indices[:32]))
-    out = run.directory
     return [
-        *save_reconstructions(out, test, x, np.asarray(reconstructed), indices, num_codes=config.num_codes),
-        figures.code_usage(
-            out / "code_usage.png", usage_of(indices, config.num_codes, parts_of(config)), title="codes of the test set"
+        *save_reconstructions(
+            *(run.directory, test, x, np.asarray(reconstructed), indices),
+            suffix=f".{config.picture_format}",
+            num_codes=config.num_codes,
         ),
-        figures.codebook_health(out / "codebook_health.png", run.records(), title="the codebook while it trained"),
+        figures.code_usage(
+            run.picture("code_usage"),
+            usage_of(indices, config.num_codes, parts_of(config)),
+            title="codes of the test set",
+        ),
+        figures.codebook_health(run.picture("codebook_health"), run.records(), title="the codebook while it trained"),
     ]
 
 

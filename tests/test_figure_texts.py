@@ -1,11 +1,14 @@
 """What figures say: names, units and classes, read from their SVG, which keeps every text as a comment."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 from test_figures import read
 
+from experiments.command import RunConfig
+from experiments.run import Run
 from jaxvae import figures
 from jaxvae.evaluation import active_latents
 from jaxvae.figures._page import COLORS, latent_name
@@ -142,3 +145,13 @@ def test_an_image_lies_where_it_does_on_pixels(tmp_path):
     assert (across, down) == (72 / 128, 72 / 128)
     assert (width, height) == (np.ptp(columns) + 1 + 2 * frame, np.ptp(rows) + 1 + 2 * frame)
     assert (left / across, top / down) == pytest.approx((columns.min() - frame, rows.min() - frame), abs=0.01)
+
+
+def test_an_experiment_draws_in_the_format_that_is_asked_for(tmp_path):
+    config = RunConfig(preset="none", epochs=1, batch_size=1, out=tmp_path / "run", picture_format="pdf")
+    run = Run("none", config)
+    assert run.picture("curves") == tmp_path / "run" / "curves.pdf"
+    run.checkpointer.close()
+    again = Run("none", dataclasses.replace(config, picture_format="png", resume=True))  # nothing that a run depends on
+    assert again.picture("curves").suffix == ".png"
+    again.checkpointer.close()
