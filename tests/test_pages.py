@@ -75,3 +75,17 @@ def test_the_measured_figures_of_the_notes_are_those_of_the_experiments():
 def test_a_python_block_runs(name, block, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, f"{name}.md", "exec"), {})
+
+
+def test_every_picture_of_the_gallery_is_there_small_and_has_its_command():
+    pieces = re.split(r"^## ", PAGES["gallery"], flags=re.MULTILINE)[1:]
+    drawn = [re.findall(r"!\[[^]]+\]\(([^)]+)\)", piece) for piece in pieces]
+    assert all(drawn)
+    assert all("`python -m experiments." in piece for piece in pieces)
+    new = {picture for piece in drawn for picture in piece} - {
+        "../pictures/analogies.png",
+        "../pictures/traversals.png",
+    }
+    sizes = [(DOCS / picture).stat().st_size for picture in new]
+    assert max(sizes) <= 60_000
+    assert sum(sizes) <= 900_000
