@@ -375,8 +375,9 @@ def save_pictures(run: Run, model: Any, params: PyTree, splits: Splits) -> list[
     groups = range(len(model.rungs), 0, -1)
     below = [draw(COLUMNS, key=seed_key(2), from_group=i).mean for i in groups]
     seen = [model.apply(params, x, up_to=i, method="reconstruct").mean for i in groups]
-    known = [f"z{groups[0]}", *(f"z{groups[0]} to z{i}" for i in groups[1:])]
-    shared, by = ["nothing shared", *(f"{names} shared" for names in known[:-1])], [f"by {names}" for names in known]
+    names = [figures.latent_name(i - 1) for i in groups]
+    known = [names[0], *(f"{names[0]} to {name}" for name in names[1:])]
+    shared, by = ["nothing shared", *(f"{each} shared" for each in known[:-1])], [f"by {each}" for each in known]
     grids: dict[str, tuple[Any, int, Sequence[str] | None, str]] = {
         f"samples_{t}": (draw(100, key=seed_key(1), temperature=t).mean, 10, None, f"samples (means), temperature {t}")
         for t in (0.7, 1.0)

@@ -68,7 +68,7 @@ def image_grid(
 
 def _breadth(names: Iterable[str]) -> int:
     """Pixels that the longest of some names takes, about; of a formula only what is seen counts."""
-    return LETTER * max(len(re.sub(r"[$_{}]", "", name)) for name in names)
+    return (LETTER + 1) * max(len(re.sub(r"[$_{}]", "", name)) for name in names)
 
 
 def captioned(
