@@ -120,7 +120,9 @@ def exact_elbo(model: jaxvae.VAE, params: PyTree, x: np.ndarray) -> float:
 def save_pictures(run: Run, params: PyTree, factors: classical.FactorAnalysis) -> list[Path]:
     """Draw the columns of W of both, the largest first, their signs alike, and return the paths."""
     trained = np.asarray(params["params"]["decoder"]["output"]["kernel"], np.float64).T
-    drawn = [in_grey(weights).reshape(-1, *factors.mean.shape) for weights in (factors.weights, trained)]
+    first, second = in_grey(factors.weights), in_grey(trained)
+    against = ((first - 0.5) * (second - 0.5)).sum(axis=1, keepdims=True) < 0  # a column's sign means nothing
+    drawn = [rows.reshape(-1, *factors.mean.shape) for rows in (first, np.where(against, 1 - second, second))]
     path, title = run.picture("factors"), "columns of W, the largest first, each on a scale of its own"
     names = ["factor analysis", "linear VAE"]
     return [
