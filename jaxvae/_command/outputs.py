@@ -37,7 +37,7 @@ def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:
         return _write_frame(path, _sampled_rows(run, num, seed), run)
     samples = run.sample(num, seed=seed)
     if path.suffix in FORMATS:
-        return figures.image_grid(path, samples, title=f"{num} samples")
+        return figures.image_grid(path, samples, title=f"{num} samples (means)")
     return _save(path, samples)
 
 
@@ -48,7 +48,7 @@ def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
         return _write_frame(path, reconstructed, run)
     if path.suffix in FORMATS:
         images = np.asarray(dataset.prepared(len(dataset), key=seed_key(0))["x"])
-        return figures.reconstructions(path, images, reconstructed)
+        return figures.reconstructions(path, images, reconstructed, title="x over its reconstructions (means)")
     return _save(path, reconstructed)
 
 
