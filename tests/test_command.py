@@ -284,6 +284,8 @@ def test_samples_and_reconstructions_as_arrays_and_pictures(command, trained, pi
     assert command("reconstruct", trained, pictures, "--out", tmp_path / "x.npy").code == 0
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), run.reconstruct(data.folder(pictures)))
     assert command("reconstruct", trained, pictures, "--num", 3, "--out", tmp_path / "x.png").code == 0
+    assert command("sample", trained, "--num", 5, "--out", tmp_path / "samples.svg").code == 0
+    assert (tmp_path / "samples.svg").read_bytes().startswith(b"<?xml")
     for name in ("samples.png", "x.png"):
         with Image.open(tmp_path / name) as drawn:
             assert len(np.unique(np.asarray(drawn))) > 10
