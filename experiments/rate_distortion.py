@@ -41,6 +41,11 @@ from jaxvae.training.sweep import How, Numbers, SweepState, init_sweep_state, ma
 from jaxvae.types import Batch, Metrics, PRNGKey
 
 MEASURED = ("rate", "distortion", "negative_elbo")
+# What pictures call them, with their units.
+SAID = {name: f"{name} (nats)" for name in MEASURED} | {
+    "negative_elbo": "$-$ELBO (nats)",
+    "active_units": "active latents",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +294,7 @@ def report(run: Run, config: Config, how: str, members: list[dict[str, Any]]) ->
     result = {"test": test, "by_beta": by_beta, "members": members, "how": how}
     if records := run.records():  # the loop counts every image once, however many members see it
         result["examples_per_second"] = len(members) * records[-1]["examples_per_second"]
-    metrics = {name.replace("_", " "): [member[name] for member in flat] for name in names}
+    metrics = {SAID.get(name, name.replace("_", " ")): [member[name] for member in flat] for name in names}
     run.finish(result | {"device": jax.devices()[0].device_kind}, lambda: save_pictures(run, members, metrics))
 
 
