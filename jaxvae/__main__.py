@@ -10,6 +10,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from jaxvae._command import run  # which needs an extra
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
+        if list(sys.argv[1:] if argv is None else argv) == ["doctor"]:  # it says what else is missing
+            from jaxvae._doctor import as_text, examine
+
+            print(as_text(examine()))
         sys.exit(2)
     run(argv)
 

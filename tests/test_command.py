@@ -314,7 +314,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         (("train", pictures, "--epochs", "many"), "Error parsing --epochs"),
         (("train",), "Missing from jaxvae train: DATA"),
         (("tran", pictures), "Unrecognized options: tran"),
-        ((), "Expected one of {train, sample, encode, reconstruct, evaluate, impute, compress, decompress}"),
+        ((), "Expected one of {train, sample, encode, reconstruct, evaluate, impute, compress, decompress, doctor}"),
         (
             ("train", tmp_path / "none"),
             f"no folder {tmp_path / 'none'}, no .npy, .npz, .csv or .parquet file of that name, and the set",

@@ -111,6 +111,7 @@ STREETS = {
         *("jaxvae._directory", "jaxvae._watch", "jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),
     },
     "jaxvae._terminal": {"rich"},
+    "jaxvae._doctor": {"jax", "jaxvae.data", *SHARED},
     "jaxvae._command": {
         *(
             "jax",
@@ -121,6 +122,7 @@ STREETS = {
             "tyro",
             "jaxvae._command",
             "jaxvae._terminal",
+            "jaxvae._doctor",
             "jaxvae.data",
             "jaxvae.evaluation",
             "jaxvae.figures",
@@ -128,7 +130,7 @@ STREETS = {
         *("jaxvae.distributions", "jaxvae.models", "jaxvae.networks", "jaxvae.quantizers", "jaxvae.run"),
         *("jaxvae.training", *SHARED),
     },
-    "jaxvae.__main__": {"jaxvae._command"},
+    "jaxvae.__main__": {"jaxvae._command", "jaxvae._doctor"},
     "jaxvae": {"jaxvae"},
 }
 # They come on first use: they are not needed to train a model, and most need an extra.

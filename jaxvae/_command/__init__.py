@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the command jaxvae needs tyro: pip install 'jaxvae[all]'") from error
 
 from jaxvae._command.compress import Compress, Decompress
+from jaxvae._command.doctor import Doctor
 from jaxvae._command.train import Train
 from jaxvae._command.use import Encode, Evaluate, Impute, Reconstruct, Sample
 from jaxvae._terminal import complain, user_errors
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "impute": Impute,
     "compress": Compress,
     "decompress": Decompress,
+    "doctor": Doctor,
 }
 HELP = """Train a variational autoencoder on your data, and use it.
 

@@ -47,9 +47,9 @@ def load_prepared(
     progress: Progress | None,
 ) -> Decoded:
     """What a `jaxvae.data.Dataset` of images holds; see `jaxvae.data.load`."""
-    data_dir = _expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    cache = _cache_root(cache_dir) / name
-    versions = [folder for folder in _prepared(data_dir) if folder.parent == data_dir / name]
+    data_dir = data_root(data_dir)
+    cache = cache_root(cache_dir) / name
+    versions = [folder for folder in prepared_folders(data_dir) if folder.parent == data_dir / name]
     if not versions:
         return _load_cached(name, split, cache, data_dir)
     folder = max(versions, key=lambda version: tuple(map(int, version.name.split("."))))
@@ -81,12 +81,18 @@ def _expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def _cache_root(cache_dir: str | Path | None) -> Path:
+def data_root(data_dir: str | Path | None = None) -> Path:
+    """Where prepared sets are: an argument, `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
+    return _expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """Where decoded sets are kept: an argument, `$JAXVAE_CACHE_DIR`, or `jaxvae` among the user's caches."""
     root = cache_dir or os.environ.get("JAXVAE_CACHE_DIR")
     return _expanded(root or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxvae")
 
 
-def _prepared(data_dir: Path) -> list[Path]:
+def prepared_folders(data_dir: Path) -> list[Path]:
     """List the folders `name[/config]/VERSION`. Asking tensorflow-datasets may use the network, and hang."""
     found = [info.parent for depth in ("*/*", "*/*/*") for info in data_dir.glob(f"{depth}/dataset_info.json")]
     return [folder for folder in sorted(found) if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
@@ -105,7 +111,7 @@ def _load_cached(name: str, split: str, cache: Path, data_dir: Path) -> Decoded:
         raise FileNotFoundError(
             f"the set {name!r} is not in {data_dir}, and {cache} has several copies of it; remove all but one"
         )
-    prepared = sorted({str(folder.parent.relative_to(data_dir)) for folder in _prepared(data_dir)})
+    prepared = sorted({str(folder.parent.relative_to(data_dir)) for folder in prepared_folders(data_dir)})
     known = {*WITHOUT_FILES, *prepared} | COMMON_SETS
     close = [] if name in known else difflib.get_close_matches(name.lower(), sorted(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
