@@ -92,7 +92,7 @@ except importlib.metadata.PackageNotFoundError:  # a checkout that is on the pat
     __version__ = "unknown"
 
 ON_FIRST_USE = ("checkpoint", "data", "figures", "progress", "run")
-OF_RUN = ("Run", "load", "train")  # they read data, and so come on first use too
+OF_RUN = ("DamagedRunError", "Run", "load", "pull", "train")  # they read data, and so come on first use too
 
 __all__ = [
     "CVAE",

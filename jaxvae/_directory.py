@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxvae._json import read_json_object
 from jaxvae.checkpoint import Checkpointer, check_settings
 from jaxvae.training.fit import Earlier, Progress
 from jaxvae.training.state import TrainState
@@ -55,7 +56,7 @@ class RunDirectory:
         if self.resumed:
             if not resume:
                 raise FileExistsError(f"{path} holds a run already; {way_out}")
-            check_settings(json.loads(config_file.read_text()), settings, may_change=may_change)
+            check_settings(read_json_object(config_file), settings, may_change=may_change)
         multihost_utils.sync_global_devices("all have seen what the directory holds")
         self.checkpointer = Checkpointer(path / CHECKPOINTS, meta={"config": settings})
         write_whole(config_file, json.dumps(settings, indent=2) + "\n")

@@ -1,10 +1,7 @@
 """A trained run: what it is measured by, what it can be asked, and how it is kept."""
 
 import dataclasses
-import json
-import pickle
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +14,8 @@ from numpy.typing import ArrayLike
 from jaxvae import data
 from jaxvae._checks import at_least, where_mask
 from jaxvae._given import as_dataset, as_trained, evaluation_feed, observed_feed
+from jaxvae._recipe import Parts
+from jaxvae._saved import guarded, read, write
 from jaxvae._variables import variables_of
 from jaxvae.evaluation.imputation import Imputed, impute
 from jaxvae.evaluation.inversion import WEIGHTED, Inverted, Method, invert
@@ -29,8 +28,6 @@ from jaxvae.objectives._apply import model_inputs, observed_of
 from jaxvae.training.epoch import make_evaluate
 from jaxvae.training.step import make_eval_step
 from jaxvae.types import Array, Batch, LossFn, PRNGKey, PyTree
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,21 +206,57 @@ class Run:
     def save(self, directory: str | Path) -> Path:
         """Write the run to a directory, which `jaxvae.load` reads; returns its absolute path.
 
-        `arrays.npz` holds parameters and state, `run.pickle` the model and how its data is prepared, `history.json` the
-        evaluations. Where the package safetensors is installed, `weights.safetensors` holds the arrays for other
-        programs, which read it without running code from it: parameters by their path in `run.params`, such as
+        `run.json` describes the model, its objective and how its data is prepared, as data and never as code;
+        `weights.safetensors` holds the arrays: parameters by their path in `run.params`, such as
         "params/encoder/Dense_0/kernel", and the rest by "model_state/" and the path in `run.model_state`, such as
-        "model_state/batch_stats/encoder/BatchNorm_0/mean"; types are kept, bfloat16 too. `load` does not read it.
+        "model_state/batch_stats/encoder/BatchNorm_0/mean"; types are kept, bfloat16 too, and other programs read it
+        by the package safetensors. `data.safetensors` holds the first examples, `history.json` the evaluations.
+
+        A class or a function of yours is kept by its name, and `load` is then given it as one of its `parts`. A model
+        that no file describes, such as one with an NNX module or a lambda in it, is given to `load` as a whole.
 
         Raises:
           FileExistsError: the directory holds something already.
-          TypeError: the model does not pickle, such as one with a lambda in it: make that a function of a module.
+          TypeError: the objective, or how the data is prepared, has something in it that goes by no name, such as a
+            lambda: make that a function of a module.
         """
         out = absolute(directory, "directory")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out} holds something already: choose another directory")
         write(self, out)
         return out
+
+    def push(
+        self,
+        repo: str,
+        *,
+        results: Mapping[str, Mapping[str, float]] | str | Path | None = None,
+        examples: bool = False,
+        private: bool | None = None,
+        license: str | None = None,
+        api: Any = None,
+    ) -> str:
+        """Save the run to a repository of the Hugging Face hub, with a model card; returns the commit.
+
+        `jaxvae.pull(repo)` is the same run: parameters, state, model, objective and history, to the bit.
+
+        Args:
+          repo: "owner/name", made if it does not exist.
+          results: the figures for the card, split -> name -> value, or the `result.json` that `jaxvae train` has
+            written; of the evaluation that the run's state is from unless given.
+          examples: whether the first examples that it was trained on go with it. Otherwise one of zeros does.
+          private: whether a repository that is made can be seen by its owner alone; the hub's default unless given.
+          license: of the model, such as "apache-2.0".
+          api: in place of `huggingface_hub.HfApi()`, which finds the token of whoever is logged in.
+
+        Raises:
+          ModuleNotFoundError: huggingface_hub is missing (`pip install 'jaxvae[hub]'`).
+          TypeError: the run cannot be saved, as `save` says.
+        """
+        from jaxvae import _hub
+
+        options: dict[str, Any] = {"results": results, "examples": examples, "private": private, "license": license}
+        return _hub.push(self, repo, **options, api=api)
 
     def _map(self, function: Callable[..., PyTree], x: ArrayLike | data.Dataset) -> Any:
         given = as_trained(self.model, self.dataset, x if isinstance(x, data.Dataset) else as_dataset(self.dataset, x))
@@ -233,31 +266,44 @@ class Run:
         )
 
 
-def load(directory: str | Path) -> Run:
-    """The run that `Run.save` wrote to a directory.
+def load(directory: str | Path, *, parts: Iterable[Any] = (), model: Any = None) -> Run:
+    """The run that `Run.save` wrote to a directory. Its files are data: nothing in them is run.
 
-    It unpickles the model, which runs code: load only what you or someone you trust has saved.
+    Args:
+      directory: of the run.
+      parts: the classes and functions of your own that its model, objective or data were made of.
+      model: the model, made as it was, where no file describes it, such as one with an NNX module or a lambda in it.
 
     Raises:
-      FileNotFoundError: there is no run in the directory.
+      FileNotFoundError: there is no run in the directory, or a file of it is missing.
+      DamagedRunError: a file is damaged, or names what no file may name; a `ValueError`.
+      TypeError: parts or the model are needed; names them.
+      ValueError: an earlier version saved the run, as Python objects.
     """
     place = absolute(directory, "directory")
-    if not (place / "run.pickle").is_file():
-        raise FileNotFoundError(f"no run in {place}: {place / 'run.pickle'} does not exist")
-    record = pickle.loads((place / "run.pickle").read_bytes())
-    with np.load(place / "arrays.npz") as saved:
-        arrays = [jnp.asarray(saved[f"arr_{i}"].view(jnp.dtype(dtype))) for i, dtype in enumerate(record["dtypes"])]
-    trees = jax.tree.map(lambda i: arrays[i], record["structure"])
-    return Run(
-        record["model"],
-        trees["params"],
-        trees["model_state"],
-        record["objective"],
-        record["dataset"],
-        json.loads((place / "history.json").read_text()),
-        record["step"],
-        record["stopped"],
-    )
+    own = Parts(parts)
+    return guarded(place, lambda: Run(**read(place, own, model)))
+
+
+def pull(
+    repo: str, *, revision: str | None = None, parts: Iterable[Any] = (), model: Any = None, api: Any = None
+) -> Run:
+    """The run that `Run.push` saved to a repository of the Hugging Face hub. Its files are data, as those of `load`.
+
+    Args:
+      repo: "owner/name".
+      revision: a commit, a tag or a branch; the newest unless given. A commit always is the same run.
+      parts: as of `load`.
+      model: as of `load`.
+      api: in place of `huggingface_hub.HfApi()`.
+
+    Raises:
+      ModuleNotFoundError: huggingface_hub is missing (`pip install 'jaxvae[hub]'`).
+      FileNotFoundError, DamagedRunError, TypeError, ValueError: as of `load`.
+    """
+    from jaxvae import _hub
+
+    return load(_hub.download(repo, revision=revision, api=api), parts=parts, model=model)
 
 
 def absolute(path: str | Path, argument: str) -> Path:
@@ -269,61 +315,6 @@ def absolute(path: str | Path, argument: str) -> Path:
     except RuntimeError as error:  # nobody's home
         reason = str(error)
     raise ValueError(f"{argument} must be the path of a directory, got {str(path)!r}: {reason}")
-
-
-def write(run: Run, out: Path) -> None:
-    """Write a run to a directory, over one that is there only once all of this one is on disk."""
-    arrays = {"params": run.params, "model_state": run.model_state}
-    leaves, structure = jax.tree.flatten(jax.device_get(arrays))
-    record = {
-        "model": run.model,
-        "objective": run.objective,
-        "dataset": run.dataset,
-        "structure": jax.tree.unflatten(structure, range(len(leaves))),
-        "dtypes": [str(np.asarray(leaf).dtype) for leaf in leaves],
-        "step": run.step,
-        "stopped": run.stopped,
-    }
-    pickled = _pickled(record)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
-        new = Path(scratch)
-        np.savez(new / "arrays.npz", *map(_plain, leaves))
-        (new / "history.json").write_text(json.dumps(run.history, indent=1) + "\n")
-        (new / "run.pickle").write_bytes(pickled)
-        _write_safetensors(run, new / WEIGHTS)
-        (out / "run.pickle").unlink(missing_ok=True)
-        (out / WEIGHTS).unlink(missing_ok=True)
-        for file in sorted(new.iterdir(), key=lambda file: file.name == "run.pickle"):  # last: what has it is whole
-            file.replace(out / file.name)
-
-
-def _write_safetensors(run: Run, file: Path) -> None:
-    """The arrays by their names, where the package is installed."""
-    try:
-        from safetensors.numpy import save_file
-    except ModuleNotFoundError:
-        return
-    arrays: dict[str, np.ndarray] = {}
-    for prefix, tree in (("", run.params), ("model_state/", run.model_state)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
-            if name in arrays:
-                raise ValueError(f"two arrays have the name {name} in {WEIGHTS}: use names without '/'")
-            arrays[name] = np.asarray(leaf, order="C")
-    save_file(arrays, file)
-
-
-def check_pickles(model: Any, objective: LossFn, dataset: data.Dataset) -> None:
-    """Raise `TypeError` where a run of these could not be saved."""
-    _pickled({"model": model, "objective": objective, "dataset": dataset})
-
-
-def _pickled(record: dict[str, Any]) -> bytes:
-    try:
-        return pickle.dumps(record)
-    except Exception as error:
-        raise TypeError(f"the model or its objective does not pickle, so it cannot be saved: {error}") from error
 
 
 class _Evaluated(NamedTuple):
@@ -357,9 +348,3 @@ def _reconstructed(model: Any, params: PyTree, model_state: PyTree, batch: Batch
 def _without_padding(batch: Batch) -> Array:
     """X as `vq_vae_loss` shows it to the encoder: zero where it is padding."""
     return where_mask(batch["x"], batch["mask"], "x") if "mask" in batch else batch["x"]
-
-
-def _plain(leaf: Array) -> np.ndarray:
-    """An array as NumPy's own file can hold it: narrow floats, which it does not know, as integers of their width."""
-    values = np.asarray(leaf)
-    return values.view(f"u{values.itemsize}") if values.dtype.kind == "V" else values

@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxvae._checks import at_least
+from jaxvae._json import read_json_object
 from jaxvae._sealed import (
     DamagedCheckpointError,
     KeepPolicy,
@@ -276,15 +277,15 @@ def load(
 
     Raises:
       FileNotFoundError: `run_dir`, its configuration, or the checkpoint does not exist.
-      ValueError: `run_dir` is relative, or the checkpoint holds a VQ-VAE of an earlier version, which kept its codes
-        elsewhere.
+      ValueError: `run_dir` is relative, its configuration is damaged, or the checkpoint holds a VQ-VAE of an earlier
+        version, which kept its codes elsewhere.
       DamagedCheckpointError: the checkpoint is damaged.
     """
     run_dir = _absolute(run_dir, "run_dir")
     config_file = run_dir / "config.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"no run in {run_dir}: {config_file} does not exist")
-    config = SimpleNamespace(**json.loads(config_file.read_text()))
+    config = SimpleNamespace(**read_json_object(config_file))
     directory = run_dir / "checkpoints"
     if step is None:
         step, (arrays, record) = _newest_sound(directory, read_arrays)

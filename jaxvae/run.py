@@ -24,7 +24,8 @@ import optax
 
 from jaxvae import data
 from jaxvae._given import as_trained, with_condition
-from jaxvae._run import Run, absolute, check_pickles, load, write
+from jaxvae._run import Run, absolute, load, pull
+from jaxvae._saved import DamagedRunError, describe, write
 from jaxvae._watch import MONITORED, Watch
 from jaxvae._whole_batch import WholeBatchError
 from jaxvae.distributions import Bernoulli
@@ -42,7 +43,7 @@ from jaxvae.types import Batch, LossFn, PRNGKey, PyTree
 if TYPE_CHECKING:  # it needs orbax, and most runs have no directory
     from jaxvae._directory import RunDirectory
 
-__all__ = ["Run", "load", "train"]
+__all__ = ["DamagedRunError", "Run", "load", "pull", "train"]
 
 LARGEST_BATCH = 128
 SEEDING_EXAMPLES = 256  # whose vectors a quantiser starts from
@@ -135,7 +136,7 @@ def train(
     if place is not None:
         settings |= _description(training) | {"model": _described(model), "loss": _described(loss)}
         settings["validation"] = _described(validation)
-        check_pickles(model, evaluated, kept)  # now, and not after hours
+        describe(model, evaluated, kept)  # now, and not after hours
     with _opened(place, settings, resume) as files, _shown(progress) as show:
         watch = Watch(evaluated, held, seed, report, files, run_of)
         state, earlier = watch.resume(state)

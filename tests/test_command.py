@@ -105,7 +105,7 @@ def test_what_was_trained_and_measured_is_printed(trained):
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on(command, pictures, trained, tmp_path):
     out = shutil.copytree(trained, tmp_path / "run")
-    (out / "run.pickle").unlink()  # as if it had been killed before the end
+    (out / "run.json").unlink()  # as if it had been killed before the end
     said = command("train", pictures, "--out", out, "--resume", *SMALL, *NETWORK, "--epochs", 3)
     assert (said.code, said.err) == (0, "")
     assert [line.split()[1] for line in said.out.splitlines() if line.startswith("epoch")] == ["3.0"]
@@ -305,7 +305,7 @@ def test_figures_as_a_table_and_as_json(command, trained, pictures, tmp_path):
 
 def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, tmp_path):
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "run.pickle").write_bytes(b"no pickle")
+    (tmp_path / "damaged" / "run.json").write_bytes(b"no JSON")
     (tmp_path / "no.npy").write_bytes(b"")
     np.save(tmp_path / "small.npy", LEVELS)
     np.save(tmp_path / "few.npy", LEVELS % 7)
@@ -341,7 +341,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, trained, pictures, t
         (("train", pictures, "--validation", 2), "validation must be a share of the examples, in [0, 1), got 2.0"),
         (("train", pictures, "--batch-size", 99), "a batch of 99 is larger than the split of 36"),
         (("sample", tmp_path), f"no run in {tmp_path}"),
-        (("sample", tmp_path / "damaged"), "cannot be read: "),
+        (("sample", tmp_path / "damaged"), "is damaged (JSONDecodeError: "),
         (("sample", trained, "--num", 0), "num must be at least 1, got 0"),
         (("sample", trained, "--out", "x.gif"), "--out must end in .png or .svg or .pdf or .npy, got x.gif"),
         (("encode", trained, tmp_path / "none"), "no folder"),
@@ -374,7 +374,7 @@ def test_a_run_that_is_not_finite_is_no_mistake_of_the_user(command, tmp_path):
     assert said.code == 1
     assert "error: " in said.err
     assert "not finite" in said.err
-    assert not (tmp_path / "run" / "run.pickle").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_it_executes_with_a_progress_bar_and_pictures(tmp_path):
         cell.outputs = []
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     assert_executed(notebook.cells)
-    assert (tmp_path / "tour" / "run.pickle").exists()
+    assert (tmp_path / "tour" / "run.json").exists()
 
 
 def assert_executed(cells):

@@ -1,5 +1,6 @@
 """One call to train, and what a run can be asked, saved and loaded."""
 
+import dataclasses
 import sys
 from functools import partial
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
+from flax import linen as nn
+from flax import nnx, traverse_util
 
 import jaxvae
 from jaxvae import data, evaluation
@@ -150,10 +152,113 @@ def test_other_programs_read_the_weights(tmp_path, dtype):
 
 
 def test_without_safetensors_a_run_is_saved_all_the_same(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     place = run.save(tmp_path / "run")
-    assert {path.name for path in place.iterdir()} == {"arrays.npz", "history.json", "run.pickle"}
+    names = {"data.safetensors", "history.json", "run.json", "weights.safetensors"}
+    assert {path.name for path in place.iterdir()} == names
     chex.assert_trees_all_equal(jaxvae.load(place).params, run.params)
+
+
+class Own(nn.Module):
+    """An encoder of the user's own."""
+
+    latent_dim: int = D
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.Dense(8)(x.reshape(len(x), -1))
+        return nn.Dense(self.latent_dim)(hidden), nn.Dense(self.latent_dim)(hidden)
+
+
+class Halved:
+    """An object of the user's own, no dataclass."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, batch, *, key):
+        del key
+        return batch | {"x": batch["x"] / self.by}
+
+
+def own_loss(model, params, model_state, batch, *, key, step):
+    return jaxvae.vae_loss(model, params, model_state, batch, key=key, step=step)
+
+
+def test_parts_of_the_users_own_are_handed_over_and_never_imported(tmp_path):
+    model = jaxvae.VAE(Own(), body()[1])
+    mine = MINE.with_prepare(Halved(np.float32(510)))
+    trained = quietly(model, mine, epochs=1, loss=own_loss)
+    place = trained.save(tmp_path / "run")
+    with pytest.raises(TypeError, match=r"not jaxvae's: .*test_run\.Halved, .*\.Own, .*\.own_loss\. .*parts="):
+        jaxvae.load(place)
+    with pytest.raises(TypeError, match=r"not jaxvae's: \S*test_run\.own_loss\. No file makes .*parts=\[own_loss\]"):
+        jaxvae.load(place, parts=[Own, Halved])
+    with pytest.raises(TypeError, match="parts must be classes and functions, got 3"):
+        jaxvae.load(place, parts=[3])
+    again = jaxvae.load(place, parts=[Own, own_loss, Halved])
+    assert again.model == model
+    assert again.dataset.prepare.by == 510
+    np.testing.assert_array_equal(again.sample(3), trained.sample(3))
+    assert again.evaluate(mine, num_samples=2) == trained.evaluate(mine, num_samples=2)
+
+
+class TwoLinear(nnx.Module):
+    latent_dim = D
+
+    def __init__(self, rngs):
+        self.mean, self.log_var = nnx.Linear(16, D, rngs=rngs), nnx.Linear(16, D, rngs=rngs)
+
+    def __call__(self, x):
+        return self.mean(x), self.log_var(x)
+
+
+def flat(batch, *, key):
+    del key
+    return batch | {"x": batch["x"].reshape(-1, 16) / 255}
+
+
+def test_a_model_that_no_file_describes_is_handed_over(tmp_path):
+    model = jaxvae.VAE(TwoLinear(nnx.Rngs(0)), jaxvae.MLPDecoder((16,), hidden=(4,)))
+    trained = quietly(model, MINE.with_prepare(flat), epochs=1)
+    place = trained.save(tmp_path / "run")
+    with pytest.raises(TypeError, match=r"needs its model, .*\(model\.encoder\.held is .*\.Held, which is no part"):
+        jaxvae.load(place)
+    again = jaxvae.load(place, model=model, parts=[flat])
+    assert again.objective.args == (model,)
+    np.testing.assert_array_equal(again.sample(3), trained.sample(3))
+
+
+def test_a_module_that_is_met_twice_stays_one(run, tmp_path):
+    shared = jaxvae.MLPEncoder(D, hidden=(4,))
+    twice = nn.Sequential([shared, shared, jnp.tanh])
+    again = jaxvae.load(dataclasses.replace(run, model=twice).save(tmp_path / "run")).model
+    assert again.layers[0] is again.layers[1]
+    assert again.layers[2] is jnp.tanh
+
+
+def test_what_the_parts_hold_comes_back_as_it_was(run, tmp_path):
+    held = {
+        "numbers": (1, True, 0.1, float("inf"), np.float32(0.1), np.int64(2**40), jnp.bfloat16, np.dtype("int8")),
+        "text": ["a", np.str_("b"), None, {(1, 2): "c"}],
+        "arrays": {"host": np.arange(3, dtype=np.int16), "device": jnp.array([1, 2], jnp.bfloat16)},
+    }
+    objective = partial(jaxvae.vae_loss, run.model, **held)
+    again = jaxvae.load(dataclasses.replace(run, objective=objective).save(tmp_path / "run")).objective
+    assert again.func is jaxvae.vae_loss
+    arrays = again.keywords.pop("arrays")
+    assert again.keywords == {name: held[name] for name in ("numbers", "text")}
+    assert [type(each) for each in again.keywords["numbers"]] == [type(each) for each in held["numbers"]]
+    assert [type(each) for each in again.keywords["text"]] == [str, np.str_, type(None), dict]
+    chex.assert_trees_all_equal(arrays, held["arrays"])
+    assert isinstance(arrays["host"], np.ndarray)
+    assert isinstance(arrays["device"], jax.Array)
+
+
+def test_a_run_of_an_earlier_version_is_refused_unread(tmp_path):
+    (tmp_path / "run.pickle").write_bytes(b"cos\nsystem\n(S'touch harmed'\ntR.")
+    with pytest.raises(ValueError, match=r"saved as Python objects \(run\.pickle\), which are no longer read"):
+        jaxvae.load(tmp_path)
 
 
 def test_a_conditional_model_is_given_the_labels():
@@ -236,10 +341,10 @@ def test_what_cannot_be_is_refused(run, tmp_path):
         run.encode(IMAGES.reshape(N, 16))
     with pytest.raises(ValueError, match="start and end must be as many, got 1 and 2"):
         run.interpolate(IMAGES[:1], IMAGES[:2])
-    with pytest.raises(FileNotFoundError, match=r"no run in .*: .*run\.pickle does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no run in .*: .*run\.json does not exist"):
         jaxvae.load(tmp_path)
     unsaved = type(run)(**vars(run) | {"objective": lambda: None})
-    with pytest.raises(TypeError, match="the model or its objective does not pickle, so it cannot be saved"):
+    with pytest.raises(TypeError, match=r"the run cannot be saved: objective is .*<lambda>, which goes by no name"):
         unsaved.save(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

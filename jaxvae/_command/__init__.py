@@ -36,8 +36,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 HELP = """Train a variational autoencoder on your data, and use it.
 
 DATA is a folder of pictures (PNG, JPEG, WebP), a .npy or .npz file whose array x is [N, ...], a .csv or .parquet table,
-or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It holds the model as Python
-objects: give only what you or someone you trust has trained.
+or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It is data: nothing in it is
+run.
 
     jaxvae train pictures/ --out run
     jaxvae sample run

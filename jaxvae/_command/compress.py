@@ -8,10 +8,11 @@ import numpy as np
 import tyro
 
 from jaxvae._command import outputs
-from jaxvae._command.use import Out, RunDirectory, load_run, read_data
+from jaxvae._command.use import Out, RunDirectory, read_data
 from jaxvae._terminal import console, counter
 from jaxvae.evaluation import compress, decompress
 from jaxvae.keys import seed_key
+from jaxvae.run import load
 
 SUFFIX = ".bits"
 
@@ -56,7 +57,7 @@ class Decompress:
     def __call__(self) -> None:
         """Decompress and write."""
         path = outputs.checked_suffix(self.out or self.run / "decompressed.npy", ".npy")
-        run = load_run(self.run)
+        run = load(self.run)
         show = counter("decompressing, batch")
         x = decompress(run.model, run.params, run.model_state, self.file.expanduser().read_bytes(), progress=show)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """DATA on the command line: a folder of pictures, a file of arrays, a table, or the name of a set."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from jaxvae import data
+from jaxvae._json import read_json_object
 from jaxvae._terminal import complain, counter
 from jaxvae.data._table_files import SUFFIXES as TABLES
 from jaxvae.data._table_files import Decimal
@@ -195,7 +195,7 @@ def _named(name: str, split: str) -> data.Dataset:
 def _options(directory: Path) -> dict[str, Any]:
     """How the run was trained, where that is known."""
     options = directory / OPTIONS
-    return json.loads(options.read_text()) if options.is_file() else {}
+    return read_json_object(options) if options.is_file() else {}
 
 
 def _fit_of(directory: Path) -> Fit:

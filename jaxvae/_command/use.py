@@ -1,7 +1,5 @@
 """`jaxvae sample`, `encode`, `reconstruct` and `evaluate`: what a run is asked."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,19 +18,11 @@ RunDirectory = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN"
 Data = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 
 
-def load_run(directory: Path) -> Run:
-    """The run in a directory; `ValueError` where its files are damaged or were written by something else."""
-    try:
-        return load(directory)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, AttributeError) as error:
-        raise ValueError(f"the run in {directory} cannot be read: {error}") from error
-
-
 def read_data(
     directory: Path, source: str, *, split: str | None = None, skip_unreadable: bool = False
 ) -> tuple[Run, Dataset]:
     """The run in a directory, and data as its model takes them."""
-    run = load_run(directory)
+    run = load(directory)
     return run, data_for(run, directory.expanduser(), source, split=split, skip_unreadable=skip_unreadable)
 
 
@@ -68,7 +58,7 @@ class Sample:
 
     def __call__(self) -> None:
         """Draw and write."""
-        run = load_run(self.run)
+        run = load(self.run)
         suffix = outputs.picture_or_array(run)
         path = outputs.checked_suffix(self.out or self.run / f"samples{suffix}", *outputs.allowed(suffix))
         outputs.print_paths(samples=outputs.write_samples(path, run, num=self.num, seed=self.seed))

@@ -1,0 +1,49 @@
+"""JSON from a file that anyone may have written: bounded, strict, and wrong only in one way, a `ValueError`."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 * 2**20
+
+
+def read_file(path: Path, most_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file; `ValueError` where it is something else, such as a pipe, or larger than allowed."""
+    kind = path.stat()
+    if not stat.S_ISREG(kind.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    if most_bytes is not None and kind.st_size > most_bytes:
+        raise ValueError(f"{path} has {kind.st_size} bytes, more than {most_bytes}")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; `ValueError` names the file where it is damaged."""
+    try:
+        return parse_json(read_file(path, MOST_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object that a file holds; `ValueError` names the file where it is damaged or holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return value
+
+
+def parse_json(content: bytes) -> Any:
+    """What UTF-8 text holds; `ValueError` for anything else, two entries of one name and endless nesting included."""
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_once_each)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("it has two entries of one name")
+    return entries

@@ -1,0 +1,198 @@
+"""A run in a directory: files that are data, each proved by a checksum, and never code.
+
+`run.json` describes the model, its objective and how its data is prepared (`jaxvae._recipe`) and holds the checksums
+of the others; `weights.safetensors` has the parameters and the state, `data.safetensors` the first examples,
+`history.json` the evaluations.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxvae._json import MOST_BYTES, parse_json, read_file
+from jaxvae._recipe import Describer, Parts, Rebuilder, UnknownPartError, describe_tree, foreign_names
+from jaxvae._tensors import parse_tensors, write_tensors
+
+RECORD, WEIGHTS, EXAMPLES, HISTORY = "run.json", "weights.safetensors", "data.safetensors", "history.json"
+FORMER = "run.pickle"  # the model as Python objects, which ran code when they were read
+FORMAT = 1
+FIELDS = {"jaxvae", "model", "objective", "dataset", "params", "model_state", "step", "stopped", "files"}
+
+
+class DamagedRunError(ValueError):
+    """A run whose files cannot be read, do not hold what was saved, or name what no file may name."""
+
+
+def describe(model: Any, objective: Any, dataset: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `run.json` says of a run's parts, and the arrays that they hold.
+
+    Raises:
+      TypeError: the objective or how the data is prepared holds something that is no data, such as a lambda.
+    """
+    describer = Describer()
+    try:
+        described = Describer()
+        about: Any = described.describe(model, "model")
+        describer.arrays |= described.arrays
+    except UnknownPartError as error:  # whoever loads it has to bring the model
+        about = {"missing": str(error)}
+    describer.remember(model, "model")
+    try:
+        record = {
+            "model": about,
+            "objective": describer.describe(objective, "objective"),
+            "dataset": describer.describe(dataset, "dataset"),
+        }
+    except UnknownPartError as error:
+        raise TypeError(f"the run cannot be saved: {error}") from error
+    return record, describer.arrays
+
+
+def write(run: Any, out: Path) -> None:
+    """Write a run to a directory, over one that is there only once all of this one is on disk."""
+    record, held = describe(run.model, run.objective, run.dataset)
+    record |= {"jaxvae": _version(), "step": int(run.step), "stopped": run.stopped}
+    arrays: dict[str, np.ndarray] = {}
+    for field, prefix, tree in (("params", "", run.params), ("model_state", "model_state/", run.model_state)):
+        names = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+            if name in arrays:
+                raise ValueError(f"two arrays have the name {name} in {WEIGHTS}: use names without '/'")
+            arrays[name] = np.asarray(jax.device_get(leaf))
+            names.append(name)
+        record[field] = describe_tree(Describer(), tree, field, dict(enumerate(names)))
+    history = (json.dumps(run.history, indent=1) + "\n").encode()
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
+        new = Path(scratch)
+        record["files"] = {
+            WEIGHTS: write_tensors(new / WEIGHTS, arrays),
+            EXAMPLES: write_tensors(new / EXAMPLES, held),
+            HISTORY: hashlib.sha256(history).hexdigest(),
+        }
+        (new / HISTORY).write_bytes(history)
+        sealed = {"format": FORMAT, "sha256": _digest(record), "record": record}
+        (new / RECORD).write_text(json.dumps(sealed, indent=1, allow_nan=False) + "\n")
+        (out / RECORD).unlink(missing_ok=True)
+        for file in sorted(new.iterdir(), key=lambda file: file.name == RECORD):  # last: what has it is whole
+            file.replace(out / file.name)
+
+
+def read(place: Path, parts: Parts, model: Any) -> dict[str, Any]:
+    """The fields of the run in a directory; see `jaxvae.load`."""
+    _check_is_there(place)
+    record = _record(place)
+    weights, examples = (parse_tensors(_sealed(place, record, name)) for name in (WEIGHTS, EXAMPLES))
+    history = parse_json(_sealed(place, record, HISTORY))
+    if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
+        raise ValueError(f"{HISTORY} holds no list of evaluations")
+    if type(record["step"]) is not int or not isinstance(record["stopped"], str | None):
+        raise ValueError(f"{RECORD} says no step, or not why the run ended")
+    _check_parts(place, record, parts, model)
+    rebuilder = Rebuilder(examples, parts)
+    model = rebuilder.rebuild(record["model"]) if model is None else model
+    rebuilder.remember(model, "model")
+    trees = Rebuilder(weights, Parts())
+    return {
+        "model": model,
+        "params": trees.rebuild(record["params"]),
+        "model_state": trees.rebuild(record["model_state"]),
+        "objective": rebuilder.rebuild(record["objective"]),
+        "dataset": rebuilder.rebuild(record["dataset"]),
+        "history": history,
+        "step": record["step"],
+        "stopped": record["stopped"],
+    }
+
+
+def guarded(place: Path, function: Callable[[], Any]) -> Any:
+    """Call it; whatever damaged or hostile files provoke becomes a `DamagedRunError`, short and of one kind."""
+    try:
+        return function()
+    except (FileNotFoundError, UnknownPartsError, FormerFormatError):
+        raise
+    except MemoryError as error:
+        raise DamagedRunError(f"the run in {place} asks for more memory than there is") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DamagedRunError(f"the run in {place} is damaged ({reason})") from error
+
+
+class UnknownPartsError(TypeError):
+    """A run that needs parts of the user's own."""
+
+
+class FormerFormatError(ValueError):
+    """A run that an earlier version saved as Python objects."""
+
+
+def _check_is_there(place: Path) -> None:
+    if (place / RECORD).exists():
+        return
+    if (place / FORMER).exists():
+        raise FormerFormatError(
+            f"the run in {place} was saved as Python objects ({FORMER}), which are no longer read because they run "
+            "code: train it again, or load it with the version that saved it"
+        )
+    raise FileNotFoundError(f"no run in {place}: {place / RECORD} does not exist")
+
+
+def _record(place: Path) -> dict[str, Any]:
+    """What run.json says, checked against its own checksum."""
+    sealed = parse_json(read_file(place / RECORD, MOST_BYTES))
+    match sealed:
+        case {"format": int(version), "sha256": str(digest), "record": dict(record)} if len(sealed) == 3:
+            if version != FORMAT:
+                raise ValueError(f"{RECORD} has format {version}, and this version reads {FORMAT}")
+            if _digest(record) != digest:
+                raise ValueError(f"{RECORD} does not match its checksum")
+            if record.keys() != FIELDS:
+                raise ValueError(f"{RECORD} has other entries than a run")
+            return record
+    raise ValueError(f"{RECORD} holds no run")
+
+
+def _sealed(place: Path, record: Mapping[str, Any], name: str) -> bytes:
+    content = read_file(place / name, MOST_BYTES if name == HISTORY else None)
+    files = record["files"]
+    if not isinstance(files, dict) or files.get(name) != hashlib.sha256(content).hexdigest():
+        raise ValueError(f"{name} does not match its checksum")
+    return content
+
+
+def _check_parts(place: Path, record: Mapping[str, Any], parts: Parts, model: Any) -> None:
+    """Raise `UnknownPartsError` that names all parts which are missing, and how to hand them over."""
+    described = record["model"]
+    if model is None and isinstance(described, dict) and isinstance(why := described.get("missing"), str):
+        raise UnknownPartsError(
+            f"the run in {place} needs its model, which no file describes ({why}): pass load(directory, model=...), "
+            "made as it was"
+        )
+    fields = ("objective", "dataset") if model is not None else ("model", "objective", "dataset")
+    names = sorted({name for field in fields for name in foreign_names(record[field]) if not parts.find(name)})
+    if names:
+        listed = ", ".join(name.replace(":", ".") for name in names)
+        short = ", ".join(name.rpartition(":")[2] for name in names)
+        raise UnknownPartsError(
+            f"the run in {place} has parts that are not jaxvae's: {listed}. No file makes Python import them: pass "
+            f"load(directory, parts=[{short}])"
+        )
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jaxvae")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
