@@ -24,7 +24,7 @@ from rich.table import Table
 
 import jaxvae
 from experiments import vae
-from experiments.command import console, counter, user_errors
+from experiments.command import console, counter, keep_programs, user_errors
 from experiments.report import evaluator, prepared
 from experiments.splits import load_split
 from jaxvae import checkpoint, data
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compress, decompress, compare."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
+        keep_programs()
         directory = config.run.expanduser().resolve()
         model, params, model_state, settings = checkpoint.load(directory, vae.make_model)
         if not getattr(settings, "binarize", False):

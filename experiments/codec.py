@@ -24,7 +24,7 @@ from PIL import Image
 from rich.table import Table
 
 from experiments import prior
-from experiments.command import console, counter, user_errors
+from experiments.command import console, counter, keep_programs, user_errors
 from experiments.maps import load_codes
 from experiments.report import as_pictures, prepared
 from experiments.vq_vae import JPEG_CAVEAT
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compress, decompress, compare."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
+        keep_programs()
         runs = [directory.expanduser().resolve() for directory in config.runs]
         sources = {directory: source_of(directory) for directory in runs}
         if len(set(sources.values())) > 1:

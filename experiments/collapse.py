@@ -26,7 +26,7 @@ import tyro
 from rich.table import Table
 
 import jaxvae
-from experiments.command import console, user_errors
+from experiments.command import console, keep_programs, user_errors
 from experiments.splits import load_split
 from jaxvae import data, figures
 from jaxvae.distributions import DiagGaussian
@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the four, measure, draw."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
+        keep_programs()
         train, test = (load_split(config.data, split) for split in ("train", "test"))
         change = in_unit_interval if config.model == "dense" else binarized
         train, test = change(train), change(test)

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import tyro
 
+from jaxvae._cache import keep_programs
 from jaxvae._terminal import complain, console, counter, user_errors
 from jaxvae.keys import check_seed
 
-__all__ = ["RunConfig", "complain", "console", "counter", "file_errors", "parse", "user_errors"]
+__all__ = ["RunConfig", "complain", "console", "counter", "file_errors", "keep_programs", "parse", "user_errors"]
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
@@ -80,7 +81,9 @@ def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[s
         prog = f"python -m {sys.modules['__main__'].__spec__.name}" if argv is None else None
         config = tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=doc, args=argv)
         if config.distributed:
-            _join()
+            _join()  # processes that compile together must not have different programs kept
+        else:
+            keep_programs()
         return config
 
 

@@ -21,7 +21,7 @@ import optax
 import tyro
 from rich.table import Table
 
-from experiments.command import console, user_errors
+from experiments.command import console, keep_programs, user_errors
 from jaxvae import figures
 from jaxvae.distributions import DiagGaussian
 from jaxvae.flows import FlowPosterior, FullCovariance, SplineCoupling
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fit every family to every density, integrate, draw."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
+        keep_programs()
     out = (config.out or Path("runs", f"densities-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser()
     grid, area = make_grid()
     kl: dict[str, dict[str, float]] = {}

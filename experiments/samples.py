@@ -31,7 +31,7 @@ import tyro
 from rich.table import Table
 
 from experiments import classifier
-from experiments.command import RunConfig, console, file_errors, user_errors
+from experiments.command import RunConfig, console, file_errors, keep_programs, user_errors
 from experiments.drawing import data_of, settings_of
 from experiments.report import evaluator, over_set, prepared
 from experiments.run import Run, init_of, reached
@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw, read, measure, show."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
+        keep_programs()
         if config.smoke:
             config = dataclasses.replace(config, num=2 * classifier.FEATURES, groups=4, reader_epochs=1)
         sources = sources_of(config.runs)

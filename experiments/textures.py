@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from experiments.command import console, file_errors, user_errors
+from experiments.command import console, file_errors, keep_programs, user_errors
 from experiments.report import as_pictures
 from jaxvae import figures
 from jaxvae._directory import write_whole
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make, measure, draw."""
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
+        keep_programs()
         if config.smoke:
             config = dataclasses.replace(config, size=min(config.size, 32))
         samples = {name: load(name, config.shrink)[: config.size, : config.size] for name in config.textures}

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxvae.data._prepared import cache_root, data_root, prepared_folders
+from jaxvae._cache import cache_root
+from jaxvae.data._prepared import data_root, prepared_folders
 from jaxvae.keys import GENERATOR
 
 PLUGINS = r"jax[-_](cuda\d*|rocm\d*)[-_]plugin|jax[-_]metal|libtpu"

@@ -32,6 +32,7 @@ STREETS = {
     "jaxvae.types": {"jax"},
     "jaxvae.keys": {"jax", "jaxvae.types"},
     "jaxvae.losses": {"jax", "jaxvae.losses"},
+    "jaxvae._cache": {"jax"},
     "jaxvae._checks": {"jax", "numpy", "jaxvae.types"},
     "jaxvae._host": {"jax", "numpy"},
     "jaxvae._variables": {"jaxvae.types"},
@@ -55,7 +56,7 @@ STREETS = {
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._host", "jaxvae.data"},
     "jaxvae.data.tables": {"numpy", "jaxvae.types", "jaxvae.data", "pandas"},  # pandas for its types alone
     "jaxvae.data._table_files": {"pandas"},  # the same
-    "jaxvae.data._prepared": {"numpy"},
+    "jaxvae.data._prepared": {"numpy", "jaxvae._cache"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
     "jaxvae.data._sounds": {"numpy", "soundfile"},
     "jaxvae.evaluation.refinement": {
@@ -139,6 +140,7 @@ STREETS = {
             "optax",
             "rich",
             "tyro",
+            "jaxvae._cache",
             "jaxvae._command",
             "jaxvae._terminal",
             "jaxvae._doctor",

@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the command jaxvae needs tyro: pip install 'jaxvae[all]'") from error
 
+from jaxvae._cache import keep_programs
 from jaxvae._command.compress import Compress, Decompress
 from jaxvae._command.doctor import Doctor
 from jaxvae._command.train import Train
@@ -38,6 +39,9 @@ HELP = """Train a variational autoencoder on your data, and use it.
 DATA is a folder of pictures (PNG, JPEG, WebP), a .npy or .npz file whose array x is [N, ...], a .csv or .parquet table,
 or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It is data: nothing in it is
 run.
+or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It holds the model as Python
+objects: give only what you or someone you trust has trained. What is compiled is kept in ~/.cache/jaxvae/programs
+($JAXVAE_CACHE_DIR/programs), at most half a gigabyte; JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
 
     jaxvae train pictures/ --out run
     jaxvae sample run
@@ -48,6 +52,7 @@ run.
 def run(argv: Sequence[str] | None = None) -> None:
     """Read a command line and do what it says."""
     command = _parse(sys.argv[1:] if argv is None else argv)
+    keep_programs()
     with user_errors(_as_typed):
         try:
             command()

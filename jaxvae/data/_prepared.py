@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvae._cache import cache_root, expanded
+
 DECODE_BATCH = 1000  # examples
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 WITHOUT_FILES = ("digits", "moving_sprites", "speech", "sprites")
@@ -73,23 +75,9 @@ def load_prepared(
     return _decode(_Source(name, folder, split, sizes[split]), cached, progress or (lambda done, total: None))
 
 
-def _expanded(path: str | Path) -> Path:
-    """With `~` as the home directory; as it is, and so found nowhere, for a user who has none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
 def data_root(data_dir: str | Path | None = None) -> Path:
     """Where prepared sets are: an argument, `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
-    return _expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-
-
-def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """Where decoded sets are kept: an argument, `$JAXVAE_CACHE_DIR`, or `jaxvae` among the user's caches."""
-    root = cache_dir or os.environ.get("JAXVAE_CACHE_DIR")
-    return _expanded(root or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxvae")
+    return expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def prepared_folders(data_dir: Path) -> list[Path]:

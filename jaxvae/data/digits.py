@@ -1,5 +1,8 @@
 """Scikit-learn's handwritten digits."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from jaxvae.data.dataset import Dataset, make_prepare
@@ -18,12 +21,24 @@ def load_digits(split: str) -> Dataset:
     """
     if split not in ("train", "test"):
         raise ValueError(f"'digits' has no split {split!r}; it has train, test")
+    images, labels = _read()
+    shuffled = np.random.default_rng(0).permutation(len(images))
+    indices = shuffled[:NUM_TRAIN] if split == "train" else shuffled[NUM_TRAIN:]
+    arrays = {"x": images.astype(np.uint8)[indices, ..., None], "label": labels[indices]}
+    return Dataset("digits", arrays, make_prepare(LEVELS), Domain("levels", LEVELS))
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 8, 8] and labels [N]: from scikit-learn's file, because importing scikit-learn takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
     try:
-        from sklearn.datasets import load_digits as read
+        from sklearn.datasets import load_digits as read  # wherever it keeps them
     except ImportError as error:
         raise ImportError("'digits' comes with scikit-learn: pip install 'jaxvae[data]'") from error
     digits = read()
-    shuffled = np.random.default_rng(0).permutation(len(digits.images))
-    indices = shuffled[:NUM_TRAIN] if split == "train" else shuffled[NUM_TRAIN:]
-    arrays = {"x": digits.images.astype(np.uint8)[indices, ..., None], "label": digits.target[indices]}
-    return Dataset("digits", arrays, make_prepare(LEVELS), Domain("levels", LEVELS))
+    return digits.images, digits.target
