@@ -190,6 +190,12 @@ def test_the_exponent_of_a_power_is_exact():
     assert scaling.exponent({size: 3 * size**1.5 for size in (10, 20, 40, 80)}) == pytest.approx(1.5, rel=1e-12)
 
 
+def test_sizes_are_given_by_kind():
+    assert scaling.of_a_kind("batch=128,1024") == ("batch", (128, 1024))
+    with pytest.raises(ValueError, match="no kind 'beta' among batch, width"):
+        scaling.of_a_kind("beta=1,2")
+
+
 @pytest.mark.slow
 def test_the_ablation_takes_away_no_more_than_it_says():
     count = 2 * 32
