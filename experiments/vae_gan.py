@@ -4,6 +4,7 @@
   python -m experiments.vae_gan mnist             the same on MNIST in TFDS_DATA_DIR, grey
   python -m experiments.vae_gan cifar10           the same on CIFAR-10
   ... --model gan | wgan-gp                       the adversarial half alone; with --class-conditional, given the class
+  ... --model gan --generator style               with a style-based generator, whose styles a picture mixes
   ... --model vae-dis                             a VAE with the feature loss of a discriminator that was trained first
   ... --model vq-gan                              a VQ-VAE and a discriminator of patches with an adaptive weight
 
@@ -27,7 +28,7 @@ import optax
 from flax import linen as nn
 
 import jaxvae
-from experiments import classifier
+from experiments import classifier, style_mixing
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
 from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of
 from experiments.report import as_pictures, elbo_terms, evaluator, over_set, prepared
@@ -40,7 +41,7 @@ from jaxvae.evaluation import sharpness_ratio
 from jaxvae.keys import seed_key
 from jaxvae.losses import WASSERSTEIN
 from jaxvae.models import GAN
-from jaxvae.networks import ConvDiscriminator, PatchDiscriminator
+from jaxvae.networks import ConvDiscriminator, PatchDiscriminator, StyleGenerator
 from jaxvae.objectives import (
     feature_vae_loss,
     gan_loss,
@@ -70,6 +71,8 @@ class Config(RunConfig):
     """What is trained."""
     class_conditional: bool = False
     """Of gan and wgan-gp: give the generator and the discriminator the label."""
+    generator: Literal["plain", "style"] = "plain"
+    """Of gan and wgan-gp: a decoder, or styles and noise at each size (Karras et al., 2019)."""
     channels: tuple[int, ...] = (32, 64)
     """Of the convolutions of all networks."""
     hidden: int = 256
@@ -119,8 +122,9 @@ class Config(RunConfig):
         )
         if not 0 < self.ema < 1:
             raise ValueError(f"ema must lie in (0, 1), got {self.ema}")
-        if self.class_conditional and self.model not in GENERATORS:
-            raise ValueError(f"class_conditional belongs to --model gan and wgan-gp, got {self.model}")
+        for name, given in (("class_conditional", self.class_conditional), ("generator", self.generator != "plain")):
+            if given and self.model not in GENERATORS:
+                raise ValueError(f"{name} belongs to --model gan and wgan-gp, got {self.model}")
 
 
 PRESETS = {
@@ -141,6 +145,8 @@ def make_model(config: Any, kind: str) -> Any:
     channels, shape = tuple(config.channels), tuple(config.image_shape)
     decoder = jaxvae.ConvDecoder(shape, channels, config.hidden)
     if kind in GENERATORS:
+        if getattr(config, "generator", "plain") == "style":  # earlier runs say nothing of it
+            decoder = StyleGenerator(shape, channels)
         classes = config.num_classes if config.class_conditional else None
         critic = ConvDiscriminator(channels, config.hidden, num_classes=classes)
         if classes is None:
@@ -204,7 +210,13 @@ def generate(run: Run, config: Config, settings: Any, splits: Splits) -> None:
     samples = draw_samples(model, averaged.params, config.samples, label, key=seed_key(1))
     test = measure_samples(samples, label, splits, config)
     test |= evaluator(make_objective(config, config.model, model), few(splits))(state)
-    run.finish({"test": test, **reached(state)}, lambda: [save_samples(run, samples, label)])
+
+    def pictures() -> list[Path]:
+        mixed = config.generator == "style" and not config.class_conditional
+        paths = [style_mixing.save(run.directory / "style_mixing.png", model, averaged.params)] if mixed else []
+        return [save_samples(run, samples, label), *paths]
+
+    run.finish({"test": test, **reached(state)}, pictures)
 
 
 def reconstruct(run: Run, config: Config, settings: Any, splits: Splits) -> None:

@@ -19,7 +19,7 @@ from jaxvae import data
 from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.losses import WASSERSTEIN
 from jaxvae.models import GAN
-from jaxvae.networks import MLPDiscriminator
+from jaxvae.networks import MLPDiscriminator, StyleGenerator
 from jaxvae.objectives import gan_loss, init_with_discriminator, vae_gan_loss, vq_gan_loss
 from jaxvae.training.mesh import data_mesh, replicated
 from jaxvae.training.parallel import pmap_train_step, shard_batch, shard_map_train_step
@@ -60,11 +60,11 @@ def autoregressive():
     return Case(partial(jaxvae.pixel_cnn_loss, model), init, with_codes)
 
 
-def adversarial(objective, **options):
+def adversarial(objective, generator=None, **options):
     """A GAN with its penalty, the generator's turn every second step; or a VAE and its discriminator."""
     critic = MLPDiscriminator((16,))
     if objective is gan_loss:
-        model = GAN(jaxvae.MLPDecoder(SHAPE, (16,)), critic, 3)
+        model = GAN(generator or jaxvae.MLPDecoder(SHAPE, (16,)), critic, 3)
         init = lambda *, key: (model.init(key, jnp.zeros((1, *SHAPE))), ())  # noqa: E731
         return Case(partial(objective, model, **options), init)
     model = jaxvae.VAE(jaxvae.MLPEncoder(3, (16,)), jaxvae.MLPDecoder(SHAPE, (16,)))
@@ -102,6 +102,7 @@ MEANS_OVER_EXAMPLES = {
     "conditional": conditional(),
     "pixel-cnn": autoregressive(),
     "wgan-gp": adversarial(gan_loss, loss=WASSERSTEIN, penalty=10.0, critic_steps=2),
+    "gan of styles": adversarial(gan_loss, StyleGenerator(SHAPE, channels=(4,), mapping=(8,))),
     "vae/gan": adversarial(vae_gan_loss),
 }
 OF_THE_WHOLE_BATCH = {

@@ -26,6 +26,16 @@ def test_a_conditional_gan_draws_by_class_and_is_read(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_gan_of_styles_mixes_them_in_a_picture(tmp_path):
+    small = ("digits", "--smoke", "--model", "gan", "--generator", "style")
+    result, _ = result_of(vae_gan.main, tmp_path / "run", *small)
+    assert {"read", "generator", "r1"} <= result["test"].keys()
+    assert all((tmp_path / "run" / name).stat().st_size for name in (*FILES, "style_mixing.png"))
+    drawn = vae_gan.draw(tmp_path / "run", 120, key=seed_key(2))
+    np.testing.assert_array_equal(drawn[:5], vae_gan.draw(tmp_path / "run", 5, key=seed_key(2)))
+
+
+@pytest.mark.slow
 def test_a_vae_gan_is_measured_beside_the_plain_vae(tmp_path):
     small = ("digits", "--smoke", "--model", "vae-gan")
     result, _ = result_of(vae_gan.main, tmp_path / "run", *small)
@@ -81,10 +91,12 @@ def test_modes_run_and_draw(tmp_path):
     assert (tmp_path / "run" / "modes.png").stat().st_size
 
 
-def test_classes_belong_to_generators(tmp_path):
-    done = run(vae_gan.main, "digits", "--class-conditional", "--out", tmp_path / "run")
+@pytest.mark.parametrize("option", [("--class-conditional",), ("--generator", "style")])
+def test_classes_and_styles_belong_to_generators(option, tmp_path):
+    done = run(vae_gan.main, "digits", *option, "--out", tmp_path / "run")
     assert done.code == 2
-    assert "class_conditional belongs to --model gan and wgan-gp, got vae-gan" in done.said
+    name = option[0][2:].replace("-", "_")
+    assert f"{name} belongs to --model gan and wgan-gp, got vae-gan" in done.said
     assert not (tmp_path / "run").exists()
 
 

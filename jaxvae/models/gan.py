@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -14,6 +15,8 @@ from jaxvae.models.vae import sample_prior
 from jaxvae.networks._run import run
 from jaxvae.types import Array, PRNGKey
 
+OF_THE_NOISE = 2**32 - 1  # beyond what is drawn for a latent
+
 
 class GAN(nn.Module):
     """A generator of x from latents of a prior, and a discriminator that tells what it makes from data.
@@ -23,7 +26,8 @@ class GAN(nn.Module):
 
     Attributes:
       generator: latents [B, D] -> [B, ...], such as `ConvDecoder`; with `embed`, of latents and a condition, such as
-        `Conditioned(ConvDecoder(...))`.
+        `Conditioned(ConvDecoder(...))`. One with a parameter `key`, such as `networks.StyleGenerator`, gets the key of
+        its noise, with one key or with one for each example.
       discriminator: x [B, ...] -> logits [B], or [B, ...] of patches, such as `networks.ConvDiscriminator`; with
         `embed`, of x and labels. It keeps parameters alone: no batch statistics.
       latent_dim: D.
@@ -71,10 +75,10 @@ class GAN(nn.Module):
             raise TypeError(f"the prior must return a record with sample, got {type(record).__name__}")
         return record
 
-    def generate(self, latent: Array, *label: Array) -> Array:
-        """The generator's x [B, ...] at latents [B, D], and labels [B] where it takes them."""
+    def generate(self, latent: Array, *label: Array, key: PRNGKey | None = None) -> Array:
+        """The generator's x [B, ...] at latents [B, D], and labels [B] where it takes them; its noise is the key's."""
         condition = self._embedded(len(latent), label)
-        x = run(self.generator, latent, *condition, train=self.has_rng("dropout"))
+        x = run(self.generator, latent, *condition, train=self.has_rng("dropout"), key=key)
         return x if self.output is None else self.output(x)
 
     def sample(self, num: int, *, key: PRNGKey, label: Array | None = None) -> Array:
@@ -86,11 +90,16 @@ class GAN(nn.Module):
         """
         check_key(key)
         at_least(1, num=num)
-        return self.generate(sample_prior(self.latent_prior(), num, key=key), *(() if label is None else (label,)))
+        return self._drawn(num, () if label is None else (label,), key)
 
     def simulate(self, key: PRNGKey, *label: Array) -> Array:
         """`sample` of one x for each of the keys [B]."""
-        return self.generate(sample_prior(self.latent_prior(), len(key), key=key), *label)
+        return self._drawn(len(key), label, key)
+
+    def _drawn(self, num: int, label: tuple[Array, ...], key: PRNGKey) -> Array:
+        latent = sample_prior(self.latent_prior(), num, key=key)
+        own = jax.random.fold_in if key.shape == () else jax.vmap(jax.random.fold_in, (0, None))
+        return self.generate(latent, *label, key=own(key, OF_THE_NOISE))
 
     def discriminate(self, x: Array, *label: Array) -> Array:
         """The discriminator's logits of x [B, ...]: [B], or [B, ...] of patches.

@@ -23,6 +23,7 @@ from jaxvae.networks.scales import (
     logistic_mixture_image,
     soft_bound,
 )
+from jaxvae.networks.style import ModulatedConv, StyleGenerator
 from jaxvae.networks.tables import InUnits, TableEncoder, TableLikelihood
 from jaxvae.networks.top_down import BottomUp, Rung, Stage, StateDecoder
 from jaxvae.networks.unet import UNet
@@ -41,6 +42,7 @@ __all__ = [
     "MLPDecoder",
     "MLPDiscriminator",
     "MLPEncoder",
+    "ModulatedConv",
     "NoiseEmbedding",
     "PatchDiscriminator",
     "PixelScale",
@@ -50,6 +52,7 @@ __all__ = [
     "SharedScale",
     "Stage",
     "StateDecoder",
+    "StyleGenerator",
     "TableEncoder",
     "TableLikelihood",
     "UNet",

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxvae._checks import at_least, integers, out_of_range
 from jaxvae.networks._arrays import flatten
 from jaxvae.networks._run import run
-from jaxvae.types import Array
+from jaxvae.types import Array, PRNGKey
 
 
 class LabelEmbedding(nn.Module):
@@ -49,7 +49,8 @@ class Conditioned(nn.Module):
     convolutional encoders, the condition becomes channels beside the input's, [B, *spatial, C + E]: an array of the
     same spatial shape as it is, a vector [B, E] spread over all positions.
 
-    A body with a parameter `train`, `training` or `deterministic` is told whether the model is being trained.
+    A body with a parameter `train`, `training` or `deterministic` is told whether the model is being trained, one with
+    `key` gets the key of its noise.
     """
 
     body: Callable[..., Any]
@@ -60,7 +61,7 @@ class Conditioned(nn.Module):
         """The body's, where it has one."""
         return getattr(self.body, "latent_dim", None)
 
-    def __call__(self, x: Array, condition: Array) -> Any:
+    def __call__(self, x: Array, condition: Array, *, key: PRNGKey | None = None) -> Any:
         """Run the body on an input [B, ...] and its condition [B, ...]."""
         if not self.as_channels:
             joined = jnp.concatenate([flatten(x), flatten(condition)], axis=1)
@@ -69,7 +70,7 @@ class Conditioned(nn.Module):
                 condition = condition.reshape(len(x), *[1] * (x.ndim - 2), -1)
                 condition = jnp.broadcast_to(condition, (*x.shape[:-1], condition.shape[-1]))
             joined = jnp.concatenate([x, condition], axis=-1)
-        return run(self.body, joined, train=self.has_rng("dropout"))
+        return run(self.body, joined, train=self.has_rng("dropout"), key=key)
 
 
 class Unconditioned(nn.Module):
@@ -82,7 +83,7 @@ class Unconditioned(nn.Module):
         """The body's, where it has one."""
         return getattr(self.body, "latent_dim", None)
 
-    def __call__(self, x: Array, condition: Array) -> Any:
+    def __call__(self, x: Array, condition: Array, *, key: PRNGKey | None = None) -> Any:
         """Run the body on the input [B, ...] alone."""
         del condition
-        return run(self.body, x, train=self.has_rng("dropout"))
+        return run(self.body, x, train=self.has_rng("dropout"), key=key)
