@@ -13,6 +13,8 @@ little (Chen et al., 2017), which those of 8×8 pixels do not.
 
 import dataclasses
 import json
+import re
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +31,7 @@ import jaxvae
 from experiments.command import console, keep_programs, user_errors
 from experiments.splits import load_split
 from jaxvae import data, figures
+from jaxvae._directory import write_whole
 from jaxvae.distributions import DiagGaussian
 from jaxvae.evaluation import active_units, aggregate_posterior
 from jaxvae.keys import check_seed, seed_key
@@ -59,7 +62,9 @@ class Config:
     seed: int = 0
     """Decides the initial parameters, the order of the images and all noise."""
     out: Path | None = None
-    """Where the picture and the figures go. Default: runs/collapse-TIME."""
+    """Where the picture, the figures and the four runs go. Default: runs/collapse-TIME."""
+    resume: bool = False
+    """Continue in --out, bit for bit: the runs that ended are read, the one that was stopped goes on."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -69,6 +74,8 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 < self.rate < np.inf:
             raise ValueError(f"rate must be a positive number, got {self.rate}")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs the directory of what goes on: pass --out")
 
 
 def make_models(config: Config, train: data.Dataset) -> dict[str, tuple[jaxvae.VAE, Any]]:
@@ -113,26 +120,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         train, test = (load_split(config.data, split) for split in ("train", "test"))
         change = in_unit_interval if config.model == "dense" else binarized
         train, test = change(train), change(test)
-    out = (config.out or Path("runs", f"collapse-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser()
+    out = (config.out or Path("runs", f"collapse-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser().resolve()
     measured, drawn = {}, {}
     x = np.asarray(test.prepared(len(test), key=seed_key(0))["x"])
-    epochs = config.epochs or (30 if config.model == "pixel-vae" else 300)
     for name, (model, loss) in make_models(config, train).items():
         console.print(f"training: {name}", highlight=False)
-        options = {"epochs": epochs, "batch_size": min(config.batch_size, len(train)), "seed": config.seed}
-        run = jaxvae.train(model, train, loss=loss, validation=0, progress=config.model == "pixel-vae", **options)
+        run = train_one(config, model, loss, train, out / re.sub(r"\W+", "-", name))
         means = reconstruct(run, x)
         measured[name] = measure(run, x, means)
         drawn[name] = means[:DRAWN].clip(0, 1)
-    out.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"test": measured, **dataclasses.asdict(config)}, indent=2, default=str)
-    (out / "collapse.json").write_text(record + "\n")
+    write_whole(out / "collapse.json", record + "\n")
     names, title = ["test image", *drawn], "test digits and their reconstructions (means)"
     rows = np.concatenate([x[:DRAWN], *drawn.values()])
     path = figures.image_grid(out / "collapse.png", rows, columns=len(x[:DRAWN]), row_names=names, title=title)
     show(measured)
     for written in (path, out / "collapse.json"):
         console.print(str(written), highlight=False)
+
+
+def train_one(config: Config, model: jaxvae.VAE, loss: Any, train: data.Dataset, out: Path) -> jaxvae.Run:
+    """One of the four, in a directory of its own; a signal ends the program once its state is saved."""
+    options: dict[str, Any] = {
+        "epochs": config.epochs or (30 if config.model == "pixel-vae" else 300),
+        "batch_size": min(config.batch_size, len(train)),
+        "progress": config.model == "pixel-vae",
+        "seed": config.seed,
+    }
+    with user_errors(lambda text: text.replace("resume=True", "--resume").replace("out=", "--out")):
+        run = jaxvae.train(model, train, loss=loss, validation=0, out=out, resume=config.resume, **options)
+    if run.stopped in ("SIGINT", "SIGTERM"):
+        again = f"the same options, --out {out.parent} --resume"
+        console.print(f"stopped by {run.stopped} at step {run.step}; continue with {again}", highlight=False)
+        sys.exit(130 if run.stopped == "SIGINT" else 143)
+    return run
 
 
 def in_unit_interval(split: data.Dataset) -> data.Dataset:

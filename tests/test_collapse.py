@@ -1,6 +1,7 @@
 """Posteriors that cannot collapse, and the experiment that shows collapse and its cures."""
 
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from commands import run
 from scipy import optimize
 
+import jaxvae
 from experiments import collapse
 from jaxvae.losses import gaussian_kl_terms
 from jaxvae.posteriors import CommittedGaussian
@@ -38,10 +40,44 @@ def test_a_rate_that_is_none_is_refused():
     for option, value, text in (
         ("--rate", 0.0, "rate must be a positive"),
         ("--epochs", 0, "epochs must be at least 1"),
+        ("--resume", None, "--resume needs the directory of what goes on: pass --out"),
     ):
-        done = run(collapse.main, option, value)
+        done = run(collapse.main, *([option] if value is None else [option, value]))
         assert done.code == 2
         assert text in done.said
+
+
+@pytest.mark.slow
+def test_what_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    """By a signal within the second of two runs: the first is then read."""
+    models = collapse.make_models
+    monkeypatch.setattr(collapse, "make_models", lambda *of: dict(list(models(*of).items())[:2]))
+    options = ("--epochs", 2, "--hidden", 8, "--latent-dim", 2, "--batch-size", 700)
+    whole = run(collapse.main, *options, "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.said
+    train, trained = jaxvae.train, []
+
+    def stopping(*arguments, **keywords):
+        trained.append(keywords["out"].name)
+        if len(trained) == 2:
+            keywords["report"] = lambda progress: signal.raise_signal(signal.SIGTERM) if progress.step < 4 else None
+        return train(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jaxvae, "train", stopping)
+        done = run(collapse.main, *options, "--out", tmp_path / "run")
+    assert done.code == 143
+    assert trained == ["variance-1", "free-bits"]
+    assert "continue with the same options, --out" in done.said
+    done = run(collapse.main, *options, "--out", tmp_path / "run")
+    assert (done.code, "continue it with --resume or choose another --out" in done.said) == (2, True)
+    done = run(collapse.main, *options, "--rate", 2, "--out", tmp_path / "run", "--resume")
+    assert (done.code, "settings differ from those of the saved run" in done.said) == (2, True)
+    done = run(collapse.main, *options, "--out", tmp_path / "run", "--resume")
+    assert done.code == 0, done.said
+    resumed, expected = (json.loads((tmp_path / name / "collapse.json").read_text()) for name in ("run", "whole"))
+    assert resumed["test"] == expected["test"]
+    assert (tmp_path / "run" / "collapse.png").read_bytes() == (tmp_path / "whole" / "collapse.png").read_bytes()
 
 
 @pytest.mark.slow
