@@ -159,6 +159,7 @@ def on_one_device(name):
                 ("conditional", "pmap"),
                 ("convolutional", "jit"),
                 ("semi-supervised", "shard_map"),
+                ("gan of styles", "pmap"),
                 ("top-down", "pmap"),
                 ("vae/gan", "pmap"),
                 ("vq-gan", "jit"),
