@@ -87,7 +87,7 @@ def homes() -> dict[str, tuple[str, str]]:
     for (name, _), among in by_object.items():
         value = getattr(importlib.import_module(among[0]), name)
         defined = getattr(value, "__module__", None) or among[0]
-        home = max(among, key=lambda room: (within(defined, room), room != PACKAGE, len(room)))
+        home = max(among, key=lambda room: (room != PACKAGE, within(defined, room), len(room)))
         for room in among:
             result[f"{room}.{name}"] = (home, name)
     return result

@@ -81,7 +81,7 @@ def back(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree
 
         def home(link: re.Match[str]) -> str:
             short = link[1].rpartition(".")[2]
-            return f'#{ALIASES.get(link[1], ALIASES.get(short, link[1]))}"'
+            return f'#{documented(link[1]) or ALIASES.get(short, link[1])}"'
 
         context["body"] = re.sub(r'#(jaxvae\.[\w.]+)"', home, context["body"])
 
