@@ -92,6 +92,17 @@ def test_prose_is_plain_and_what_is_set_in_is_code(reference):
     ]
 
 
+@pytest.mark.slow
+def test_the_example_on_the_first_page_runs(monkeypatch, tmp_path):
+    """The other pages are run where the site is built."""
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text(), flags=re.DOTALL)
+    made = {}
+    exec(compile(block.replace("epochs=60", "epochs=2"), "index.md", "exec"), made)
+    assert made["pictures"].shape == (16, 8, 8, 1)
+    assert made["codes"].shape == (360, 8)
+
+
 def test_the_pages_and_the_index_name_each_other():
     listed = set(re.findall(r"^([\w/*-]+)$", (DOCS / "index.md").read_text(), flags=re.MULTILINE))
     pages = {str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")} - {"index"}
