@@ -95,7 +95,7 @@ def homes() -> dict[str, tuple[str, str]]:
 
 def aliases() -> dict[str, str]:
     """Every other way to say a documented name -> the documented one: by another room, by its file, by itself."""
-    table: dict[str, str] = {}
+    table = {room: room for room in rooms()}
     short: dict[str, set[str]] = {}
     for full, (home, name) in homes().items():
         target = f"{home}.{name}"

@@ -55,6 +55,8 @@ def resolve(app: Sphinx, env: Any, node: pending_xref, content: nodes.Node) -> n
 def as_written(app: Sphinx, what: str, name: str, value: Any, options: Any, given: str, returned: str) -> Any:
     """A signature as its source has it, so that aliases of types keep their names."""
     written = _reference.signature(value)
+    if written is None and inspect.isclass(value):
+        return "", ""  # a protocol: nothing makes one
     return None if written is None else (written, _reference.returns(value) or returned)
 
 
