@@ -7,7 +7,7 @@ Optax and NumPy.
 
 import importlib
 import importlib.metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxvae import (
     codebook,
@@ -85,6 +85,18 @@ from jaxvae.training.mesh import data_mesh
 from jaxvae.training.parallel import jit_train_step
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import make_eval_step, make_train_step
+
+if TYPE_CHECKING:  # what `__getattr__` brings, for those who check their types
+    from jaxvae import checkpoint as checkpoint
+    from jaxvae import data as data
+    from jaxvae import figures as figures
+    from jaxvae import progress as progress
+    from jaxvae import run as run
+    from jaxvae.run import DamagedRunError as DamagedRunError
+    from jaxvae.run import Run as Run
+    from jaxvae.run import load as load
+    from jaxvae.run import pull as pull
+    from jaxvae.run import train as train
 
 try:
     __version__ = importlib.metadata.version("jaxvae")

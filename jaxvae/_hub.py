@@ -123,7 +123,7 @@ def card(run: Any, repo: str, measured: Mapping[str, Mapping[str, float]], licen
 
 # {model} of {_cell(dataset.name)}
 
-A {model} that [jaxvae](https://pypi.org/project/jaxvae/) has trained: {run.step} steps on x of shape
+A {model} that jaxvae has trained: {run.step} steps on x of shape
 {tuple(dataset.shape)}, {dataset.domain.kind}.
 
 ```python

@@ -8,6 +8,7 @@ of the others; `weights.safetensors` has the parameters and the state, `data.saf
 import hashlib
 import importlib.metadata
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from jaxvae._tensors import parse_tensors, write_tensors
 RECORD, WEIGHTS, EXAMPLES, HISTORY = "run.json", "weights.safetensors", "data.safetensors", "history.json"
 FORMER = "run.pickle"  # the model as Python objects, which ran code when they were read
 FORMAT = 1
+MOST_PARTS = 100  # of the user's own
 FIELDS = {"jaxvae", "model", "objective", "dataset", "params", "model_state", "step", "stopped", "files"}
 
 
@@ -122,8 +124,8 @@ def guarded(place: Path, function: Callable[[], Any]) -> Any:
     except MemoryError as error:
         raise DamagedRunError(f"the run in {place} asks for more memory than there is") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise DamagedRunError(f"the run in {place} is damaged ({reason})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DamagedRunError(f"the run in {place} is damaged ({_quoted(reason)})") from error
 
 
 class UnknownPartsError(TypeError):
@@ -173,11 +175,15 @@ def _check_parts(place: Path, record: Mapping[str, Any], parts: Parts, model: An
     described = record["model"]
     if model is None and isinstance(described, dict) and isinstance(why := described.get("missing"), str):
         raise UnknownPartsError(
-            f"the run in {place} needs its model, which no file describes ({why}): pass load(directory, model=...), "
-            "made as it was"
+            f"the run in {place} needs its model, which no file describes ({_quoted(why)}): pass "
+            "load(directory, model=...), made as it was"
         )
     fields = ("objective", "dataset") if model is not None else ("model", "objective", "dataset")
     names = sorted({name for field in fields for name in foreign_names(record[field]) if not parts.find(name)})
+    if strange := [name for name in names if not re.fullmatch(r"[\w.]{1,200}:[\w.]{1,200}", name)]:
+        raise ValueError(f"{strange[0]} is no name")
+    if len(names) > MOST_PARTS:
+        raise ValueError(f"it names {len(names)} parts that are not jaxvae's")
     if names:
         listed = ", ".join(name.replace(":", ".") for name in names)
         short = ", ".join(name.rpartition(":")[2] for name in names)
@@ -185,6 +191,11 @@ def _check_parts(place: Path, record: Mapping[str, Any], parts: Parts, model: An
             f"the run in {place} has parts that are not jaxvae's: {listed}. No file makes Python import them: pass "
             f"load(directory, parts=[{short}])"
         )
+
+
+def _quoted(text: str) -> str:
+    """What a file says, for a terminal: short, and without signs that would move its cursor."""
+    return "".join(each if each.isprintable() else "?" for each in text[:200])
 
 
 def _digest(record: Mapping[str, Any]) -> str:

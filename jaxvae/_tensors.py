@@ -33,7 +33,8 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
       TypeError: an element type that the format does not have.
     """
     of_type = {jnp.dtype(name): code for code, name in NAMES.items()}
-    if strange := [f"{name} is {values.dtype}" for name, values in arrays.items() if values.dtype not in of_type]:
+    types = {name: values.dtype.newbyteorder("=") for name, values in arrays.items()}
+    if strange := [f"{name} is {dtype}" for name, dtype in types.items() if dtype not in of_type]:
         raise TypeError(f"no file of weights holds such an element type: {', '.join(strange)}")
     # The widest first, so that each lies where a processor wants it.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
@@ -41,7 +42,7 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     for name in order:
         values = arrays[name]
         begin, end = end, end + values.nbytes
-        code = of_type[values.dtype]
+        code = of_type[types[name]]
         header[name] = {"dtype": code, "shape": list(values.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

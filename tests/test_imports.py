@@ -178,7 +178,8 @@ def imported(path, inside_functions):
 def module_level(node):
     """The node and what runs with it on import: not the bodies of functions."""
     yield node
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    for_types_alone = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if not for_types_alone and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         for child in ast.iter_child_nodes(node):
             yield from module_level(child)
 
