@@ -92,6 +92,7 @@ if TYPE_CHECKING:  # what `__getattr__` brings, for those who check their types
     from jaxvae import figures as figures
     from jaxvae import progress as progress
     from jaxvae import run as run
+    from jaxvae import trackers as trackers
     from jaxvae.run import DamagedRunError as DamagedRunError
     from jaxvae.run import Run as Run
     from jaxvae.run import load as load
@@ -103,7 +104,7 @@ try:
 except importlib.metadata.PackageNotFoundError:  # a checkout that is on the path and not installed
     __version__ = "unknown"
 
-ON_FIRST_USE = ("checkpoint", "data", "figures", "progress", "run")
+ON_FIRST_USE = ("checkpoint", "data", "figures", "progress", "run", "trackers")
 OF_RUN = ("DamagedRunError", "Run", "load", "pull", "train")  # they read data, and so come on first use too
 
 __all__ = [

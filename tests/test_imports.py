@@ -79,6 +79,7 @@ STREETS = {
         *("jax", "numpy", "matplotlib", "PIL"),
         *("jaxvae.types", "jaxvae._checks", "jaxvae._host", "jaxvae.figures"),
     },
+    "jaxvae.trackers": {"numpy", "jaxvae.training"},
     "jaxvae.progress": {"rich", "jaxvae.types", "jaxvae.training"},
     "jaxvae._given": {"jax", "numpy", "jaxvae.data", "jaxvae.evaluation", "jaxvae.models", "jaxvae.types"},
     "jaxvae._json": set(),
@@ -156,7 +157,7 @@ STREETS = {
     "jaxvae": {"jaxvae"},
 }
 # They come on first use: they are not needed to train a model, and most need an extra.
-LAZY = ("checkpoint", "data", "figures", "progress", "run")
+LAZY = ("checkpoint", "data", "figures", "progress", "run", "trackers")
 NOT_FROM_THE_TOP = {
     *(f"jaxvae.{name}" for name in LAZY),
     *("jaxvae.evaluation.disentanglement", "jaxvae.evaluation.samples"),
@@ -295,7 +296,19 @@ def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names(
                 for name in (name.split(".")[0] for name in names):
                     assert packages.get(name, name) in extra_of(said[0]), (path, name)
                     found.add(name)
-    assert found == {*packages, "constriction", "huggingface_hub", "matplotlib", "pandas", "rich", "soundfile", "tyro"}
+    assert found == {
+        *packages,
+        "constriction",
+        "huggingface_hub",
+        "matplotlib",
+        "pandas",
+        "rich",
+        "soundfile",
+        "tyro",
+        "tensorboardX",
+        "wandb",
+        "mlflow",
+    }
 
 
 @pytest.mark.parametrize("missing", ["tyro", "rich.console"])
