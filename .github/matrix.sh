@@ -16,18 +16,15 @@ pythons=("${1:-}")
 ages=("${2:-}")
 [ -n "${2:-}" ] || ages=(oldest newest)
 
-# The lower bounds of pyproject.toml, of what is needed and of an extra, as versions to pin. jaxlib comes with jax.
+# The lower bounds of what pyproject.toml asks of everyone, as versions to pin; jaxlib comes with jax.
 oldest() {
     "$1" - "$top/pyproject.toml" <<'PYTHON'
 import re, sys, tomllib
 
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-asked = project["dependencies"] + project["optional-dependencies"]["all"]
-for extra in re.findall(r"[\w]+(?=[,\]])", project["optional-dependencies"]["all"][0]):
-    asked += project["optional-dependencies"][extra]
-for each in asked:
-    if found := re.match(r"([\w-]+)>=([\d.]+)", each):
-        print(f"{found[1]}=={found[2]}")
+for each in tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"]:
+    name, version = re.match(r"([\w-]+)>=([\d.]+)", each).groups()
+    if name != "numpy" or sys.version_info < (3, 12):  # newer Pythons have no wheels of so old a NumPy
+        print(f"{name}=={version}")
 PYTHON
 }
 
@@ -54,23 +51,32 @@ for python in "${pythons[@]}"; do
     for age in "${ages[@]}"; do
         place="$work/$python-$age"
         echo "== $python, $age JAX"
+        set +e # a subshell that is part of a condition would go on after a failure
         (
-            set -e
+            set -euo pipefail
             "$python" -m venv "$place/venv"
             pip=("$place/venv/bin/pip" install --quiet)
             case "$age" in
-                oldest) oldest "$place/venv/bin/python" > "$place/pins.txt" && "${pip[@]}" -c "$place/pins.txt" "$wheel[all]" ;;
+                oldest)
+                    oldest "$place/venv/bin/python" > "$place/pins.txt"
+                    "${pip[@]}" -c "$place/pins.txt" "$wheel[all]"
+                    ;;
                 newest) "${pip[@]}" "$wheel[all]" ;;
-                nightly) "${pip[@]}" "$wheel[all]" && "${pip[@]}" --pre --upgrade jax jaxlib \
-                    --extra-index-url https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/ ;;
+                nightly)
+                    "${pip[@]}" "$wheel[all]"
+                    "${pip[@]}" --pre --upgrade jax jaxlib \
+                        --extra-index-url https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/
+                    ;;
             esac
             cd "$place"
             venv/bin/jaxvae doctor
             venv/bin/jaxvae train digits --epochs 1 --num-samples 2 --out digits
             example venv/bin/python > example.py
             venv/bin/python example.py
-            echo "== $python, $age JAX: works"
-        ) || { echo "== $python, $age JAX: FAILS" && failed=1; }
+        )
+        code=$?
+        set -e
+        [ "$code" = 0 ] && echo "== $python, $age JAX: works" || { echo "== $python, $age JAX: FAILS" && failed=1; }
     done
 done
 exit "$failed"
