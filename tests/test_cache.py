@@ -175,7 +175,7 @@ def start(cache, *arguments, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *map(str, arguments)],
-        env=clean | {"JAXVAE_CACHE_DIR": str(cache)} | environment,
+        env=clean | {"JAXVAE_CACHE_DIR": str(cache), "NPROC": "2"} | environment,  # threads change bits
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
