@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -218,55 +219,76 @@ def test_the_test_sees_a_wrong_import(tmp_path):
     assert set(imported(wrong, inside_functions=True)) == {"jaxvae.models.vae", "orbax"}
 
 
-def in_a_fresh_process(program, lines, **options):
-    """The last lines that a program prints."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, **options)
+HEAVY = [
+    *("tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "PIL", "sklearn", "pandas", "soundfile"),
+    *("scipy.stats", "tyro"),
+]
+# One process for all of them, because every start of one costs two seconds: what must come first does.
+IN_A_FRESH_PROCESS = f"""
+import contextlib, importlib, io, json, sys
+
+import jaxvae
+
+said = dict(heavy=[name for name in {[*HEAVY, *sorted(NOT_FROM_THE_TOP)]} if name in sys.modules])
+said["lazy"] = set({LAZY}) <= set(dir(jaxvae))
+said["twice"] = len(dir(jaxvae)) - len(set(dir(jaxvae)))
+
+def without(names, do):
+    there = {{name: sys.modules.get(name) for name in names}}
+    sys.modules.update(dict.fromkeys(names))
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            do()
+        except ImportError as error:
+            print(error)
+        except SystemExit as stop:
+            code = stop.code
+    for name, module in there.items():
+        del sys.modules[name]
+        if module is not None:
+            sys.modules[name] = module
+    return out.getvalue(), err.getvalue(), code
+
+from jaxvae.__main__ import main
+
+said["orbax"] = without(["orbax", "orbax.checkpoint"], lambda: jaxvae.checkpoint)
+for name in ("tyro", "rich.console"):
+    said[name] = without([name], lambda: main(["--help"]))
+said["names"] = [jaxvae.data.from_arrays.__name__, jaxvae.checkpoint.load.__name__, jaxvae.progress.__name__]
+said["names"] += [jaxvae.evaluation.disentanglement.__name__, jaxvae.figures.__name__]
+said["disentanglement"] = "disentanglement" in dir(jaxvae.evaluation)
+said["no such"] = [hasattr(jaxvae, "no_such_name"), hasattr(jaxvae.evaluation, "no_such_name")]
+for name in {[f"experiments.{path.stem}" for path in EXPERIMENTS if path.stem != "__init__"]}:
+    importlib.import_module(name)
+from jax._src import xla_bridge
+
+said["backends"] = list(xla_bridge._backends)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What a process says that starts with `import jaxvae`."""
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-lines:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_import_jaxvae_is_light_and_the_rest_comes_on_first_use():
-    heavy = [
-        "tensorflow_datasets",
-        "tensorflow",
-        "orbax",
-        "matplotlib",
-        "PIL",
-        "sklearn",
-        "pandas",
-        "soundfile",
-        "scipy.stats",
-        "tyro",
+def test_import_jaxvae_is_light_and_the_rest_comes_on_first_use(said):
+    assert (said["heavy"], said["lazy"], said["twice"]) == ([], True, 0)
+    assert said["names"] == [
+        *("from_arrays", "load", "jaxvae.progress"),
+        *("jaxvae.evaluation.disentanglement", "jaxvae.figures"),
     ]
-    program = (
-        "import sys, jaxvae\n"
-        f"print([name for name in {[*heavy, *sorted(NOT_FROM_THE_TOP)]} if name in sys.modules])\n"
-        f"print(set({LAZY}) <= set(dir(jaxvae)), len(dir(jaxvae)) == len(set(dir(jaxvae))))\n"
-        "print(jaxvae.data.from_arrays.__name__, jaxvae.checkpoint.load.__name__, jaxvae.progress.__name__)\n"
-        "print(jaxvae.evaluation.disentanglement.__name__, 'disentanglement' in dir(jaxvae.evaluation))\n"
-        "print(jaxvae.figures.__name__, hasattr(jaxvae, 'no_such_name'), hasattr(jaxvae.evaluation, 'no_such_name'))\n"
-    )
-    assert in_a_fresh_process(program, 5) == [
-        "[]",
-        "True True",
-        "from_arrays load jaxvae.progress",
-        "jaxvae.evaluation.disentanglement True",
-        "jaxvae.figures False False",
-    ]
+    assert said["disentanglement"]
+    assert said["no such"] == [False, False]
 
 
-def test_a_missing_extra_is_named():
-    program = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['orbax', 'orbax.checkpoint']))\n"
-        "import jaxvae\n"
-        "try:\n"
-        "    jaxvae.checkpoint\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    says = "checkpoints need orbax-checkpoint: pip install 'jaxvae[checkpoints]'"
-    assert in_a_fresh_process(program, 1) == [says]
+def test_a_missing_extra_is_named(said):
+    assert said["orbax"] == ["checkpoints need orbax-checkpoint: pip install 'jaxvae[checkpoints]'\n", "", None]
 
 
 def extra_of(requirement):
@@ -312,12 +334,11 @@ def test_every_package_that_may_be_missing_is_in_the_extra_that_the_error_names(
 
 
 @pytest.mark.parametrize("missing", ["tyro", "rich.console"])
-def test_the_command_names_the_extra_in_one_line(missing):
+def test_the_command_names_the_extra_in_one_line(said, missing):
     """Flax needs rich too, but nobody promises that."""
-    program = f"import sys, jaxvae\nsys.modules['{missing}'] = None\nfrom jaxvae.__main__ import main\nmain(['--help'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: .* pip install 'jaxvae\[all\]'\n", done.stderr)
+    printed, complaint, code = said[missing]
+    assert (code, printed) == (2, "")
+    assert re.fullmatch(r"error: .* pip install 'jaxvae\[all\]'\n", complaint)
 
 
 def test_the_version_is_that_of_the_installed_package():
@@ -326,11 +347,9 @@ def test_the_version_is_that_of_the_installed_package():
     assert jaxvae.__version__ == importlib.metadata.version("jaxvae")
 
 
-def test_importing_starts_no_device():
-    """A program may still choose its devices and cores after its imports."""
-    programs = ", ".join(f"experiments.{path.stem}" for path in EXPERIMENTS if path.stem != "__init__")
-    program = f"import jaxvae, {programs}\nfrom jax._src import xla_bridge\nprint(xla_bridge._backends)"
-    assert in_a_fresh_process(program, 1, cwd=PACKAGE.parent) == ["{}"]
+def test_importing_starts_no_device(said):
+    """A program may still choose its devices and cores after its imports, those of all experiments too."""
+    assert said["backends"] == []
 
 
 def test_the_top_level_imports_all_but_the_heavy_rooms():
