@@ -229,7 +229,7 @@ def save_pictures(run: Run, model: jaxvae.VAE, state: jaxvae.TrainState, dataset
             *(run.picture("prior"), drawn, named),
             circles=run.settings["prior"] == "normal",
             latents=(int(first), int(second)),
-            title="draws of the two latents that vary most: all posteriors, and the prior",
+            title="draws of all posteriors, and of the prior",
         ),
     ]
 

@@ -49,6 +49,7 @@ def test_every_test_benchmark_and_experiment_exists(name):
         assert (ROOT / file).exists(), file
     for module, preset in re.findall(r"python -m ((?:experiments|benchmarks)\.\w+) ?([\w-]*)", PAGES[name]):
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+        assert '__name__ == "__main__"' in text, module
         assert not preset or preset.isupper() or preset.startswith("-") or f'"{preset}"' in text, (module, preset)
 
 
