@@ -2,15 +2,15 @@
 
   python -m experiments.samples runs/vae runs/prior ...     runs of one data set, of any experiments that draw samples
   python -m experiments.samples vae:runs/old                of runs whose config.json does not name their experiment
-  python -m experiments.samples ... --reader runs/samples/reader    in the features of an earlier table's classifier
+  python -m experiments.samples ... --reader runs/samples/reader    in the features of an earlier table's network
 
-Everything is measured in the features of a small classifier that is trained on the set's training images, grey ones and
-binarised ones, and kept in OUT/reader: **figures compare with those of the same classifier, the same numbers of samples
-and images, and with no others**, least of all with published Fréchet distances, which are in features of another
-network. Samples of 0 and 1 are compared with binarised test images, others with grey ones; --binarize draws every pixel
-of every run with its value as the probability, so that all rows stand on one footing. The row "training images" says
-what a perfect model would get. Errors are those of the jackknife over the samples. An experiment takes part by one
-function, `draw`: experiments/drawing.py says what it does.
+Everything is measured in the features of a small classifier or, where the set has no labels, an autoencoder, that is
+trained on the set's training images, grey ones and binarised ones, and kept in OUT/reader: **figures compare with those
+of the same network, the same numbers of samples and images, and with no others**, least of all with published Fréchet
+distances, which are in features of another. Samples of 0 and 1 are compared with binarised test images, others with
+grey ones; --binarize draws every pixel of every run with its value as the probability, so that all rows stand on one
+footing. The row "training images" says what a perfect model would get. Errors are those of the jackknife over the
+samples. An experiment takes part by one function, `draw`: experiments/drawing.py says what it does.
 """
 
 import dataclasses
@@ -18,31 +18,26 @@ import importlib
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from rich.table import Table
 
 from experiments import classifier
-from experiments.command import RunConfig, console, file_errors, keep_programs, user_errors
+from experiments.command import console, file_errors, keep_programs, user_errors
 from experiments.drawing import data_of, settings_of
-from experiments.report import evaluator, over_set, prepared
-from experiments.run import Run, init_of, reached
-from experiments.splits import Splits, load_splits
-from jaxvae import checkpoint, data, figures
+from experiments.reader import Read, kind_of, load_reader, read
+from experiments.report import over_set, prepared
+from experiments.splits import Splits, load_split, load_splits
+from jaxvae import data, figures
 from jaxvae._directory import write_whole
 from jaxvae.evaluation import samples, sharpness_ratio
-from jaxvae.keys import check_seed, example_keys, noise, seed_key
-from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
+from jaxvae.keys import check_seed, seed_key
+from jaxvae.types import Array, Batch, PRNGKey, PyTree
 
-BLOCK = 500  # images that are read at a time
 SHOWN = 12  # samples in a row of samples.png
 COPIED = 8  # samples beside their nearest training images
 TABLES = (("sharpness", "frechet", "kernel"), ("precision", "recall", "density", "coverage", "read", "class_kl"))
@@ -61,13 +56,15 @@ class Config:
     binarize: bool = False
     """Draw every pixel as 0 or 1 with its value as probability, and compare with binarised images."""
     reader: Path | None = None
-    """The directory of a classifier that an earlier table kept. Default: OUT/reader, trained if it is not there."""
+    """The directory of a network that an earlier table kept. Default: OUT/reader, trained if it is not there."""
+    features: Literal["classifier", "autoencoder"] | None = None
+    """Whose features. Default: those of a kept network; of a new one a classifier's, where the set has labels."""
     reader_epochs: int = 3
-    """Passes of the classifier over the training images."""
+    """Passes of the network over the training images."""
     seed: int = 0
-    """Of the samples and of the classifier."""
+    """Of the samples and of the network."""
     out: Path | None = None
-    """Where the table, the pictures and the classifier go. Default: runs/samples-TIME."""
+    """Where the table, the pictures and the network go. Default: runs/samples-TIME."""
     smoke: bool = False
     """A few samples, to see that everything works."""
 
@@ -83,28 +80,12 @@ class Config:
             raise ValueError(f"num must be above {features}, got {self.num}")
 
 
-@dataclasses.dataclass(frozen=True)
-class ReaderConfig(RunConfig):
-    """Of the classifier in whose features everything is measured."""
-
-    data: str = "mnist"
-    learning_rate: float = classifier.LEARNING_RATE
-
-
 class Source(NamedTuple):
     """A run: its name in the table, its module and its directory."""
 
     name: str
     experiment: str
     directory: Path
-
-
-class Read(NamedTuple):
-    """Images [N, H, W, C] and what the classifier makes of them: logits [N, K] and features [N, 128]."""
-
-    images: np.ndarray
-    logits: np.ndarray
-    features: np.ndarray
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(names) > 1:
             raise ValueError(f"the runs are of different data: {', '.join(sorted(names))}")
         set_name = names.pop()
-        splits = load_splits(SimpleNamespace(data=set_name, smoke=config.smoke), labelled=True)
+        splits = load(set_name, config)
         out = (config.out or Path("runs", f"samples-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser().resolve()
         reader = load_reader((config.reader or out / "reader").expanduser().resolve(), set_name, splits, config)
 
@@ -134,8 +115,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measure(real, read(*reader, images), splits, config)
         rows[source.name] = found | {"seconds_per_sample": seconds / len(images)} | of_training(source)
         drawn[source.name] = images
-    show(rows, len(training), set_name)
-    finish(out, {"test": rows, "data": set_name, "samples": config.num, "settings": config.runs}, drawn, splits)
+    result = {"test": rows, "data": set_name, "samples": config.num, "features": kind_of(reader[0])}
+    show(rows, len(training), result)
+    finish(out, {**result, "settings": config.runs}, drawn, splits)
+
+
+def load(set_name: str, config: Config) -> Splits:
+    """The images that the samples are compared with, and how many classes there are where a classifier is asked for."""
+    kind = config.features
+    if kind is None:
+        kind = "classifier" if load_split(set_name, "train").label is not None else "autoencoder"
+    return load_splits(SimpleNamespace(data=set_name, smoke=config.smoke), labelled=kind == "classifier")
 
 
 def sources_of(runs: Sequence[str]) -> list[Source]:
@@ -164,59 +154,6 @@ def source_of(run: str) -> Source:
     return Source(directory.name, name, directory)
 
 
-def load_reader(directory: Path, set_name: str, splits: Splits, config: Config) -> tuple[classifier.Classifier, PyTree]:
-    """The classifier that is kept in a directory, and its parameters; it is trained where there is none."""
-    if not (directory / "result.json").is_file():
-        train_reader(directory, set_name, splits, config)
-    model, params, _, settings = checkpoint.load(directory, lambda kept: classifier.Classifier(kept.num_classes))
-    if settings.data != set_name:
-        raise ValueError(f"the classifier in {directory} reads {settings.data!r}, and the runs are of {set_name!r}")
-    console.print(f"features of the classifier in {directory}", highlight=False)
-    return model, params
-
-
-def train_reader(directory: Path, set_name: str, splits: Splits, config: Config) -> None:
-    """Train the classifier, of grey pictures on both grey and binarised ones, and keep it as a run of its own."""
-    own = ReaderConfig(
-        *("reader", config.reader_epochs, classifier.BATCH_SIZE, config.seed),
-        out=directory,
-        resume=True,
-        smoke=config.smoke,
-        data=set_name,
-    )
-    train = splits.train
-    if train.shape[-1] == 1:
-        train = train.with_prepare(half_binarized(splits))
-    order = data.Order(len(train), own.batch_size, own.epochs, own.seed)
-    run = Run("samples", own, num_classes=splits.num_classes, decay_epochs=own.epochs)
-    model = classifier.Classifier(splits.num_classes)
-    loss_fn = partial(classifier.classification_loss, model.apply)
-    schedule = optax.cosine_decay_schedule(own.learning_rate, order.total_steps)
-    evaluate = evaluator(loss_fn, splits.test)
-    state = run.train(
-        *(init_of(model, jnp.zeros((1, *train.shape))), loss_fn, optax.adam(schedule), train, order),
-        evaluate=evaluate,
-        evaluate_every=order.steps_per_epoch,
-        split="test",
-    )
-    of_binary = evaluator(loss_fn, splits.binarized().test)(state)["accuracy"]
-    measured = {"accuracy": evaluate(state)["accuracy"], "accuracy_of_binarized": of_binary}
-    run.finish({"test": measured, **reached(state)}, lambda: [])
-
-
-def half_binarized(splits: Splits) -> Prepare:
-    """Prepares each image by the toss of a coin: as it is, or binarised."""
-    grey, binary = splits.train.prepare, splits.binarized().train.prepare
-
-    def prepare(batch: Batch, *, key: PRNGKey) -> Batch:
-        one, other = grey(batch, key=key), binary(batch, key=key)
-        keys = example_keys(jax.random.fold_in(key, 1), batch["index"])
-        coin = noise(jax.random.uniform, keys, (len(one["x"]), 1)).reshape(-1, *[1] * (one["x"].ndim - 1))
-        return one | {"x": jnp.where(coin < 0.5, one["x"], other["x"])}
-
-    return prepare
-
-
 def images_of(dataset: data.Dataset, num: int) -> np.ndarray:
     """The first images of a set as its `prepare` makes them, at most `num`."""
     return np.asarray(over_set(_x, SimpleNamespace(params=(), model_state=()), dataset.take(slice(num))))
@@ -241,46 +178,36 @@ def draw(source: Source, splits: Splits, config: Config) -> tuple[np.ndarray, fl
     return images.astype(np.float32), seconds
 
 
-def read(model: classifier.Classifier, params: PyTree, images: np.ndarray) -> Read:
-    """What the classifier makes of images."""
-    parts = []
-    for start in range(0, len(images), BLOCK):
-        some = images[start : start + BLOCK]
-        whole = np.concatenate([some, np.zeros((BLOCK - len(some), *some.shape[1:]), some.dtype)])  # one program
-        parts.append([np.asarray(values)[: len(some)] for values in _features(model, params, whole)])
-    return Read(images, *(np.concatenate(values) for values in zip(*parts, strict=True)))
-
-
-@partial(jax.jit, static_argnums=0)
-def _features(model: classifier.Classifier, params: PyTree, x: Array) -> tuple[Array, Array]:
-    return model.apply(params, x, features=True)
-
-
 def measure(real: dict[bool, Read], drawn: Read, splits: Splits, config: Config) -> dict[str, Any]:
     """All figures of samples, each with the error of it."""
     binary = bool(np.isin(drawn.images, (0, 1)).all())
     known = real[binary]
-    shares = np.bincount(splits.test.label, minlength=splits.num_classes) + 1e-9
-    expected = shares / shares.sum()
 
     def figures_of(chosen: np.ndarray) -> dict[str, float]:
-        features, logits = drawn.features[chosen], drawn.logits[chosen]
+        features = drawn.features[chosen]
         neighbours = samples.precision_recall(known.features, features)
         density = samples.density_coverage(known.features, features)
+        classes = {} if drawn.logits is None else classes_of(drawn.logits[chosen], splits)
         return {
             "sharpness": sharpness_ratio(known.images, drawn.images[chosen]),
             "frechet": samples.frechet_distance(known.features, features),
             "kernel": samples.kernel_distance(known.features, features).value,
             **neighbours._asdict(),
             **density._asdict(),
-            "read": samples.read_rate(logits).value,
-            "class_kl": samples.class_balance(logits, expected).kl,
+            **classes,
         }
 
     found: dict[str, Any] = {"compared_with": "binarised images" if binary else "grey images"}
     for name, estimate in samples.jackknife(figures_of, np.arange(len(drawn.images)), groups=config.groups).items():
         found |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
     return found
+
+
+def classes_of(logits: np.ndarray, splits: Splits) -> dict[str, float]:
+    """How many samples a classifier reads, and how far their classes are from those of the test images."""
+    shares = np.bincount(splits.test.label, minlength=logits.shape[1]) + 1e-9
+    kl = samples.class_balance(logits, shares / shares.sum()).kl
+    return {"read": samples.read_rate(logits).value, "class_kl": kl}
 
 
 def of_training(source: Source) -> dict[str, float]:
@@ -296,20 +223,21 @@ def of_training(source: Source) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def show(rows: dict[str, dict[str, Any]], num: int, set_name: str) -> None:
+def show(rows: dict[str, dict[str, Any]], num: int, result: dict[str, Any]) -> None:
     """Print two tables: likelihood beside sharpness and the distances, and what the distances consist of."""
     console.print(
-        f"{num:,} samples of each, beside test images of {set_name}, in the features of one classifier: compare within "
-        "these tables alone, and nats with those of the same pixels",
+        f"{num:,} samples of each, beside test images of {result['data']}: compare within these tables alone, and nats "
+        "with those of the same pixels",
         highlight=False,
     )
     for names in TABLES:
-        first = names == TABLES[0]
-        table = Table("", *(["nats"] if first else []), *(name.replace("_", " ") for name in names))
+        first, known = names == TABLES[0], [name for name in names if name in rows["training images"]]
+        title = f"in the features of one {result['features']}"
+        table = Table("", *(["nats"] if first else []), *(name.replace("_", " ") for name in known), title=title)
         if first:
             table.add_column("s a sample")  # with loading and compiling
         for name, row in rows.items():
-            cells = [f"{row[each]:.3g} ± {row[f'{each}_standard_error']:.1g}" for each in names]
+            cells = [f"{row[each]:.3g} ± {row[f'{each}_standard_error']:.1g}" for each in known]
             if first:
                 nats, seconds = row.get("nats"), row.get("seconds_per_sample")
                 cells = ["" if nats is None else f"{nats:.2f}", *cells, "" if seconds is None else f"{seconds:.2g}"]

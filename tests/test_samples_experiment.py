@@ -12,8 +12,22 @@ import pytest
 from commands import result_of, run
 
 import jaxvae
-from experiments import beta_vae, cvae, drawing, hierarchy, latents, pixelcnn, prior, samples, two_stage, vae, vq_vae
-from experiments.splits import load_splits
+from experiments import (
+    beta_vae,
+    cvae,
+    drawing,
+    hierarchy,
+    latents,
+    pixelcnn,
+    prior,
+    reader,
+    samples,
+    splits,
+    two_stage,
+    vae,
+    vq_vae,
+)
+from experiments.splits import load_splits, without_label
 from jaxvae import data
 from jaxvae.checkpoint import Checkpointer
 from jaxvae.keys import seed_key
@@ -124,6 +138,7 @@ def test_the_table_says_what_the_runs_say_of_themselves(table):
     assert rows["noise"]["seconds_per_sample"] > 0
     assert {row["compared_with"] for row in rows.values()} == {"grey images"}
     assert "compare within these tables alone" in said
+    assert said.count("in the features of one classifier") == 2
     assert "12.50" in said
     for name in ("samples", "neighbours"):
         assert (out / f"{name}.png").stat().st_size > 1000
@@ -132,7 +147,7 @@ def test_the_table_says_what_the_runs_say_of_themselves(table):
 def test_a_classifier_that_was_kept_is_not_trained_again(table, monkeypatch):
     out, _, said = table
     assert "features of the classifier in" in said
-    monkeypatch.setattr(samples, "train_reader", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(reader, "train_reader", lambda *_: pytest.fail("trained again"))
     splits = SimpleNamespace()
     model, params = samples.load_reader(out / "reader", "digits", splits, samples.Config(runs=("run",)))
     x = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
@@ -142,6 +157,33 @@ def test_a_classifier_that_was_kept_is_not_trained_again(table, monkeypatch):
     np.testing.assert_allclose(features @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"]), logits, atol=1e-4)
     with pytest.raises(ValueError, match="reads 'digits', and the runs are of 'mnist'"):
         samples.load_reader(out / "reader", "mnist", splits, samples.Config(runs=("run",)))
+
+
+@pytest.mark.slow
+def test_a_set_without_labels_is_measured_in_the_codes_of_an_autoencoder(tmp_path, monkeypatch):
+    """Copies of the test images are perfect there too, and nothing is said of classes."""
+    known = SimpleNamespace(draw=lambda *_, key: data.load("digits", "test").x[:256] / np.float32(16))
+    monkeypatch.setitem(sys.modules, "experiments.known", known)
+    load_split = splits.load_split
+    for module in (samples, splits):
+        monkeypatch.setattr(module, "load_split", lambda *of: without_label(load_split(*of)))
+    out = tmp_path / "out"
+    result, said = result_of(samples.main, out, make_run(tmp_path / "copies", "known"), "--smoke")
+    perfect, training = result["test"]["copies"], result["test"]["training images"]
+    assert perfect["frechet"] == pytest.approx(0, abs=1e-6)
+    assert training["frechet"] > 0.01
+    assert perfect["coverage"] == 1
+    assert not {"read", "class_kl"} & perfect.keys()
+    assert result["features"] == "autoencoder"
+    assert said.count("in the features of one autoencoder") == 2
+    kept = json.loads((out / "reader" / "result.json").read_text())["test"]
+    assert kept.keys() == {"distortion", "distortion_of_binarized"}
+    model, params = reader.load_reader(out / "reader", "digits", None, samples.Config(runs=("run",)))
+    x = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    codes = model.apply(params, x, method="encode")
+    np.testing.assert_allclose(samples.read(model, params, x).features, codes, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="keeps the features of one autoencoder: choose another --reader or --out"):
+        reader.load_reader(out / "reader", "digits", None, samples.Config(runs=("run",), features="classifier"))
 
 
 def test_binary_samples_are_compared_with_binarised_images():
@@ -161,7 +203,7 @@ def test_binary_samples_are_compared_with_binarised_images():
 
 def test_half_of_the_images_that_the_classifier_learns_from_are_binarised():
     splits = load_splits(SimpleNamespace(data="digits", smoke=False), labelled=True)
-    train = splits.train.take(slice(400)).with_prepare(samples.half_binarized(splits))
+    train = splits.train.take(slice(400)).with_prepare(reader.half_binarized(splits))
     batch = train.prepared(400, key=KEY)
     grey = np.asarray(train.x[:400] / np.float32(16))
     binary = np.isin(batch["x"], (0, 1)).all(axis=(1, 2, 3))
