@@ -170,6 +170,7 @@ VARIANTS = {
     "capacity": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=10.0, capacity=optax.linear_schedule(0.0, 5.0, 50)),
     "free bits": vae(*mlp(), Bernoulli, jaxvae.beta_vae_loss, beta=1.0, free_bits=0.05),
     "total correlation": vae(*mlp(), Bernoulli, jaxvae.tc_vae_loss, pairs=True, num_examples=100),
+    "semi-amortised": vae(*mlp(), Bernoulli, jaxvae.objectives.semi_amortized_vae_loss, num_steps=2),
     "mixture prior": vae(*mlp(), Bernoulli, prior=jaxvae.GaussianMixture(4, 3)),
     "vamp prior": vae(*mlp(), Bernoulli, prior=jaxvae.priors.VampPrior(4, SHAPE)),
     "flow posterior and prior": flows(),

@@ -11,11 +11,11 @@ import optax
 
 from jaxvae._checks import at_least
 from jaxvae._variables import variables_of
-from jaxvae.distributions import OneHotCategorical, rate
 from jaxvae.evaluation.map import map_batches
 from jaxvae.losses import iwae_bound
-from jaxvae.models.vae import sample_latents
 from jaxvae.objectives._apply import batch_keys, model_inputs, observed_of
+from jaxvae.objectives._refinement import check_refinable, own_parameters, terms_at
+from jaxvae.objectives.elbo import total_rate
 from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
 
 
@@ -98,11 +98,7 @@ def refine(
     at_least(1, steps=steps, num_samples=num_samples, evaluation_samples=evaluation_samples)
     if not 0 < learning_rate < np.inf:
         raise ValueError(f"learning_rate must be a positive number, got {learning_rate}")
-    for method in ("encode", "latent_prior", "log_likelihood"):
-        if not hasattr(model, method):
-            raise TypeError(
-                f"only the posteriors of a VAE or CVAE are refined, and {type(model).__name__} has no {method}"
-            )
+    check_refinable(model)
     options = _Options(int(steps), float(learning_rate), int(num_samples), int(evaluation_samples))
     found = map_batches(
         *(partial(_refined, model, options), params, model_state, source, indices),
@@ -118,18 +114,17 @@ def _refined(
 ) -> tuple[Array, Array, Array, Array]:
     variables, inputs = variables_of(params, model_state), model_inputs(batch)
     observed = observed_of(batch, model, "encode")
-    start = _own_parameters(model.apply(variables, *inputs, method="encode", **observed), len(inputs[0]))
+    start = own_parameters(model.apply(variables, *inputs, method="encode", **observed), len(inputs[0]))
     prior = model.apply(variables, *inputs[1:], method="latent_prior")
     keys = batch_keys(key, batch)
 
     def terms(record: Any, keys: PRNGKey, num_samples: int) -> tuple[Array, Array]:
         """The ELBO and log p(x), [B], from these draws."""
-        latent, log_posterior = sample_latents(record, key=keys, num_samples=num_samples)
         own = observed_of(batch, model, "log_likelihood")
-        log_likelihood = model.apply(variables, *inputs, latent, method="log_likelihood", **own)
-        paid = rate(record, prior, latent, log_posterior).sum(axis=-1).mean(axis=0)
-        log_weights = log_likelihood + jax.vmap(prior.log_prob)(latent) - log_posterior
-        return log_likelihood.mean(axis=0) - paid, iwae_bound(log_weights)
+        likelihood = partial(model.apply, variables, *inputs, method="log_likelihood", **own)
+        found = terms_at(record, prior, likelihood, key=keys, num_samples=num_samples)
+        elbo = found.log_likelihood.mean(axis=0) - total_rate(found)
+        return elbo, iwae_bound(found.log_likelihood + found.log_ratio)
 
     optimizer = optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps))
     of_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))
@@ -145,16 +140,3 @@ def _refined(
     before, _ = terms(start, last, options.evaluation_samples)
     after, log_p = terms(record, last, options.evaluation_samples)
     return before, after, log_p, record.mean
-
-
-def _own_parameters(record: Any, count: int) -> Any:
-    """The record with arrays of each example alone; `TypeError` where it has others."""
-    leaves = jax.tree.leaves(record)
-    if isinstance(record, OneHotCategorical):
-        raise TypeError("draws of categorical latents have no gradient to refine q(z|x) by")
-    if not isinstance(record, tuple) or not all(leaf.ndim >= 2 for leaf in leaves):
-        raise TypeError(
-            f"the posterior is a {type(record).__name__}, whose parameters are not arrays of each example: refine that "
-            "of a DiagGaussian, a FullGaussian or GaussianMixtures"
-        )
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), record)

@@ -24,6 +24,7 @@ from jaxvae.objectives.linear import linear_vae_loss
 from jaxvae.objectives.partial import init_partial_encoder, partial_encoder_loss
 from jaxvae.objectives.prior import init_prior, prior_loss, with_fitted_prior
 from jaxvae.objectives.quantized import vq_vae_loss
+from jaxvae.objectives.semi_amortized import semi_amortized_vae_loss
 from jaxvae.objectives.semi_supervised import semi_supervised_loss
 from jaxvae.objectives.tc import RateTerms, rate_terms, tc_vae_loss
 from jaxvae.objectives.translation import translation_loss
@@ -62,6 +63,7 @@ __all__ = [
     "prior_loss",
     "rate_terms",
     "sampled_vae_loss",
+    "semi_amortized_vae_loss",
     "semi_supervised_loss",
     "tc_vae_loss",
     "terms_of",
