@@ -37,6 +37,7 @@ def test_every_room_has_a_page(reference):
     files = Path(jaxvae.__file__).parent.glob("[!_]*")
     rooms = {f"jaxvae.{path.stem}" for path in files if path.suffix == ".py" or (path / "__init__.py").exists()}
     inner = {f"jaxvae.evaluation.{name}" for name in ("classical", "disentanglement", "samples")}
+    inner |= {f"jaxvae.data.{name}" for name in ("moving_sprites", "pairs", "quadrants", "speech", "sprites")}
     assert set(reference.rooms()) == {"jaxvae", *rooms, *inner}
     index = reference.index()
     assert all(f"\n   {room}\n" in index for room in reference.rooms())

@@ -20,15 +20,17 @@ from typing import Any, TypeVar
 PACKAGE = "jaxvae"
 
 
+@functools.cache
 def rooms() -> list[str]:
-    """The modules that a user imports from: `jaxvae`, what lies in it, and the folders in `jaxvae.evaluation`."""
+    """The modules that a user imports from: `jaxvae`, what lies in it, and in these folders and exported modules."""
     found = [PACKAGE]
-    for parent in (PACKAGE, f"{PACKAGE}.evaluation"):
-        found += [
-            f"{parent}.{entry.name}"
-            for entry in pkgutil.iter_modules(importlib.import_module(parent).__path__)
-            if not entry.name.startswith("_") and (parent == PACKAGE or entry.ispkg)
-        ]
+    for room in found:
+        module = importlib.import_module(room)
+        exported = getattr(module, "__all__", ())
+        for entry in pkgutil.iter_modules(getattr(module, "__path__", ())):
+            is_exported = entry.name in exported and isinstance(getattr(module, entry.name), ModuleType)
+            if entry.name[0] != "_" and (room == PACKAGE or entry.ispkg or is_exported):
+                found.append(f"{room}.{entry.name}")
     return sorted(found)
 
 
