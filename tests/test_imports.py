@@ -133,7 +133,7 @@ STREETS = {
         *("jaxvae._directory", "jaxvae._watch", "jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),
     },
     "jaxvae._terminal": {"rich"},
-    "jaxvae._doctor": {"jax", "jaxvae.data", *SHARED},
+    "jaxvae._doctor": {"jax", "jaxvae._cache", "jaxvae.data", *SHARED},
     "jaxvae._command": {
         *(
             "jax",
