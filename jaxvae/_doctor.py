@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxvae._cache import cache_root
+from jaxvae._cache import cache_root, keep_programs
 from jaxvae.data._prepared import data_root, prepared_folders
 from jaxvae.keys import GENERATOR
 
@@ -178,12 +178,13 @@ def _paths(problems: list[str]) -> dict[str, str]:
             f"nothing can be written to {cache}, so sets are decoded anew in every run: set JAXVAE_CACHE_DIR to a "
             "folder that can be"
         )
+    keep_programs()  # as the command and the experiments do
     compiled: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
-    found["compiled programs"] = "not kept: JAX_COMPILATION_CACHE_DIR is not set"
+    found["compiled programs"] = "not kept"
     if compiled:
         found["compiled programs"] = f"{compiled}: {_size(_bytes_in(Path(compiled)))}"
         if "://" not in compiled and not _can_write(Path(compiled)):
-            problems.append(f"JAX_COMPILATION_CACHE_DIR={compiled} cannot be written: every run compiles anew")
+            problems.append(f"nothing can be written to {compiled}: every run compiles anew")
     return found
 
 
