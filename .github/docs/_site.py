@@ -35,7 +35,8 @@ def documented(said: str) -> str | None:
     if said in ALIASES:
         return ALIASES[said]
     owner, _, member = said.rpartition(".")
-    return f"{ALIASES[owner]}.{member}" if owner in ALIASES else None
+    is_class = owner in ALIASES and ALIASES[owner] not in _reference.rooms()
+    return f"{ALIASES[owner]}.{member}" if is_class else None
 
 
 def resolve(app: Sphinx, env: Any, node: pending_xref, content: nodes.Node) -> nodes.Node | None:
