@@ -56,7 +56,7 @@ def resolve(app: Sphinx, env: Any, node: pending_xref, content: nodes.Node) -> n
 def as_written(app: Sphinx, what: str, name: str, value: Any, options: Any, given: str, returned: str) -> Any:
     """A signature as its source has it, so that aliases of types keep their names."""
     written = _reference.signature(value)
-    if written is None and inspect.isclass(value):
+    if written is None and inspect.isclass(value) and not issubclass(value, BaseException):
         return "", ""  # a protocol: nothing makes one
     return None if written is None else (written, _reference.returns(value) or returned)
 
