@@ -175,6 +175,8 @@ def run_for(command, seconds, log):
 
     It is told by SIGINT, upon which the runner ends its contestants and a training saves its state.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script; parts would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("a") as output:
         print(f"$ {' '.join(command)}", file=output, flush=True)
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)

@@ -18,7 +18,9 @@ import numpy as np
 
 from jaxvae.training.fit import Progress
 
+# A function of a `Progress`; the run ends where it returns true.
 Report = Callable[[Progress], object]
+# Of a `Progress`, name -> image [H, W, 1 or 3] in [0, 1].
 Pictures = Callable[[Progress], Mapping[str, np.ndarray]]
 MOST_METRICS = 1000  # in one request to MLflow
 

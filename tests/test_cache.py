@@ -16,6 +16,7 @@ from jaxvae._cache import keep_programs
 
 OPTIONS = {
     "jax_compilation_cache_dir": None,
+    "jax_enable_compilation_cache": True,
     "jax_compilation_cache_max_size": -1,
     "jax_persistent_cache_min_compile_time_secs": 1.0,
 }
