@@ -1,5 +1,6 @@
 """Mixtures: of discretised logistics whose channels know those before them, for colours; of Gaussians, for latents."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -134,7 +135,10 @@ def gaussian_mixture_nll(logits: Array, mean: Array, log_var: Array, targets: Ar
             "expected logits [K], mean and log_var [K, ...] and targets [B, ...], "
             f"got {logits.shape}, {mean.shape}, {log_var.shape} and {targets.shape}"
         )
-    mean, log_var, targets = (values.reshape(len(values), -1) for values in (mean, log_var, targets))
+    mean, log_var, targets = (
+        values.reshape(len(values), math.prod(mean.shape[1:]))
+        for values in (mean, log_var, targets)  # B may be 0
+    )
     return -_mixture_log_density(jax.nn.log_softmax(logits), mean, log_var, targets)
 
 
