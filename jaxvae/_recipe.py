@@ -1,17 +1,15 @@
 """Models, objectives and data sets as data: JSON that names parts which are known, and is never code.
 
-A part is rebuilt by its constructor, a function found by its name, and both only where they are on the list below:
+A part is rebuilt by its constructor, a function found by its name, and both only where `jaxvae._names` lists them:
 modules, records and functions of jaxvae that compute, layers of `flax.linen`, functions of `jax.nn` and a few of
 `jax.numpy`. Nothing here reads or writes a file, and no name in a file makes Python import what is not on the list.
 What is the user's own is found among the parts that the user hands over.
 """
 
 import dataclasses
+import enum
 import functools
-import importlib
 import math
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,32 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-# Where public functions compute and do nothing else, and records and modules are made.
-ROOMS = (
-    *("jaxvae.codebook", "jaxvae.convolution", "jaxvae.distributions", "jaxvae.flows", "jaxvae.losses"),
-    *("jaxvae.models", "jaxvae.networks", "jaxvae.objectives", "jaxvae.posteriors", "jaxvae.priors"),
-    *("jaxvae.quantizers", "jaxvae.types", "jaxvae.data.dataset", "jaxvae.data.domain", "jaxvae.data.sprites"),
-    *("jaxvae.data.moving_sprites", "jaxvae.data.speech", "jaxvae.data.pairs", "jaxvae.data.quadrants"),
-)
-INITIALIZERS = "zeros ones"
-LAYERS = "avg_pool max_pool"
-OF_NUMPY = (
-    "abs arcsinh arctan clip cos cosh exp expm1 log log10 log1p log2 reciprocal sign sin sinh sqrt square tan tanh"
-)
-OF_NUMPY += " bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
-OF_NN = "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh identity leaky_relu log_sigmoid log_softmax mish"
-OF_NN += " relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid squareplus standardize"
-OF_NN += " swish tanh"
-NAMESPACES: dict[str, tuple[Any, str]] = {
-    "jax.nn": (jax.nn, OF_NN),
-    "jax.numpy": (jnp, OF_NUMPY),
-    "jax.nn.initializers": (jax.nn.initializers, INITIALIZERS),
-    "flax.linen": (nn, LAYERS),
-}
-
-
-class UnknownPartError(TypeError):
-    """A part that no file describes, or that is the user's own and was not handed over."""
+from jaxvae._names import UnknownPartError, is_foreign, is_record, name_of, named_part
 
 
 class Describer:
@@ -54,10 +27,12 @@ class Describer:
 
     Attributes:
       arrays: name -> array, of all that was described.
+      parts: classes and functions of the user's own that were named.
     """
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
+        self.parts: list[Any] = []
         self._known: list[tuple[Any, str]] = []
         self._modules: dict[int, tuple[Any, str, dict[str, Any]]] = {}
 
@@ -74,7 +49,7 @@ class Describer:
             _, name, recipe = self._modules[id(value)]
             recipe["as"] = name
             return {"same": name}
-        if isinstance(value, np.generic):
+        if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # a longdouble is its own item
             return {"scalar": [value.dtype.name, self.describe(value.item(), where)]}
         if isinstance(value, float) and not math.isfinite(value):
             return {"float": repr(value)}
@@ -105,10 +80,20 @@ class Describer:
             keywords = {name: self.describe(each, f"{where}.{name}") for name, each in value.keywords.items()}
             return {"partial": self.describe(value.func, where), "args": args, "keywords": keywords}
         if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-            return {"name": name_of(value, where)}
+            return {"name": self._name(value, where)}
+        if isinstance(value, enum.Enum) and value.name is not None:
+            return {"member": {"name": self._name(type(value), where)}, "called": value.name}
         return self._instance(value, where)
 
+    def _name(self, part: Any, where: str) -> str:
+        name = name_of(part, where)
+        if is_foreign(name):
+            self.parts.append(part)
+        return name
+
     def _array(self, value: Any, where: str) -> dict[str, str]:
+        if isinstance(value, np.ma.MaskedArray):
+            raise UnknownPartError(f"{where} is a masked array, whose mask no file of arrays holds")
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype.kind not in "biufcV":
             raise UnknownPartError(f"{where} is an array of {value.dtype}, which no file of arrays holds")
         self.arrays[where] = np.asarray(value)
@@ -117,13 +102,13 @@ class Describer:
     def _instance(self, value: Any, where: str) -> dict[str, Any]:
         """A record or a module by what it was made with; any other object of the user's by its attributes."""
         kind = type(value)
-        name = name_of(kind, where)
-        if _is_record(kind):
+        name = self._name(kind, where)
+        if is_record(kind):
             recipe = {"new": name, "with": dict(self._arguments(value, where))}
             if isinstance(value, nn.Module):
                 self._modules[id(value)] = (value, where, recipe)
             return recipe
-        if name.split(".")[0].split(":")[0] in ("jaxvae", "jax", "flax", "builtins") or not hasattr(value, "__dict__"):
+        if name.split(".")[0].split(":")[0] in ("jaxvae", "jax", "flax", "builtins") or _is_slotted(kind):
             raise UnknownPartError(f"{where} is {_article(kind.__name__)}, which is no data")
         attributes = {key: self.describe(each, f"{where}.{key}") for key, each in vars(value).items()}
         return {"new": name, "attributes": attributes}
@@ -145,6 +130,32 @@ class Describer:
                     raise
 
 
+def described(value: Any, where: str, model: Any = None) -> tuple[Any, Describer]:
+    """The value as JSON that was seen to give an equal one; `UnknownPartError` where it does not.
+
+    So what is written can be read: not so a class whose constructor changes what it is given, or keeps none of it.
+    """
+    describer, second = Describer(), Describer()
+    try:
+        if model is not None:
+            describer.remember(model, "model")
+            second.remember(model, "model")
+        recipe = describer.describe(value, where)
+        rebuilder = Rebuilder(describer.arrays, Parts(describer.parts))
+        rebuilder.remember(model, "model")
+        same = second.describe(rebuilder.rebuild(recipe), where) == recipe
+    except UnknownPartError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnknownPartError(f"{where} cannot be made again from what it holds ({reason})") from error
+    if not same or any(values.tobytes() != second.arrays[name].tobytes() for name, values in describer.arrays.items()):
+        raise UnknownPartError(
+            f"{where}, made again from what it holds, is another: a constructor changes what it gets"
+        )
+    return recipe, describer
+
+
 class _Named:
     """In place of an array that is kept elsewhere, by its name there."""
 
@@ -158,26 +169,10 @@ def describe_tree(describer: Describer, tree: Any, where: str, names: Mapping[in
     return describer.describe(jax.tree.unflatten(structure, [_Named(names[i]) for i in range(len(names))]), where)
 
 
-def name_of(part: Any, where: str) -> str:
-    """`module:name` of a class or a function; `UnknownPartError` where it goes by no name."""
-    for module, (namespace, names) in NAMESPACES.items():
-        for name in names.split():
-            if getattr(namespace, name, None) is part:
-                return f"{module}:{name}"
-    home: str = getattr(part, "__module__", None) or ""
-    called: str = getattr(part, "__qualname__", None) or ""
-    if isinstance(part, type) and issubclass(part, nn.Module) and getattr(nn, called, None) is part:
-        return f"flax.linen:{called}"
-    if not home or not called or "<" in called:
-        what = called or repr(part)[:80]
-        raise UnknownPartError(f"{where} is {what}, which goes by no name: make it a function or a class of a module")
-    if not _is_ours(home):
-        return f"{home}:{called}"
-    packages = home.split(".")
-    for length in range(len(packages), 0, -1):  # a package may show what a private file of it makes
-        if _may_be_named(room := ".".join(packages[:length]), called, part):
-            return f"{room}:{called}"
-    raise UnknownPartError(f"{where} is {home}.{called}, which is no part that a file may name")
+def _is_slotted(kind: type) -> bool:
+    """Whether its objects keep something outside of their `__dict__`, as those without one do."""
+    slots = {name for each in kind.__mro__ for name in np.atleast_1d(vars(each).get("__slots__", ()))}
+    return bool(slots - {"__dict__", "__weakref__"}) or kind.__dictoffset__ == 0
 
 
 class Parts:
@@ -231,7 +226,7 @@ class Rebuilder:
         match recipe:
             case {"new": str(name), "with": dict(arguments)} if len(recipe) == 2:
                 kind = self._found(name)
-                if not (isinstance(kind, type) and _is_record(kind)):
+                if not (isinstance(kind, type) and is_record(kind)):
                     raise ValueError(f"{name} is no record or module")
                 return kind(**{key: self.rebuild(each) for key, each in arguments.items()})
             case {"new": str(name), "attributes": dict(attributes)} if len(recipe) == 2:
@@ -239,6 +234,11 @@ class Rebuilder:
             case {"partial": function, "args": list(args), "keywords": dict(keywords)} if len(recipe) == 3:
                 given = {key: self.rebuild(each) for key, each in keywords.items()}
                 return functools.partial(self.rebuild(function), *self.rebuild(args), **given)
+            case {"member": {"name": str(name)}, "called": str(called)} if len(recipe) == 2:
+                kind = self._found(name)
+                if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+                    raise ValueError(f"{name} has no members")
+                return kind[called]
         if len(recipe) != 1:
             raise ValueError(f"an entry of {', '.join(sorted(recipe))} means nothing")
         [(kind, value)] = recipe.items()
@@ -272,7 +272,7 @@ class Rebuilder:
     def _found(self, name: str) -> Any:
         module, _, attribute = name.partition(":")
         if not is_foreign(name):
-            return _named_part(module, attribute)
+            return named_part(module, attribute)
         found = self._parts.find(name)
         if not found:
             raise ValueError(f"{name} is no part that was handed over")
@@ -302,50 +302,6 @@ def foreign_names(recipe: Any) -> set[str]:
         else:
             found |= foreign_names(value)
     return found
-
-
-def is_foreign(name: str) -> bool:
-    """Whether a name is of neither jaxvae nor a library below it."""
-    return not _is_ours(name.partition(":")[0])
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in ("jaxvae", "jax", "jaxlib", "flax", "numpy", "builtins", "functools")
-
-
-def _is_record(kind: type) -> bool:
-    return dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
-
-
-def _named_part(module: str, name: str) -> Any:
-    """A part of jaxvae or of a library below it; `ValueError` where it is not on the list."""
-    if module in NAMESPACES:
-        namespace, names = NAMESPACES[module]
-        part = getattr(namespace, name, None)
-        layer = module == "flax.linen" and isinstance(part, type) and issubclass(part, nn.Module)
-        if name in names.split() or layer:
-            return part
-    elif _inside(module) and re.fullmatch(r"[\w.]+", module):
-        part = vars(importlib.import_module(module)).get(name)
-        if part is not None and _may_be_named(module, name, part):
-            return part
-    raise ValueError(f"{module}:{name} is no part that a file may name")
-
-
-def _may_be_named(module: str, name: str, part: Any) -> bool:
-    """Whether a part belongs to a room and is a record, a module or a public function made there."""
-    if not _inside(module) or module not in sys.modules or vars(sys.modules[module]).get(name) is not part:
-        return False
-    made_in = getattr(part, "__module__", "") or ""
-    if made_in != module and not made_in.startswith(f"{module}."):
-        return False
-    if isinstance(part, type):
-        return _is_record(part)
-    return callable(part) and not any(each.startswith("_") for each in f"{module}.{name}".split("."))
-
-
-def _inside(module: str) -> bool:
-    return any(module == room or module.startswith(f"{room}.") for room in ROOMS)
 
 
 def _number_type(name: str) -> np.dtype:

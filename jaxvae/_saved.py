@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 from jaxvae._json import MOST_BYTES, parse_json, read_file
-from jaxvae._recipe import Describer, Parts, Rebuilder, UnknownPartError, describe_tree, foreign_names
-from jaxvae._tensors import parse_tensors, write_tensors
+from jaxvae._names import UnknownPartError
+from jaxvae._recipe import Describer, Parts, Rebuilder, describe_tree, described, foreign_names
+from jaxvae._tensors import check_types, parse_tensors, write_tensors
 
 RECORD, WEIGHTS, EXAMPLES, HISTORY = "run.json", "weights.safetensors", "data.safetensors", "history.json"
 FORMER = "run.pickle"  # the model as Python objects, which ran code when they were read
@@ -32,45 +33,57 @@ class DamagedRunError(ValueError):
     """A run whose files cannot be read, do not hold what was saved, or name what no file may name."""
 
 
-def describe(model: Any, objective: Any, dataset: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `run.json` says of a run's parts, and the arrays that they hold.
+def describe(run: Any) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What `run.json` says of a run, the arrays that its parts hold, and those of its parameters and its state.
 
     Raises:
-      TypeError: the objective or how the data is prepared holds something that is no data, such as a lambda.
+      TypeError: the objective or how the data is prepared holds something that is no data, such as a lambda; or the
+        state does.
+      ValueError: two arrays would have one name.
     """
+    record: dict[str, Any] = {}
+    held: dict[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
+    for field, model in (("model", None), ("objective", run.model), ("dataset", run.model)):
+        try:
+            record[field], describer = described(getattr(run, field), field, model)
+            held |= describer.arrays
+        except UnknownPartError as error:
+            if field != "model":
+                raise TypeError(f"the run cannot be saved: {error}") from error
+            record[field] = {"missing": str(error)}  # whoever loads it has to bring the model
+    for field, prefix in (("params", ""), ("model_state", "model_state/")):
+        record[field], arrays = _describe_tree(getattr(run, field), field, prefix)
+        if both := arrays.keys() & weights.keys():
+            raise ValueError(f"two arrays have the name {min(both)} in {WEIGHTS}: use names without '/'")
+        weights |= arrays
+    return record, held, weights
+
+
+def _describe_tree(tree: Any, field: str, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:
+    arrays: dict[str, np.ndarray] = {}
+    names = {}
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        name = names[i] = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in arrays:
+            raise ValueError(f"two arrays have the name {name} in {WEIGHTS}: use names without '/'")
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.extended):
+            raise TypeError(f"{name} is an array of {leaf.dtype}, which no file of weights holds")
+        arrays[name] = np.asarray(jax.device_get(leaf))
+    check_types(arrays)
     describer = Describer()
-    try:
-        described = Describer()
-        about: Any = described.describe(model, "model")
-        describer.arrays |= described.arrays
-    except UnknownPartError as error:  # whoever loads it has to bring the model
-        about = {"missing": str(error)}
-    describer.remember(model, "model")
-    try:
-        record = {
-            "model": about,
-            "objective": describer.describe(objective, "objective"),
-            "dataset": describer.describe(dataset, "dataset"),
-        }
-    except UnknownPartError as error:
-        raise TypeError(f"the run cannot be saved: {error}") from error
-    return record, describer.arrays
+    recipe = describe_tree(describer, tree, field, names)
+    again = Rebuilder(arrays, Parts(describer.parts)).rebuild(recipe)
+    made, given = (str(jax.tree.structure(each)) for each in (again, tree))
+    if made != given:
+        raise TypeError(f"{field} is a tree that is another when it is made again: use dictionaries of arrays")
+    return recipe, arrays
 
 
 def write(run: Any, out: Path) -> None:
     """Write a run to a directory, over one that is there only once all of this one is on disk."""
-    record, held = describe(run.model, run.objective, run.dataset)
+    record, held, arrays = describe(run)
     record |= {"jaxvae": _version(), "step": int(run.step), "stopped": run.stopped}
-    arrays: dict[str, np.ndarray] = {}
-    for field, prefix, tree in (("params", "", run.params), ("model_state", "model_state/", run.model_state)):
-        names = []
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
-            if name in arrays:
-                raise ValueError(f"two arrays have the name {name} in {WEIGHTS}: use names without '/'")
-            arrays[name] = np.asarray(jax.device_get(leaf))
-            names.append(name)
-        record[field] = describe_tree(Describer(), tree, field, dict(enumerate(names)))
     history = (json.dumps(run.history, indent=1) + "\n").encode()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
@@ -102,7 +115,7 @@ def read(place: Path, parts: Parts, model: Any) -> dict[str, Any]:
     rebuilder = Rebuilder(examples, parts)
     model = rebuilder.rebuild(record["model"]) if model is None else model
     rebuilder.remember(model, "model")
-    trees = Rebuilder(weights, Parts())
+    trees = Rebuilder(weights, parts)
     return {
         "model": model,
         "params": trees.rebuild(record["params"]),
@@ -172,13 +185,13 @@ def _sealed(place: Path, record: Mapping[str, Any], name: str) -> bytes:
 
 def _check_parts(place: Path, record: Mapping[str, Any], parts: Parts, model: Any) -> None:
     """Raise `UnknownPartsError` that names all parts which are missing, and how to hand them over."""
-    described = record["model"]
-    if model is None and isinstance(described, dict) and isinstance(why := described.get("missing"), str):
+    about = record["model"]
+    if model is None and isinstance(about, dict) and isinstance(why := about.get("missing"), str):
         raise UnknownPartsError(
             f"the run in {place} needs its model, which no file describes ({_quoted(why)}): pass "
             "load(directory, model=...), made as it was"
         )
-    fields = ("objective", "dataset") if model is not None else ("model", "objective", "dataset")
+    fields = ("objective", "dataset", "params", "model_state", *(("model",) if model is None else ()))
     names = sorted({name for field in fields for name in foreign_names(record[field]) if not parts.find(name)})
     if strange := [name for name in names if not re.fullmatch(r"[\w.]{1,200}:[\w.]{1,200}", name)]:
         raise ValueError(f"{strange[0]} is no name")

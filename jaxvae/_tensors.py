@@ -32,17 +32,14 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     Raises:
       TypeError: an element type that the format does not have.
     """
-    of_type = {jnp.dtype(name): code for code, name in NAMES.items()}
-    types = {name: values.dtype.newbyteorder("=") for name, values in arrays.items()}
-    if strange := [f"{name} is {dtype}" for name, dtype in types.items() if dtype not in of_type]:
-        raise TypeError(f"no file of weights holds such an element type: {', '.join(strange)}")
+    types = check_types(arrays)
     # The widest first, so that each lies where a processor wants it.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     header, end = {}, 0
     for name in order:
         values = arrays[name]
         begin, end = end, end + values.nbytes
-        code = of_type[types[name]]
+        code = types[name]
         header[name] = {"dtype": code, "shape": list(values.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -52,6 +49,15 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
             digest.update(part)
             file.write(part)
     return digest.hexdigest()
+
+
+def check_types(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Name -> what the format calls its element type; `TypeError` where it has none."""
+    of_type = {jnp.dtype(name): code for code, name in NAMES.items()}
+    types = {name: values.dtype.newbyteorder("=") for name, values in arrays.items()}
+    if strange := [f"{name} is {dtype}" for name, dtype in types.items() if dtype not in of_type]:
+        raise TypeError(f"no file of weights holds such an element type: {', '.join(strange)}")
+    return {name: of_type[dtype] for name, dtype in types.items()}
 
 
 def _bytes(values: np.ndarray) -> Any:

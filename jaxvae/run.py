@@ -136,7 +136,7 @@ def train(
     if place is not None:
         settings |= _description(training) | {"model": _described(model), "loss": _described(loss)}
         settings["validation"] = _described(validation)
-        describe(model, evaluated, kept)  # now, and not after hours
+        describe(run_of(state.params, state.model_state, history=[], step=0))  # now, and not after hours
     with _opened(place, settings, resume) as files, _shown(progress) as show:
         watch = Watch(evaluated, held, seed, report, files, run_of)
         state, earlier = watch.resume(state)

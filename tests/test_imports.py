@@ -85,8 +85,9 @@ STREETS = {
     "jaxvae._given": {"jax", "numpy", "jaxvae.data", "jaxvae.evaluation", "jaxvae.models", "jaxvae.types"},
     "jaxvae._json": set(),
     "jaxvae._tensors": {"jax", "numpy", "jaxvae._json"},
-    "jaxvae._recipe": {"jax", "flax", "numpy"},  # what it names it finds by name
-    "jaxvae._saved": {"jax", "numpy", "jaxvae._json", "jaxvae._recipe", "jaxvae._tensors"},
+    "jaxvae._names": {"jax", "flax", "numpy"},  # what it names it finds by name
+    "jaxvae._recipe": {"jax", "flax", "numpy", "jaxvae._names"},
+    "jaxvae._saved": {"jax", "numpy", "jaxvae._json", "jaxvae._names", "jaxvae._recipe", "jaxvae._tensors"},
     "jaxvae._hub": {"numpy", "jaxvae._json", "jaxvae._saved"},
     "jaxvae._run": {
         *(
@@ -94,6 +95,7 @@ STREETS = {
             "numpy",
             "jaxvae._hub",
             "jaxvae._saved",
+            "jaxvae._names",
             "jaxvae._recipe",
             "jaxvae.data",
             "jaxvae.evaluation",
@@ -128,6 +130,7 @@ STREETS = {
             "jaxvae._given",
             "jaxvae._hub",
             "jaxvae._saved",
+            "jaxvae._names",
             "jaxvae._recipe",
         ),
         *("jaxvae._directory", "jaxvae._watch", "jaxvae.objectives", "jaxvae.training", "jaxvae.progress", *SHARED),

@@ -102,7 +102,7 @@ def test_what_is_on_the_list_neither_reads_nor_writes_files():
     import importlib
     import pkgutil
 
-    from jaxvae._recipe import ROOMS, _may_be_named
+    from jaxvae._names import ROOMS, _may_be_named
 
     touching = {"open", "load", "save", "savez", "tofile", "write_text", "write_bytes", "mkdir", "unlink", "rename"}
     touching |= {"exec", "eval", "system", "Popen", "import_module", "__import__", "read_bytes", "read_text", "imread"}
