@@ -296,3 +296,14 @@ def test_a_vamp_prior_that_does_not_fit_says_so(key):
     cvae = jaxvae.CVAE(*map(jaxvae.Conditioned, mlp(D)), prior=VAMP)
     with pytest.raises(TypeError, match="a VampPrior mixes posteriors of x alone"):
         cvae.init(key, batch(1)["x"], jnp.zeros((1, 2)))
+
+
+def test_the_gradient_of_narrow_components_far_apart_is_that_of_each_alone():
+    mean = jnp.asarray([[-30.0, 20.0], [30.0, -20.0]])
+    log_var = jnp.full((2, 2), -12.0)
+    x = mean + jnp.asarray([[0.5], [-2.0]]) * jnp.exp(-6.0)  # in standard deviations, but for the rounding of x
+    gradient = jax.grad(lambda log_var: losses.gaussian_mixture_nll(jnp.zeros(2), mean, log_var, x).sum())(log_var)
+    squares = ((np.float64(x) - np.float64(mean)) * np.exp(6.0)) ** 2
+    np.testing.assert_allclose(gradient, 0.5 - 0.5 * squares, rtol=1e-4)
+    nobody = losses.gaussian_mixture_nll(jnp.zeros(2), mean, log_var, jnp.zeros((0, 2)))
+    assert nobody.shape == (0,)

@@ -158,6 +158,23 @@ def _component_log_joint(log_weights: Array, mean: Array, log_var: Array, x: Arr
     return (log_weights - 0.5 * (LOG_2PI + log_var).sum(axis=1))[:, None] - 0.5 * total
 
 
+def _weighted_squares(weights: Array, mean: Array, x: Array) -> Array:
+    """Of weights [K, D] the sums over d of weight (x - mean)², [K, B]; backwards the squares are computed once more."""
+
+    @jax.checkpoint
+    def squares(weights: Array, mean: Array, x: Array) -> Array:
+        return weights[:, None] * jnp.square(x[None] - mean[:, None])
+
+    each = weights.T, mean.T, x.T
+    total, _ = jax.lax.scan(
+        lambda total, one: (total + squares(*one), None),
+        squares(*(values[0] for values in each)),
+        tuple(values[1:] for values in each),
+        unroll=16,
+    )
+    return total
+
+
 @jax.custom_jvp
 def _mixture_log_density(log_weights: Array, mean: Array, log_var: Array, x: Array) -> Array:
     """[B] of weights that are normalised, [K], [K, D], [K, D] and [B, D]."""
@@ -166,7 +183,7 @@ def _mixture_log_density(log_weights: Array, mean: Array, log_var: Array, x: Arr
 
 @_mixture_log_density.defjvp
 def _mixture_log_density_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    """The gradient as matrix products, which the value cannot be: there large squares would cancel."""
+    """The gradient as matrix products, but for log σ², where as in the value large squares would cancel."""
     log_weights, mean, log_var, x = primals
     d_log_weights, d_mean, d_log_var, d_x = tangents
     joint = _component_log_joint(log_weights, mean, log_var, x)
@@ -178,7 +195,7 @@ def _mixture_log_density_jvp(primals: tuple[Array, ...], tangents: tuple[Array, 
     precision = jnp.exp(-log_var)
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     pull, slope = precision * d_mean, 0.5 * precision * d_log_var
-    of_component = d_log_weights - 0.5 * d_log_var.sum(axis=1) + (mean * (slope * mean - pull)).sum(axis=1)
-    of_each = of_component[:, None] + product(pull - 2 * slope * mean, x.T) + product(slope, jnp.square(x).T)
+    of_component = d_log_weights - 0.5 * d_log_var.sum(axis=1) - (mean * pull).sum(axis=1)
+    of_each = of_component[:, None] + product(pull, x.T) + _weighted_squares(slope, mean, x)
     of_x = product(share.T, precision * mean) - x * product(share.T, precision)
     return value, (share * of_each).sum(axis=0) + (of_x * d_x).sum(axis=1)
