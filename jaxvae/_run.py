@@ -96,7 +96,8 @@ class Run:
         """
         at_least(1, num=num)
         if not hasattr(self.model, "sample"):
-            raise TypeError(f"{type(self.model).__name__} has no prior to draw from")
+            hint = ": train a PixelCNN or a TransformerPrior on its codes" if isinstance(self.model, VQVAE) else ""
+            raise TypeError(f"{type(self.model).__name__} has no prior to draw from{hint}")
         if isinstance(self.model, PixelCNN | PixelCNNPP | PixelRNN | TransformerPrior):
             name = type(self.model).__name__
             raise TypeError(f"a {name} draws by itself: run.model.sample(run.params, num, key=)")
