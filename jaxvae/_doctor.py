@@ -20,7 +20,8 @@ from jaxvae.keys import GENERATOR
 
 PLUGINS = r"jax[-_](cuda\d*|rocm\d*)[-_]plugin|jax[-_]metal|libtpu"
 SHOWN = r"JAX_.*|JAXVAE_.*|XLA_.*|TFDS_DATA_DIR|XDG_CACHE_HOME|CUDA_VISIBLE_DEVICES"
-COLLECTIONS = ("all", "experiments", "dev")  # extras that are made of others come last, for what only they have
+COLLECTIONS = ("all", "experiments")  # extras that are made of others come last, for what only they have
+OF_DEVELOPERS = ("dev", "docs")
 HIDING = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
 NOT_PACKAGES = ("cuda", "tpu")  # their packages are plugins, which are found by name
 
@@ -102,7 +103,7 @@ def _requirements(package: str) -> Iterator[tuple[str, str, str]]:
     last = {extra: place for place, extra in enumerate(COLLECTIONS, 1)}
     seen = set()
     for each in sorted(read, key=lambda each: last.get(each[0], 0)):
-        if each[1] not in seen and each[0] != "dev":
+        if each[1] not in seen and each[0] not in OF_DEVELOPERS:
             seen.add(each[1])
             yield each
 

@@ -301,7 +301,7 @@ def test_data_of_other_kinds():
     auto = quietly(jaxvae.Autoencoder(jaxvae.MLPDecoder((D,)), body()[1]), MINE, epochs=1)
     assert auto.encode(MINE).shape == (N, D)
     assert set(auto.evaluate(MINE)) == {"loss", "distortion"}
-    with pytest.raises(TypeError, match="Autoencoder has no prior to draw from$"):
+    with pytest.raises(TypeError, match=r"Autoencoder has no prior to draw from$"):
         auto.sample(1)
 
 
