@@ -4,7 +4,7 @@
 #
 #   .github/matrix.sh                      python3.11 to python3.14, those that are here
 #   .github/matrix.sh python3.12 newest    one
-#   .github/matrix.sh python3.12 nightly   against what JAX publishes every night
+#   .github/matrix.sh python3.12 nightly   against what JAX publishes every night, at $JAX_NIGHTLY_INDEX
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -65,7 +65,7 @@ for python in "${pythons[@]}"; do
                 nightly)
                     "${pip[@]}" "$wheel[all]"
                     "${pip[@]}" --pre --upgrade jax jaxlib \
-                        --extra-index-url https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/
+                        --extra-index-url "${JAX_NIGHTLY_INDEX:?the address of nightly wheels, which the documentation of JAX gives}"
                     ;;
             esac
             cd "$place"
