@@ -13,11 +13,22 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.sweep_processes import cores, run_all
 from jaxvae._cache import keep_programs
 from jaxvae._terminal import complain, console, counter, user_errors
 from jaxvae.keys import check_seed
 
-__all__ = ["RunConfig", "complain", "console", "counter", "file_errors", "keep_programs", "parse", "user_errors"]
+__all__ = [
+    "RunConfig",
+    "complain",
+    "console",
+    "counter",
+    "file_errors",
+    "keep_programs",
+    "parse",
+    "run_or_leave",
+    "user_errors",
+]
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
@@ -111,3 +122,16 @@ def file_errors() -> Iterator[None]:
     except OSError as error:
         complain("error", f"{error}; once that can be written, continue with --resume")
         sys.exit(1)
+
+
+def run_or_leave(commands: Mapping[str, Sequence[str]], logs: Path, *, go_on: str) -> None:
+    """`run_all` for a program: it says what is done, and exits where a command failed or Ctrl-C stopped it."""
+    console.print(f"{len(commands)} processes on {len(cores())} cores; each writes to {logs}/NAME.log", highlight=False)
+    try:
+        run_all(commands, logs, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
+    except RuntimeError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print(f"stopped; {go_on}", highlight=False)
+        sys.exit(130)

@@ -22,9 +22,8 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from experiments.command import console, file_errors, user_errors
+from experiments.command import console, file_errors, run_or_leave, user_errors
 from experiments.latents import PRESETS
-from experiments.sweep_processes import cores, run_all
 from jaxvae._directory import write_whole
 from jaxvae.keys import check_seed
 
@@ -95,15 +94,7 @@ def train(config: Config, options: Sequence[str], out: Path) -> None:
     if not commands:
         return
     signal.signal(signal.SIGTERM, _leave)
-    console.print(f"{len(commands)} processes on {len(cores())} cores; each writes to {out}/NAME.log", highlight=False)
-    try:
-        run_all(commands, out, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
-    except RuntimeError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command with --out {out} goes on", highlight=False)
-        sys.exit(130)
+    run_or_leave(commands, out, go_on=f"the same command with --out {out} goes on")
 
 
 @file_errors()

@@ -26,11 +26,11 @@ from rich.table import Table
 
 import jaxvae
 from experiments import beta_vae
-from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.command import RunConfig, console, file_errors, parse, run_or_leave, user_errors
 from experiments.report import EVALUATION_BATCH, EVALUATION_SEED, posteriors
 from experiments.run import Run, init_of, make_feed
 from experiments.splits import Splits
-from experiments.sweep_processes import cores, run_all
+from experiments.sweep_processes import cores
 from jaxvae import data, figures
 from jaxvae.evaluation import active_units, disentanglement
 from jaxvae.keys import check_seed, seed_key
@@ -264,15 +264,7 @@ def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
     for beta in config.betas:
         name = f"beta-{beta:g}"
         commands[name] = [*program, "--betas", str(beta), "--out", str(folder / name)]
-    console.print(f"{len(commands)} processes on {len(cores())} cores; each writes to {folder}/NAME.log")
-    try:
-        run_all(commands, folder, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
-    except RuntimeError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print(f"stopped; continue with --out {run.directory} --resume")
-        sys.exit(130)
+    run_or_leave(commands, folder, go_on=f"continue with --out {run.directory} --resume")
     results = [json.loads((folder / name / "result.json").read_text()) for name in commands]
     return [member for result in results for member in result["members"]]
 

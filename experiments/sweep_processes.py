@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SECONDS_BETWEEN_CHECKS = 0.5
+FRAME = " ╭╮╰╯│─"  # around what a command line complains of
 SECONDS_TO_STOP = 60  # a stopped run first writes a checkpoint
 
 
@@ -47,8 +48,9 @@ def run_all(commands: Mapping[str, Sequence[str]], logs: Path, *, report: Callab
                 del running[name]
                 free.append(core)
                 if process.returncode:
-                    words = (logs / f"{name}.log").read_text().strip().splitlines()[-3:]
-                    raise RuntimeError(f"{name} ended with {process.returncode}: " + " ".join(words))
+                    lines = (line.strip(FRAME) for line in (logs / f"{name}.log").read_text().splitlines())
+                    words = " ".join([line for line in lines if line][-3:])
+                    raise RuntimeError(f"{name} ended with {process.returncode}: {words}")
                 done += 1
                 report(name, done, len(commands))
     finally:

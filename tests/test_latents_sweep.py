@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import result_of, run
 
-from experiments import latents_sweep
+from experiments import command, latents_sweep
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def started(monkeypatch):
             (logs / name / "result.json").write_text(json.dumps({"test": test, "train_seconds": 2.0}))
             report(name, 1, 1)
 
-    monkeypatch.setattr(latents_sweep, "run_all", run_all)
+    monkeypatch.setattr(command, "run_all", run_all)
     return known
 
 

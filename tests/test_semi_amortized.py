@@ -131,6 +131,7 @@ def test_bad_input_is_named():
     for call, error, text in (
         (lambda: loss_of(num_steps=0), ValueError, "num_steps must be at least 1, got 0"),
         (lambda: loss_of(num_samples=0), ValueError, "num_samples must be at least 1, got 0"),
+        (lambda: loss_of(step_size=lambda step: 0.1), TypeError, "step_size must be a number, the same at every step"),
         (lambda: loss_of(step_size=0.0), ValueError, "step_size must be a positive number, got 0.0"),
         (lambda: loss_of(max_norm=float("inf")), ValueError, "max_norm must be a positive number, got inf"),
         (lambda: loss_of(params, batch(2), flow), TypeError, "whose parameters are not arrays of each example"),

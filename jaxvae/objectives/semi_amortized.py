@@ -64,6 +64,8 @@ def semi_amortized_vae_loss(
     del step
     at_least(1, num_steps=num_steps, num_samples=num_samples)
     for name, value in (("step_size", step_size), ("max_norm", max_norm)):
+        if callable(value):  # a schedule
+            raise TypeError(f"{name} must be a number, the same at every step, got {value!r}")
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value}")
     check_refinable(model)
