@@ -27,8 +27,6 @@ from jaxvae.types import Array, PRNGKey
 P = ParamSpec("P")
 Pads = Sequence[tuple[int, int]]  # low and high for each spatial axis; a negative one crops
 
-# From so many channels on, windows are one gather: as fast as a slice for each position in them, and compiled sooner.
-GATHERED = 16
 # Channels last, by the rank of the input.
 LAYOUTS = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC"), 5: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -189,10 +187,18 @@ def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads
         kernel = _split_phases(kernel, strides, first_axis=0)
         kernel = kernel.reshape(*kernel.shape[: len(strides)], -1, features)
         strides, pads = unit, [(0, 0)] * len(unit)
-    # Measured: shifting wins clearly where there are fewer outputs than inputs, gathering where there are more.
-    if strides == unit and kernel.shape[-1] < kernel.shape[-2]:
-        return _shift_and_add(x, kernel, pads)
-    return _gather(x, kernel, strides, pads)
+    shifted = _shifted_axes(kernel.shape) if strides == unit else 0
+    return _beside_and_shifted(x, kernel, strides, pads, shifted)
+
+
+def _shifted_axes(shape: tuple[int, ...]) -> int:
+    """How many of the first axes are shifted: the split that writes least, g·C inputs and s·O outputs a position."""
+    *window, channels, features = shape
+    writes = [
+        math.prod(window[i:]) * channels * (i < len(window)) + math.prod(window[:i]) * features
+        for i in range(len(window) + 1)
+    ]
+    return int(np.argmin(writes))
 
 
 def _conv_transpose_products(x: Array, kernel: Array, strides: tuple[int, ...], padding: str) -> Array:
@@ -223,14 +229,25 @@ def _conv_transpose_products(x: Array, kernel: Array, strides: tuple[int, ...], 
     return _pad(_join_phases(y, strides), crops)
 
 
-def _gather(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
-    """The windows of the input side by side, then one product over window and channels (im2col)."""
-    x = _pad(x, pads)
-    windows = _gathered_windows if x.shape[-1] >= GATHERED else _sliced_windows
-    return _matmul(windows(x, kernel.shape[:-2], strides), kernel)
+def _beside_and_shifted(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, shifted: int) -> Array:
+    """One product for a convolution: of what windows cover along the last axes, to a map for each place on the first.
+
+    All axes beside each other would be im2col, which writes w·w·C numbers for each position, all axes shifted w·w·O;
+    w·C and w·O are far fewer.
+    """
+    rank = len(strides)
+    first, last = kernel.shape[:shifted], kernel.shape[shifted:rank]
+    unit, none = (1,), ((0, 0),)
+    x = _pad(x, [*none * shifted, *pads[shifted:]])
+    windows = _windows_beside(x, unit * shifted + last, strides)
+    kernel = jnp.moveaxis(kernel, range(shifted), range(rank - shifted + 1, rank + 1))  # [*last, C, *first, O]
+    maps = _matmul(windows, kernel.reshape(windows.shape[-1], -1))
+    if math.prod(first) == 1:
+        return maps
+    return _add_shifted(maps, first + unit * (rank - shifted), (*pads[:shifted], *none * (rank - shifted)))
 
 
-def _sliced_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+def _windows_beside(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
     """[B, *spatial, C] -> [B, *output, w·w·C], what each window covers; a slice for each position in it."""
     slices = []
     for offset in itertools.product(*map(range, window)):
@@ -240,43 +257,9 @@ def _sliced_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...])
     return lax.concatenate(slices, x.ndim - 1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _gathered_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """The same by one gather."""
-    return _take_windows(x, window, strides, False)
-
-
-@_gathered_windows.defjvp
-def _gathered_windows_jvp(
-    window: tuple[int, ...], strides: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-    # A gather's transpose is a scatter, which is slow; that of slices is a sum of padded maps.
-    return _gathered_windows(*primals, window, strides), _sliced_windows(*tangents, window, strides)
-
-
-@_not_inlined(1, 2, 3)
-def _take_windows(x: Array, window: tuple[int, ...], strides: tuple[int, ...], reverse: bool) -> Array:
-    """Gather them; `reverse` puts the last position of a window first."""
-    rank, index = len(window), []
-    for axis, (n, w, s) in enumerate(zip(x.shape[1:-1], window, strides, strict=True)):
-        positions = s * np.arange((n - w) // s + 1)[:, None] + (np.arange(w)[::-1] if reverse else np.arange(w))
-        shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = positions.shape
-        index.append(positions.reshape(shape))
-    windows = x.at[(slice(None), *np.broadcast_arrays(*index))].get(mode="promise_in_bounds")
-    return windows.reshape(*windows.shape[: rank + 1], -1)
-
-
-def _shift_and_add(x: Array, kernel: Array, pads: Pads) -> Array:
-    """One product to a map for each position in the window, then the sum of the maps, shifted; stride 1."""
-    maps = _matmul(x, jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1))
-    add = _add_shifted_and_gather_back if kernel.shape[-1] >= GATHERED else _add_shifted
-    return add(maps, kernel.shape[:-2], tuple(pads))
-
-
 @_not_inlined(1, 2)
 def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
-    """[B, *spatial, w·w·O] -> [B, *output, O]."""
+    """[B, *spatial, w·w·O] -> [B, *output, O]: the sum of the maps, each where its place in the window puts it."""
     features = maps.shape[-1] // math.prod(window)
     parts = lax.split(maps, [features] * math.prod(window), axis=maps.ndim - 1)
     shifted = []
@@ -284,25 +267,6 @@ def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
         ends = zip(pads, offset, window, strict=True)
         shifted.append(_pad(part, [(low - o, high + o - w + 1) for (low, high), o, w in ends]))
     return functools.reduce(jnp.add, shifted)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _add_shifted_and_gather_back(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
-    """The same; its transpose is one gather."""
-    return _add_shifted(maps, window, pads)
-
-
-@_add_shifted_and_gather_back.defjvp
-def _add_shifted_jvp(
-    window: tuple[int, ...], pads: Pads, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-    def back(y: Array) -> Array:
-        y = _pad(y, [(w - 1 - low, w - 1 - high) for (low, high), w in zip(pads, window, strict=True)])
-        return _take_windows(y, window, (1,) * len(window), True)
-
-    y = _add_shifted_and_gather_back(*primals, window, pads)
-    (tangent,) = jax.linear_transpose(back, y)(*tangents)
-    return y, tangent
 
 
 def _split_phases(x: Array, strides: tuple[int, ...], first_axis: int) -> Array:

@@ -14,7 +14,7 @@ from jaxvae.convolution import LAYOUTS, Conv, ConvTranspose, conv, conv_transpos
 ONE_BY_ONE = ((5, 5), (1, 1), (1, 1), 3, 2)
 # Spatial sizes, window, strides, channels in, channels out.
 CASES = [
-    ((8, 8), (4, 4), (2, 2), 1, 8),  # phases, gathered
+    ((8, 8), (4, 4), (2, 2), 1, 8),  # phases, beside each other
     ((7, 5), (4, 4), (2, 2), 9, 2),  # phases, shifted and added
     ((7, 5), (3, 3), (2, 2), 2, 3),  # strides that do not divide the window
     ((7, 5), (3, 3), (1, 1), 6, 1),
@@ -74,11 +74,13 @@ def assert_close(ours, stock, tolerance):
 
 @both
 @pytest.mark.parametrize(
-    ("padding", "gathered"), [("SAME", 1), pytest.param("VALID", 1, marks=pytest.mark.slow), ("SAME", 16)]
+    ("padding", "shifted"),
+    [("SAME", None), pytest.param("VALID", None, marks=pytest.mark.slow), ("SAME", 0), ("SAME", 1)],
 )
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values_and_gradients_equal_the_stock_operation(ours, stock, case, padding, gathered, monkeypatch):
-    monkeypatch.setattr(convolution, "GATHERED", gathered)
+def test_values_and_gradients_equal_the_stock_operation(ours, stock, case, padding, shifted, monkeypatch):
+    if shifted is not None:  # in place of what is fastest for the sizes
+        monkeypatch.setattr(convolution, "_shifted_axes", lambda shape: shifted)
     x, kernel = arguments(case)
     strides = case[2]
     if padding == "VALID" and ours is conv and any(n < w for n, w in zip(case[0], case[1], strict=True)):
@@ -127,24 +129,38 @@ def test_cpu_program_holds_no_convolution(ours, stock, case):
     assert "stablehlo.convolution" in lowered(stock, "cpu")  # or the first assertion could not fail
 
 
-def test_windows_are_gathered_from_what_was_computed_once(monkeypatch):
-    """XLA would put the rectifier into the gather, which reads each pixel nine times."""
+def test_maps_are_added_once(monkeypatch):
+    """XLA would put the sum of the shifted maps into each that reads it, which would add them up again."""
     (x,), (kernel,) = draw((2, 8, 8, 16)), draw((3, 3, 16, 16))
 
-    def compiled():
-        hlo = jax.jit(lambda x, kernel: conv(jax.nn.relu(x), kernel)).lower(x, kernel).compile().as_text()
-        return [computation for computation in hlo.split("\n\n") if " gather(" in computation]
+    def adding():
+        hlo = jax.jit(lambda x, kernel: jax.nn.silu(conv(x, kernel))).lower(x, kernel).compile().as_text()
+        return [computation for computation in hlo.split("\n\n") if computation.count(" pad(") > 1]
 
-    assert len(compiled()) == 1
-    assert " maximum(" not in compiled()[0]
-    monkeypatch.setattr(convolution, "_take_windows", convolution._take_windows.__wrapped__)
-    assert " maximum(" in compiled()[0]  # or the assertion above could not fail
+    assert len(adding()) == 1
+    assert " exponential(" not in adding()[0]
+    monkeypatch.setattr(convolution, "_add_shifted", convolution._add_shifted.__wrapped__)
+    assert " exponential(" in adding()[0]  # or the assertion above could not fail
+
+
+@pytest.mark.parametrize(
+    ("shape", "shifted"),
+    [
+        ((3, 3, 24, 24), 1),  # 72 + 72 numbers a position, where windows beside each other are 216 + 24
+        ((3, 3, 1, 24), 0),  # 9 + 24, not 3 + 72
+        ((3, 3, 24, 1), 2),  # 24 and 9, not 72 + 3
+        ((5, 4, 4), 1),  # 20, not 20 + 4
+        ((3, 3, 3, 8, 8), 1),  # 72 + 24
+    ],
+)
+def test_what_is_written_decides_which_axes_are_shifted(shape, shifted):
+    assert convolution._shifted_axes(shape) == shifted
 
 
 @both
-@pytest.mark.parametrize("gathered", [1, 16])
-def test_transformations_change_nothing(ours, stock, gathered, monkeypatch):
-    monkeypatch.setattr(convolution, "GATHERED", gathered)
+@pytest.mark.parametrize("shifted", [0, 1, 2])
+def test_transformations_change_nothing(ours, stock, shifted, monkeypatch):
+    monkeypatch.setattr(convolution, "_shifted_axes", lambda shape: shifted)
     case = CASES[1]
     _, kernel = arguments(case)
     (xs,) = draw((3, 2, *case[0], case[3]))
