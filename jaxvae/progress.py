@@ -41,6 +41,7 @@ class ProgressBar:
         )
         self._task = self._bar.add_task("", total=None, epoch=0.0, figures="compiling")
         self._next_line = -float("inf")
+        self._timed = False
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -55,8 +56,14 @@ class ProgressBar:
 
     def __call__(self, progress: FitProgress) -> None:
         """Show where the run is."""
-        speed, left = f"{progress.examples_per_second:,.0f}", _clock(progress.seconds_left)
-        figures = f"{_nats(progress.train, digits=1)} · {speed}/s · {left} left"
+        last = progress.step == progress.total_steps
+        if self._timed or last:
+            speed, left = f"{progress.examples_per_second:,.0f}", _clock(progress.seconds_left)
+            pace, short_pace = f"{speed} examples/s  {left} left", f"{speed}/s · {left} left"
+        else:  # the time of the first program is mostly compilation, and says nothing of those to come
+            pace = short_pace = "compiled"
+        self._timed = True
+        figures = f"{_nats(progress.train, digits=1)} · {short_pace}"
         self._bar.update(
             self._task, completed=progress.step, total=progress.total_steps, epoch=progress.epoch, figures=figures
         )
@@ -65,13 +72,11 @@ class ProgressBar:
             self._notebook.show(progress.step / progress.total_steps, f"epoch {progress.epoch:.1f} · {figures}")
             return
         evaluated, now = progress.evaluation is not None, time.monotonic()
-        last = progress.step == progress.total_steps
         if evaluated or (not self._live and (last or now >= self._next_line)):
             self._next_line = now + SECONDS_BETWEEN_LINES
             evaluation = f"  evaluation {_nats(progress.evaluation)}" if progress.evaluation is not None else ""
             self._console.print(
-                f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}{evaluation}  "
-                f"{speed} examples/s  {left} left",
+                f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}{evaluation}  {pace}",
                 highlight=False,
                 soft_wrap=not self._live,  # a line stays one, whatever width a file is taken to have
             )

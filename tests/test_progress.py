@@ -14,6 +14,7 @@ from jaxvae.training.fit import Progress
 TRAIN = {"negative_elbo": 123.456, "rate": 23.0, "distortion": 100.456, "loss": 123.456}
 TEST = {"negative_elbo": 120.0, "rate": 22.5, "distortion": 97.5}
 LINE = "epoch   10.0  train -ELBO 123.46 rate 23.00 distortion 100.46  {}26,686 examples/s  10:05 left"
+FIRST = LINE.replace("26,686 examples/s  10:05 left", "compiled")
 EVALUATED = LINE.format("evaluation -ELBO 120.00 rate 22.50 distortion 97.50  ")
 
 
@@ -33,7 +34,14 @@ def printed(*reports, terminal=False, jupyter=False):
 
 def test_a_log_gets_one_line_for_each_evaluation():
     """Whole, though a file counts as 80 columns wide."""
-    assert printed(report(evaluation=TEST), report(evaluation=TEST)).splitlines() == [EVALUATED] * 2
+    assert printed(report(evaluation=TEST), report(evaluation=TEST)).splitlines() == [
+        FIRST.format("evaluation -ELBO 120.00 rate 22.50 distortion 97.50  "),
+        EVALUATED,
+    ]
+
+
+def test_a_run_of_one_program_has_its_rate():
+    assert printed(report(step=23400)).splitlines() == [LINE.format("")]
 
 
 def test_a_log_without_evaluations_is_not_silent(monkeypatch):
@@ -52,14 +60,15 @@ def test_a_log_without_evaluations_is_not_silent(monkeypatch):
         clock.now = 189.0  # not half a minute since the evaluation
         bar(report())
         bar(report(step=23400))
-    assert file.getvalue().splitlines() == [LINE.format("")] * 3 + [EVALUATED, LINE.format("")]
+    assert file.getvalue().splitlines() == [FIRST.format(""), *[LINE.format("")] * 2, EVALUATED, LINE.format("")]
 
 
 @pytest.mark.parametrize("evaluation", [None, TEST])
 def test_a_terminal_gets_everything_in_80_columns(evaluation):
-    said = printed(report(evaluation=evaluation), terminal=True)
+    said = printed(report(), report(evaluation=evaluation), terminal=True)
     assert "-ELBO 123.5 rate 23.0 distortion 100.5 · 26,686/s · 10:05 left" in said
     assert "…" not in said
+    assert "26,686/s" not in printed(report(evaluation=evaluation), terminal=True)  # nor is compiling a rate
     assert ("evaluation -ELBO" in said) == (evaluation is not None)
 
 

@@ -780,6 +780,28 @@ class TestFit:
         assert all(rate == B for rate, _ in rates[1:])
         assert rates[1][1] == 10  # seconds, for as many steps
 
+    @pytest.mark.parametrize(("seconds", "expected"), [(1 / 64, 32), (0.25, 4), (1.0, 4), (2.0, 2), (60.0, 1)])
+    def test_a_slow_step_shares_its_program(self, seconds, expected, monkeypatch):
+        """Half a second of steps, or four that take five seconds at most, or one."""
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr("jaxvae.training.fit.time", SimpleNamespace(perf_counter=lambda: clock.now))
+        state, _, _ = setup(epochs=1)
+        lengths = []
+
+        def train_epoch(state, count):
+            lengths.append(count)
+            clock.now += seconds * count
+            return state.replace(step=state.step + count), {"loss": jnp.zeros(count)}
+
+        class Feed:
+            steps_per_epoch, total_steps, batch_size, chunk = 1000, 200, B, 64
+
+            def __call__(self, start, count):
+                return (count,)
+
+        jaxvae.fit(state, train_epoch, Feed())
+        assert lengths[:5] == [8, 8, 8, expected, expected]
+
     @pytest.mark.parametrize("where", ["report", "evaluate", "monitor", "feed"])
     @pytest.mark.parametrize("saves", [True, False])
     def test_what_a_callers_function_raises_loses_no_state(self, where, saves):

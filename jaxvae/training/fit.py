@@ -20,6 +20,9 @@ from jaxvae.training.state import TrainState
 from jaxvae.types import Checkpointer, Feed
 
 SECONDS_BETWEEN_CHECKS = 0.5
+# A program asks for its memory anew, which on a CPU can take as long as half a step of a large model. So slow steps
+# share a program, unless the host would then wait too long.
+FEWEST_STEPS, LONGEST_SECONDS = 4, 5.0
 
 
 class Progress(NamedTuple):
@@ -96,8 +99,9 @@ def fit(
 ) -> FitResult:
     """Train from `state.step` to `feed.total_steps`.
 
-    The steps run in programs of about half a second. Between two of them the host reports; every `evaluate_every`
-    steps and at the end it also evaluates and saves. How the steps are cut into programs changes no bit of the result.
+    The steps run in programs of about half a second, slow steps by fours. Between two of them the host reports; every
+    `evaluate_every` steps and at the end it also evaluates and saves. How the steps are cut into programs changes no
+    bit of the result.
     Ctrl-C and SIGTERM end the run after the program at hand, with a checkpoint; a second Ctrl-C ends it at once.
 
     Where the feed, `evaluate` or `report` raises, the state is saved first; without a checkpointer it goes with the
@@ -313,8 +317,9 @@ class _Clock:
         self._seconds += seconds
         self.examples_per_second = self._steps * self._feed.batch_size / self._seconds
         if self._programs > 1:
-            steps = np.int32(math.ceil(count * SECONDS_BETWEEN_CHECKS / seconds))
-            self._count = int(multihost_utils.broadcast_one_to_all(steps))
+            each = seconds / count
+            steps = max(math.ceil(SECONDS_BETWEEN_CHECKS / each), min(FEWEST_STEPS, int(LONGEST_SECONDS / each)))
+            self._count = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
 
     def next_count(self, step: int, evaluate_every: int) -> int:
         until_event = evaluate_every - step % evaluate_every
