@@ -71,6 +71,11 @@ def as_trained(model: Any, trained_on: data.Dataset, dataset: data.Dataset) -> d
 
 def with_condition(model: Any, dataset: data.Dataset) -> data.Dataset:
     """The set as a model takes it: a conditional one has its labels as the condition, where there is none."""
+    if not isinstance(dataset, data.Dataset):
+        raise TypeError(
+            "a data set is a jaxvae.data.Dataset, such as data.from_arrays('mine', x) or data.load('digits', 'train'), "
+            f"got {dataset!r:.60}"
+        )
     if not isinstance(model, CVAE) or "condition" in dataset.arrays:
         return dataset
     if dataset.label is None:

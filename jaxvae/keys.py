@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxvae.types import Array, PRNGKey
 
@@ -53,7 +54,13 @@ def seed_key(seed: int) -> PRNGKey:
 
 
 def check_seed(seed: int) -> None:
-    """Raise `ValueError` where `jax.random.key` would silently shorten the seed to 32 bits. Starts no device."""
+    """Raise `ValueError` where `jax.random.key` would silently shorten the seed to 32 bits. Starts no device.
+
+    Raises:
+      TypeError: it is no integer.
+    """
+    if isinstance(seed, bool | np.bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed must be an integer, got {seed!r:.60}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {seed}")
 

@@ -111,6 +111,7 @@ def train(
       OSError: a checkpoint cannot be written; the one before it is left.
       NonFiniteError: the loss, its gradient or the update was not finite.
     """
+    _check_plugged_in(loss, optimizer, validation)
     place = _place(out, resume)
     dataset = with_condition(model, dataset)
     _check_likelihood(model, dataset)
@@ -246,6 +247,19 @@ def _initial(model: Any, first: Batch, *, key: PRNGKey) -> tuple[PyTree, PyTree]
         return model.init_with_quantizer(first["x"], key=key)
     inputs = (first[name][:1] for name in ("x", "condition") if name in first)
     return model.init(key, *inputs, **({"observed": first["observed"][:1]} if "observed" in first else {})), ()
+
+
+def _check_plugged_in(loss: Any, optimizer: Any, validation: Any) -> None:
+    """Raise `TypeError` for what is of another kind than its argument."""
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function, such as jaxvae.iwae_loss, got {loss!r:.60}")
+    if optimizer is not None and not hasattr(optimizer, "init"):
+        raise TypeError(f"optimizer must be one of optax, such as optax.adam(1e-3), got {optimizer!r:.60}")
+    if not isinstance(validation, int | float | np.number | data.Dataset) or isinstance(validation, bool):
+        raise TypeError(
+            "validation must be a share of the data set, a number of examples, 0 for none, or a jaxvae.data.Dataset, "
+            f"got {validation!r:.60}"
+        )
 
 
 def _check_likelihood(model: Any, dataset: data.Dataset) -> None:

@@ -33,3 +33,9 @@ def test_a_seed_that_would_be_shortened_is_refused(seed):
     with pytest.raises(ValueError, match=rf"seed must lie in 0 \.\. 2\*\*32 - 1, got {seed}"):
         seed_key(seed)
     assert bits(seed_key(2**32 - 1)).tolist() != bits(seed_key(0)).tolist()
+
+
+@pytest.mark.parametrize("seed", [None, 0.5, "0", True, np.arange(2)])
+def test_a_seed_that_is_no_integer_is_refused(seed):
+    with pytest.raises(TypeError, match="seed must be an integer, got"):
+        seed_key(seed)

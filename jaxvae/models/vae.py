@@ -252,7 +252,7 @@ def _size_of(record: Any) -> tuple[int, ...] | None:
     if isinstance(record, StandardNormal) and record.shape is None:
         return None
     try:
-        return None if callable(getattr(record, "mean", None)) else mean_shape(record)
+        return None if callable(getattr(record, "mean", None)) else _shape_of_mean(record)
     except (AttributeError, NotImplementedError):  # a prior need not have one
         return None
 
@@ -290,5 +290,21 @@ def decoded_log_prob(
 
 
 def mean_shape(record: Distribution) -> tuple[int, ...]:
-    """The shape of a record's mean, which is not computed for it."""
+    """The shape of a record's mean, which is not computed for it.
+
+    Raises:
+      TypeError: it has none.
+    """
+    try:
+        return _shape_of_mean(record)
+    except AttributeError as error:
+        if error.obj is not record:  # of something within the mean
+            raise
+        raise TypeError(
+            f"{type(record).__name__} has no `{error.name}`: a posterior or a likelihood needs its means [B, ...], "
+            "see jaxvae.types.Distribution"
+        ) from error
+
+
+def _shape_of_mean(record: Distribution) -> tuple[int, ...]:
     return jax.eval_shape(lambda: record.mean).shape
