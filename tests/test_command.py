@@ -96,6 +96,7 @@ def test_a_folder_of_pictures_becomes_a_run_with_figures_and_pictures(pictures, 
 def test_what_was_trained_and_measured_is_printed(trained):
     said = (trained / "said").read_text()
     assert "conv-vae with discretised logistic on pictures: 36 examples of (30, 45, 3), levels; 4 kept apart" in said
+    assert "only 4 steps were taken, and the last epoch was the best" in said
     measured = json.loads((trained / "result.json").read_text())["validation"]
     assert f"-log p(x) (3 samples) {measured['nll']:.2f} ± {measured['nll_standard_error']:.2g} -ELBO" in said
     assert f"bits for each value {measured['nll'] / math.prod(SHAPE) / math.log(2):.3f}" in said

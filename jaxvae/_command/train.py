@@ -150,6 +150,7 @@ class Train:
         if run.stopped:
             goes_on = "" if run.stopped == "early stopping" else f"; --out {out} --resume goes on from there"
             console.print(f"{run.stopped}{goes_on}", highlight=False, markup=False)
+        _say_if_short(run)
         outputs.write_json(out / sources.OPTIONS, _plain(asdict(self)) | {"model": name, "likelihood": likelihood})
         splits = {"validation": held, "test": test} if held or test else {"training": training}
         self._report(run, out, {split: each for split, each in splits.items() if each is not None})
@@ -183,6 +184,17 @@ class Train:
         paths["reconstructions"] = outputs.write_reconstructions(out / f"reconstructions{suffix}", run, drawn)
         outputs.print_measured(measured, run, num_samples=self.num_samples)
         outputs.print_paths(**paths)
+
+
+def _say_if_short(run: Run) -> None:
+    """Say so where a training ended while every epoch was still better than those before, after few steps."""
+    last = run.history[-1]["step"]
+    if run.stopped is None and run.step == last < FEWEST_STEPS and "validation" in run.history[-1]:
+        console.print(
+            f"only {last:,} steps were taken, and the last epoch was the best: it would learn more from longer training, "
+            f"by default {FEWEST_STEPS:,} steps",
+            highlight=False,
+        )
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
