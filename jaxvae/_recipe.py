@@ -102,6 +102,8 @@ class Describer:
     def _instance(self, value: Any, where: str) -> dict[str, Any]:
         """A record or a module by what it was made with; any other object of the user's by its attributes."""
         kind = type(value)
+        if hasattr(kind, "why_not_saved"):
+            raise UnknownPartError(f"{where} is {value.why_not_saved()}")
         name = self._name(kind, where)
         if is_record(kind):
             recipe = {"new": name, "with": dict(self._arguments(value, where))}

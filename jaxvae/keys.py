@@ -5,11 +5,12 @@ So the noise does not depend on the batch size, on the number of devices or on h
 """
 
 import math
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxvae.types import Array, PRNGKey
 
@@ -53,13 +54,14 @@ def seed_key(seed: int) -> PRNGKey:
     return jax.random.key(seed, impl=GENERATOR)
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: Any) -> None:
     """Raise `ValueError` where `jax.random.key` would silently shorten the seed to 32 bits. Starts no device.
 
     Raises:
       TypeError: it is no integer.
     """
-    if isinstance(seed, bool | np.bool) or not isinstance(seed, int | np.integer):
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not whole:
         raise TypeError(f"seed must be an integer, got {seed!r:.60}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in 0 .. 2**32 - 1, got {seed}")

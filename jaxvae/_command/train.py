@@ -191,8 +191,8 @@ def _say_if_short(run: Run) -> None:
     last = run.history[-1]["step"]
     if run.stopped is None and run.step == last < FEWEST_STEPS and "validation" in run.history[-1]:
         console.print(
-            f"only {last:,} steps were taken, and the last epoch was the best: it would learn more from longer training, "
-            f"by default {FEWEST_STEPS:,} steps",
+            f"only {last:,} steps were taken, and the last epoch was the best: it would learn more from longer "
+            f"training, by default {FEWEST_STEPS:,} steps",
             highlight=False,
         )
 

@@ -25,6 +25,11 @@ class Held:
     def __hash__(self) -> int:
         return id(self.module)
 
+    def why_not_saved(self) -> str:
+        """For whoever saves a run, and asks each part."""
+        kind = type(self.module)
+        return f"{kind.__module__}.{kind.__qualname__}, an NNX module, which no file makes again"
+
 
 class NNXNetwork(nn.Module):
     """An NNX module as a Linen one: it starts from the module's own values and never changes the module itself.
