@@ -24,7 +24,7 @@ from PIL import Image
 from rich.table import Table
 
 from experiments import prior
-from experiments.command import console, counter, keep_programs, user_errors
+from experiments.command import PictureFormat, console, counter, keep_programs, user_errors
 from experiments.maps import load_codes
 from experiments.report import as_pictures, prepared
 from experiments.vq_vae import JPEG_CAVEAT
@@ -43,7 +43,9 @@ class Config:
     images: int = 1000
     """How many test images, the first ones."""
     out: Path | None = None
-    """Where codec.png and codec.json go. Default: the first run's directory."""
+    """Where the picture and codec.json go. Default: the first run's directory."""
+    picture_format: PictureFormat = "png"
+    """What pictures are: pixels, or vectors for print."""
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -76,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     lines = {name: [(point["bits_per_pixel"], point["psnr"]) for point in each] for name, each in curves.items()}
     title = f"{len(images):,} test images of {source} on one sheet"
-    for path in (figures.codec_curves(out / "codec.png", lines, title=title), out / "codec.json"):
+    picture = figures.codec_curves(out / f"codec.{config.picture_format}", lines, title=title)
+    for path in (picture, out / "codec.json"):
         console.print(str(path), highlight=False)
 
 

@@ -28,7 +28,7 @@ import tyro
 from rich.table import Table
 
 import jaxvae
-from experiments.command import console, keep_programs, user_errors
+from experiments.command import PictureFormat, console, keep_programs, user_errors
 from experiments.splits import load_split
 from jaxvae import data, figures
 from jaxvae._directory import write_whole
@@ -63,6 +63,8 @@ class Config:
     """Decides the initial parameters, the order of the images and all noise."""
     out: Path | None = None
     """Where the picture, the figures and the four runs go. Default: runs/collapse-TIME."""
+    picture_format: PictureFormat = "png"
+    """What pictures are: pixels, or vectors for print."""
     resume: bool = False
     """Continue in --out, bit for bit: the runs that ended are read, the one that was stopped goes on."""
 
@@ -133,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_whole(out / "collapse.json", record + "\n")
     names, title = ["test image", *drawn], "test digits and their reconstructions (means)"
     rows = np.concatenate([x[:DRAWN], *drawn.values()])
-    path = figures.image_grid(out / "collapse.png", rows, columns=len(x[:DRAWN]), row_names=names, title=title)
+    path = out / f"collapse.{config.picture_format}"
+    figures.image_grid(path, rows, columns=len(x[:DRAWN]), row_names=names, title=title)
     show(measured)
     for written in (path, out / "collapse.json"):
         console.print(str(written), highlight=False)

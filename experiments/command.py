@@ -19,6 +19,7 @@ from jaxvae._terminal import complain, console, counter, user_errors
 from jaxvae.keys import check_seed
 
 __all__ = [
+    "PictureFormat",
     "RunConfig",
     "complain",
     "console",
@@ -30,6 +31,7 @@ __all__ = [
     "user_errors",
 ]
 ConfigT = TypeVar("ConfigT", bound="RunConfig")
+PictureFormat = Literal["png", "svg", "pdf"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class RunConfig:
     """Devices of this machine to split each batch over. Default: all of them; one of a CPU's, which share its cores."""
     distributed: bool = False
     """Join the processes that were started together, on this machine or others; --out must be one that all see."""
-    picture_format: Literal["png", "svg", "pdf"] = "png"
+    picture_format: PictureFormat = "png"
     """What pictures are: pixels, or vectors for print. With --resume a finished run draws them again."""
     profile: bool = False
     """Write a trace of a few training steps to the run directory: experiments/profiling.md."""

@@ -21,7 +21,7 @@ import optax
 import tyro
 from rich.table import Table
 
-from experiments.command import console, keep_programs, user_errors
+from experiments.command import PictureFormat, console, keep_programs, user_errors
 from jaxvae import figures
 from jaxvae.distributions import DiagGaussian
 from jaxvae.flows import FlowPosterior, FullCovariance, SplineCoupling
@@ -94,6 +94,8 @@ class Config:
     """Decides the start and all noise."""
     out: Path | None = None
     """Where the picture and the figures go. Default: runs/densities-TIME."""
+    picture_format: PictureFormat = "png"
+    """What pictures are: pixels, or vectors for print."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -134,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = np.stack(pictures).reshape(-1, CELLS, CELLS, 1)[:, ::-1][:, ::3, ::3].astype(np.float32)
     names = {"row_names": list(DENSITIES), "column_names": ["p", *FAMILIES]}
     title = "densities p of two variables, and the best q of each family"
-    path = figures.image_grid(out / "densities.png", images, columns=1 + len(FAMILIES), title=title, **names)
+    path = out / f"densities.{config.picture_format}"
+    figures.image_grid(path, images, columns=1 + len(FAMILIES), title=title, **names)
     show(kl)
     for written in (path, out / "densities.json"):
         console.print(str(written), highlight=False)

@@ -27,7 +27,7 @@ import tyro
 from rich.table import Table
 
 from experiments import classifier
-from experiments.command import console, file_errors, keep_programs, user_errors
+from experiments.command import PictureFormat, console, file_errors, keep_programs, user_errors
 from experiments.drawing import data_of, settings_of
 from experiments.reader import Read, kind_of, load_reader, read
 from experiments.report import over_set, prepared
@@ -65,6 +65,8 @@ class Config:
     """Of the samples and of the network."""
     out: Path | None = None
     """Where the table, the pictures and the network go. Default: runs/samples-TIME."""
+    picture_format: PictureFormat = "png"
+    """What pictures are: pixels, or vectors for print."""
     smoke: bool = False
     """A few samples, to see that everything works."""
 
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         drawn[source.name] = images
     result = {"test": rows, "data": set_name, "samples": config.num, "features": kind_of(reader[0])}
     show(rows, len(training), result)
-    finish(out, {**result, "settings": config.runs}, drawn, splits)
+    finish(out, {**result, "settings": config.runs}, drawn, splits, f".{config.picture_format}")
 
 
 def load(set_name: str, config: Config) -> Splits:
@@ -246,7 +248,7 @@ def show(rows: dict[str, dict[str, Any]], num: int, result: dict[str, Any]) -> N
 
 
 @file_errors()
-def finish(out: Path, result: dict[str, Any], drawn: dict[str, np.ndarray], splits: Splits) -> None:
+def finish(out: Path, result: dict[str, Any], drawn: dict[str, np.ndarray], splits: Splits, suffix: str) -> None:
     """Write result.json, a row of samples of each run, and samples above the training images nearest to them."""
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
@@ -257,8 +259,8 @@ def finish(out: Path, result: dict[str, Any], drawn: dict[str, np.ndarray], spli
         pairs |= {name: images[:COPIED], f"nearest to {name}": known[nearest[:, 0]]}
     rows = {name: images[:SHOWN] for name, images in drawn.items()}
     for path in (
-        figures.labelled_rows(out / "samples.png", rows, title=f"samples beside images of {result['data']}"),
-        figures.labelled_rows(out / "neighbours.png", pairs, title="samples, and the nearest training images"),
+        figures.labelled_rows(out / f"samples{suffix}", rows, title=f"samples beside images of {result['data']}"),
+        figures.labelled_rows(out / f"neighbours{suffix}", pairs, title="samples, and the nearest training images"),
         out / "result.json",
     ):
         console.print(str(path), highlight=False)

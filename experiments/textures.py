@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from experiments.command import console, file_errors, keep_programs, user_errors
+from experiments.command import PictureFormat, console, file_errors, keep_programs, user_errors
 from experiments.report import as_pictures
 from jaxvae import figures
 from jaxvae._directory import write_whole
@@ -49,6 +49,8 @@ class Config:
     """Decides all noise."""
     out: Path | None = None
     """Where the pictures and the figures go. Default: runs/textures-TIME."""
+    picture_format: PictureFormat = "png"
+    """What pictures are: pixels, or vectors for print."""
     smoke: bool = False
     """Small samples, to see that everything works."""
 
@@ -134,10 +136,11 @@ def finish(
     out.mkdir(parents=True, exist_ok=True)
     result = {"test": {"excess_kurtosis": kurtosis}, "config": dataclasses.asdict(config)}
     write_whole(out / "result.json", json.dumps(result, indent=2, default=str) + "\n")
+    suffix = f".{config.picture_format}"
     title = f"{config.larger} times as large as the sample: spot noise, random phase"
     for path in (
-        figures.labelled_rows(out / "textures.png", rows, title="columns: sample, spot noise, random phase"),
-        figures.labelled_rows(out / "larger.png", larger, title=title),
+        figures.labelled_rows(out / f"textures{suffix}", rows, title="columns: sample, spot noise, random phase"),
+        figures.labelled_rows(out / f"larger{suffix}", larger, title=title),
         out / "result.json",
     ):
         console.print(str(path), highlight=False)

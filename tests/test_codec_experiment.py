@@ -33,13 +33,13 @@ def test_a_sheet_holds_all_images_and_a_format_of_high_quality_is_near_them():
 def test_the_program_measures_a_prior_over_the_codes_of_a_tokeniser(tmp_path):
     result_of(vq_vae.main, tmp_path / "vq", "digits", "--smoke")
     result_of(prior.main, tmp_path / "prior", "codes", "--run", tmp_path / "vq", "--smoke")
-    done = run(codec.main, tmp_path / "prior", "--images", 40)
+    done = run(codec.main, tmp_path / "prior", "--images", 40, "--picture-format", "svg")
     assert done.code == 0, done.said
     written = json.loads((tmp_path / "prior" / "codec.json").read_text())
     point = written["runs"]["prior"]
     assert point["bits_per_pixel"] == pytest.approx(point["prior_bits_per_pixel"], rel=0.3)  # a header of a few bytes
     assert written["images"] == 40
-    assert (tmp_path / "prior" / "codec.png").exists()
+    assert (tmp_path / "prior" / "codec.svg").exists()
     refused = run(codec.main, tmp_path / "vq")
     assert refused.code == 2
     assert "is no run of experiments.prior" in refused.said

@@ -29,8 +29,11 @@ def test_a_run_draws_sample_syntheses_and_spectra(tmp_path, monkeypatch):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     again, _ = result_of(textures.main, tmp_path / "again", "--textures", "brick", "--smoke")
     assert again["test"] == result["test"]
-    other, _ = result_of(textures.main, tmp_path / "other", "--textures", "brick", "--smoke", "--seed", 1)
+    other, _ = result_of(
+        textures.main, tmp_path / "other", "--textures", "brick", "--smoke", "--seed", 1, "--picture-format", "svg"
+    )
     assert other["test"] != result["test"]
+    assert {path.name for path in (tmp_path / "other").glob("*.*")} == {"larger.svg", "result.json", "textures.svg"}
 
 
 def test_a_spectrum_has_its_middle_in_the_middle():
