@@ -176,8 +176,8 @@ def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads
     """Convolution as one matrix product, on the phases of `x` where the strides divide the window.
 
     The s·s phases of an image are channels of a smaller one, and the convolution over them has stride 1: its
-    slices are contiguous, and its outputs often few enough for `_shift_and_add`. Other windows would need
-    zeros in the kernel, which is slower.
+    slices are contiguous, and its axes can be shifted. Other windows would need zeros in the kernel, which
+    is slower.
     """
     unit = (1,) * len(strides)
     if strides != unit and all(w % s == 0 for w, s in zip(kernel.shape, strides, strict=False)):
@@ -194,10 +194,8 @@ def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads
 def _shifted_axes(shape: tuple[int, ...]) -> int:
     """How many of the first axes are shifted: the split that writes least, g·C inputs and s·O outputs a position."""
     *window, channels, features = shape
-    writes = [
-        math.prod(window[i:]) * channels * (i < len(window)) + math.prod(window[:i]) * features
-        for i in range(len(window) + 1)
-    ]
+    splits = [(math.prod(window[i:]), math.prod(window[:i])) for i in range(len(window) + 1)]
+    writes = [(beside * channels if beside > 1 else 0) + shifted * features for beside, shifted in splits]
     return int(np.argmin(writes))
 
 
@@ -242,7 +240,7 @@ def _beside_and_shifted(x: Array, kernel: Array, strides: tuple[int, ...], pads:
     windows = _windows_beside(x, unit * shifted + last, strides)
     kernel = jnp.moveaxis(kernel, range(shifted), range(rank - shifted + 1, rank + 1))  # [*last, C, *first, O]
     maps = _matmul(windows, kernel.reshape(windows.shape[-1], -1))
-    if math.prod(first) == 1:
+    if not shifted:
         return maps
     return _add_shifted(maps, first + unit * (rank - shifted), (*pads[:shifted], *none * (rank - shifted)))
 

@@ -151,6 +151,7 @@ def test_maps_are_added_once(monkeypatch):
         ((3, 3, 24, 1), 2),  # 24 and 9, not 72 + 3
         ((5, 4, 4), 1),  # 20, not 20 + 4
         ((3, 3, 3, 8, 8), 1),  # 72 + 24
+        ((1, 1, 8, 8), 0),  # the product is all there is to write
     ],
 )
 def test_what_is_written_decides_which_axes_are_shifted(shape, shifted):
