@@ -68,6 +68,8 @@ class Config(vae.Config):
     """Gaussians of a mixture as the posterior."""
     posterior_layers: int = 4
     """Bijections of a flow as the posterior."""
+    posterior_units: int = 16
+    """Directions that each bijection of sylvester bends."""
     posterior_hidden: tuple[int, ...] = (320,)
     """Widths of their networks, of iaf and spline."""
     context_dim: int = 200
@@ -85,7 +87,7 @@ class Config(vae.Config):
         super().__post_init__()
         self.check_numbers(
             counts=(
-                *("posterior_components", "posterior_layers", "posterior_hidden", "context_dim"),
+                *("posterior_components", "posterior_layers", "posterior_units", "posterior_hidden", "context_dim"),
                 *("components", "prior_layers", "prior_hidden"),
             )
         )
@@ -130,7 +132,7 @@ def make_posterior(config: Any) -> Any:
         return MixturePosterior(config.posterior_components)
     made = {
         "planar": lambda i: Planar(),
-        "sylvester": lambda i: Sylvester(reverse=i % 2 == 1),
+        "sylvester": lambda i: Sylvester(min(config.posterior_units, config.latent_dim)),
         "iaf": lambda i: Autoregressive(hidden, reverse=i % 2 == 1),
         "spline": lambda i: SplineCoupling(hidden, reverse=i % 2 == 1),
     }[config.posterior]

@@ -88,6 +88,27 @@ def test_an_autoregressive_value_depends_on_earlier_ones_alone():
         assert np.any(of_context, axis=0).all()  # the first value too
 
 
+@pytest.mark.parametrize("units", [1, 3, D])
+def test_a_sylvester_flow_turns_by_householder_reflections(units, x64):
+    """One after the other, in NumPy; a normal of no length reflects nothing."""
+    params = moved(Sylvester(units).init(jax.random.key(0), X), scale=1.0)["params"]
+    params["reflections"] = params["reflections"].at[:, : D if units > 1 else 0].set(0)
+    own = {name: np.asarray(value)[0] for name, value in params.items()}
+    q = np.eye(D, units)
+    for normal in own["reflections"].reshape(units, D):
+        length = np.linalg.norm(normal)
+        q = q - 2 * np.outer(normal, normal @ q) / length**2 if length else q
+
+    def triangular(name):
+        matrix = np.diag(np.tanh(own[f"{name}_diagonal"]))
+        matrix[np.triu_indices(units, 1)] = own[name]
+        return matrix
+
+    y, _ = Sylvester(units).apply({"params": params}, X)
+    bend = np.tanh(X @ q @ triangular("inner").T + own["offset"])
+    np.testing.assert_allclose(y, X + bend @ triangular("outer").T @ q.T, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["sylvester", "spline coupling"])
 def test_a_flows_density_integrates_to_one(name, x64):
     """On a grid: of what is drawn by the density that is drawn with it, of a prior by its own."""

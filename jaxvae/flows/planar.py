@@ -107,10 +107,11 @@ class Sylvester(nn.Module):
         if not self.orthogonal:
             return q[:, ::-1] if self.reverse else q
         normals = amortized(self, "reflections", units * dim, context, nn.initializers.normal(1.0))
-        for normal in jnp.split(normals, units, axis=1):
-            unit = normal / jnp.sqrt(jnp.square(normal).sum(axis=1, keepdims=True) + TINY**2)
-            q = q - 2 * unit[:, :, None] * (unit[:, None] @ q)
-        return q
+        normals = normals.reshape(-1, units, dim)
+        unit = normals / jnp.sqrt(jnp.square(normals).sum(axis=2, keepdims=True) + TINY**2)
+        # The product of all reflections at once, the first on the right: I - Vᵀ L⁻¹ V, where L + Lᵀ = V Vᵀ.
+        lower = jnp.tril(unit @ unit.mT, -1) + jnp.eye(units)[None] / 2
+        return q - unit.mT @ jax.lax.linalg.triangular_solve(lower, unit[..., :units], left_side=True, lower=True)
 
 
 def _triangular(above: Array, diagonal: Array) -> Array:
