@@ -213,7 +213,7 @@ def generate(run: Run, config: Config, settings: Any, splits: Splits) -> None:
 
     def pictures() -> list[Path]:
         mixed = config.generator == "style" and not config.class_conditional
-        paths = [style_mixing.save(run.directory / "style_mixing.png", model, averaged.params)] if mixed else []
+        paths = [style_mixing.save(run.picture("style_mixing"), model, averaged.params)] if mixed else []
         return [save_samples(run, samples, label), *paths]
 
     run.finish({"test": test, **reached(state)}, pictures)

@@ -49,7 +49,11 @@ def sample_keys(key: PRNGKey, num_samples: int) -> PRNGKey:
 
 
 def seed_key(seed: int) -> PRNGKey:
-    """The threefry key of a seed, raising `ValueError` where it would be silently shortened to 32 bits."""
+    """The threefry key of a seed, raising `ValueError` where it would be silently shortened to 32 bits.
+
+    Raises:
+      TypeError: it is no integer.
+    """
     check_seed(seed)
     return jax.random.key(seed, impl=GENERATOR)
 

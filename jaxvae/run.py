@@ -98,8 +98,8 @@ def train(
         interrupted: parameters, history and the best state are the same to the bit on the same machine. The epochs may
         be more than they were, and `patience`, `report` and `progress` others; so may numbers within the optimiser,
         such as its learning rate, which no checkpoint knows.
-      report: called with a `jaxvae.training.fit.Progress` about twice a second; true ends the run. Its `run()` gives
-        the run as it stands, for pictures while it trains.
+      report: called with a `jaxvae.training.fit.Progress` twice a second, or after a few slow steps; true ends the
+        run. Its `run()` gives the run as it stands, for pictures while it trains.
       progress: whether to show a bar, or lines where the output is no terminal and no notebook.
 
     Raises:

@@ -19,7 +19,7 @@ from PIL import Image
 import jaxvae
 from jaxvae import data
 from jaxvae.__main__ import main
-from jaxvae._command import models
+from jaxvae._command import models, train
 from tests import commands
 
 N, SHAPE = 40, (30, 45, 3)
@@ -101,6 +101,28 @@ def test_what_was_trained_and_measured_is_printed(trained):
     assert f"-log p(x) (3 samples) {measured['nll']:.2f} ± {measured['nll_standard_error']:.2g} -ELBO" in said
     assert f"bits for each value {measured['nll'] / math.prod(SHAPE) / math.log(2):.3f}" in said
     assert f"samples: {trained / 'samples.png'}" in said
+
+
+@pytest.mark.parametrize(("num", "batch_size"), [(36, 32), (1000, 32), (2687, 128), (60_000, 128)])
+def test_the_default_epochs_make_two_thousand_steps(num, batch_size):
+    epochs = train._default_epochs(num, batch_size)
+    assert epochs * (num // batch_size) >= 2000
+    assert epochs == 20 or (epochs - 1) * (num // batch_size) < 2000
+
+
+@pytest.mark.parametrize(
+    ("stopped", "losses", "best", "said"),
+    [
+        (None, [5.0, 9.0, 4.0], 30, True),
+        (None, [5.0, 4.0, 9.0], 20, False),
+        ("SIGINT", [5.0, 4.0], 20, False),
+        ("SIGINT", [], 0, False),
+    ],
+)
+def test_a_short_training_is_called_short(stopped, losses, best, said, capsys):
+    history = [{"step": 10 * i, "validation": {"loss": loss}} for i, loss in enumerate(losses, start=1)]
+    train._say_if_short(SimpleNamespace(stopped=stopped, history=history, step=best))
+    assert ("only 30 steps were taken" in capsys.readouterr().out) == said
 
 
 @pytest.mark.slow

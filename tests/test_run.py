@@ -365,7 +365,7 @@ def test_what_cannot_be_is_refused(run, tmp_path):
 )
 def test_what_is_of_another_kind_than_its_argument_is_refused(options, message):
     with pytest.raises(TypeError, match=message):
-        quietly(vae(), options.pop("dataset", MINE), **options)
+        quietly(vae(), **{"dataset": MINE} | options)
 
 
 @dataclasses.dataclass
@@ -381,13 +381,13 @@ def test_a_likelihood_without_a_mean_is_named():
         quietly(vae(likelihood=Meanless), MINE)
 
 
-class Miswritten(Meanless):
-    @property
-    def mean(self):
-        return self.logits.misspelt
+@pytest.mark.parametrize("of", [lambda record: record.logits, lambda record: record], ids=["a field", "itself"])
+def test_an_error_within_a_mean_is_shown_as_it_is(of):
+    class Miswritten(Meanless):
+        @property
+        def mean(self):
+            return of(self).misspelt
 
-
-def test_an_error_within_a_mean_is_shown_as_it_is():
     with pytest.raises(AttributeError, match="misspelt"):
         quietly(vae(likelihood=Miswritten), MINE)
 

@@ -168,7 +168,10 @@ def test_a_set_without_labels_is_measured_in_the_codes_of_an_autoencoder(tmp_pat
     for module in (samples, splits):
         monkeypatch.setattr(module, "load_split", lambda *of: without_label(load_split(*of)))
     out = tmp_path / "out"
-    result, said = result_of(samples.main, out, make_run(tmp_path / "copies", "known"), "--smoke")
+    result, said = result_of(
+        samples.main, out, make_run(tmp_path / "copies", "known"), "--smoke", "--picture-format", "svg"
+    )
+    assert {path.name for path in out.glob("*.svg")} == {"samples.svg", "neighbours.svg"}
     perfect, training = result["test"]["copies"], result["test"]["training images"]
     assert perfect["frechet"] == pytest.approx(0, abs=1e-6)
     assert training["frechet"] > 0.01

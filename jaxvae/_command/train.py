@@ -138,7 +138,7 @@ class Train:
         run = train(
             model,
             training,
-            epochs=self.epochs or max(20, math.ceil(FEWEST_STEPS * batch_size / len(training))),
+            epochs=self.epochs or _default_epochs(len(training), batch_size),
             seed=self.seed,
             optimizer=optax.adam(self.learning_rate),
             batch_size=batch_size,
@@ -186,10 +186,16 @@ class Train:
         outputs.print_paths(**paths)
 
 
+def _default_epochs(num: int, batch_size: int) -> int:
+    return max(20, math.ceil(FEWEST_STEPS / max(1, num // batch_size)))
+
+
 def _say_if_short(run: Run) -> None:
-    """Say so where a training ended while every epoch was still better than those before, after few steps."""
+    """Say so where a training of few steps ended with its best epoch."""
+    if run.stopped is not None or not run.history or "validation" not in run.history[-1]:
+        return
     last = run.history[-1]["step"]
-    if run.stopped is None and run.step == last < FEWEST_STEPS and "validation" in run.history[-1]:
+    if run.step == last < FEWEST_STEPS:
         console.print(
             f"only {last:,} steps were taken, and the last epoch was the best: it would learn more from longer "
             f"training, by default {FEWEST_STEPS:,} steps",

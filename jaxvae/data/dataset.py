@@ -260,7 +260,7 @@ def split_validation(
       stratified: of each label the same share, to within one example.
 
     Raises:
-      TypeError: `count` is no number.
+      TypeError: `count` is no number, or the seed no integer.
       ValueError: `count` leaves one of the two parts empty, a seed outside 0 .. 2**32 - 1, or no labels to go by.
     """
     check_seed(seed)

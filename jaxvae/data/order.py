@@ -17,7 +17,7 @@ class Order:
     epoch 0 of the next.
 
     Raises:
-      TypeError: a number of examples or epochs, or a batch, that is not an integer.
+      TypeError: a number of examples or epochs, a batch, or a seed, that is not an integer.
       ValueError: a batch larger than the split, one of these below 1, a seed outside 0 .. 2**32 - 1.
     """
 

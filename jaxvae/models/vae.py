@@ -298,10 +298,10 @@ def mean_shape(record: Distribution) -> tuple[int, ...]:
     try:
         return _shape_of_mean(record)
     except AttributeError as error:
-        if error.obj is not record:  # of something within the mean
+        if hasattr(type(record), "mean"):  # there is one, and the error is its own
             raise
         raise TypeError(
-            f"{type(record).__name__} has no `{error.name}`: a posterior or a likelihood needs its means [B, ...], "
+            f"{type(record).__name__} has no `mean`: a posterior or a likelihood needs its means [B, ...], "
             "see jaxvae.types.Distribution"
         ) from error
 

@@ -99,9 +99,9 @@ def fit(
 ) -> FitResult:
     """Train from `state.step` to `feed.total_steps`.
 
-    The steps run in programs of about half a second, slow steps by fours. Between two of them the host reports; every
-    `evaluate_every` steps and at the end it also evaluates and saves. How the steps are cut into programs changes no
-    bit of the result.
+    The steps run in programs of about half a second, slow ones by up to four. Between two of them the host reports;
+    every `evaluate_every` steps and at the end it also evaluates and saves. How the steps are cut into programs changes
+    no bit of the result.
     Ctrl-C and SIGTERM end the run after the program at hand, with a checkpoint; a second Ctrl-C ends it at once.
 
     Where the feed, `evaluate` or `report` raises, the state is saved first; without a checkpointer it goes with the
@@ -297,7 +297,7 @@ def _non_finite(state: TrainState, first_bad: int, checkpointer: Checkpointer | 
 
 
 class _Clock:
-    """Times the programs and sizes the next one, so that the host looks about twice a second."""
+    """Times the programs and sizes the next one, so that the host looks twice a second, or after a few slow steps."""
 
     def __init__(self, feed: Feed) -> None:
         self.examples_per_second = math.nan
