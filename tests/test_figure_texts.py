@@ -57,6 +57,16 @@ def test_latents_are_numbered_from_one_and_alike_everywhere(tmp_path):
     assert {"$z_{1}$", "$z_{2}$"} <= set(many)
 
 
+@pytest.mark.parametrize("labels", [None, ["p(z)", "q(z|x)"] * 20, np.arange(40) % 25])
+def test_no_text_of_a_scatter_is_cut_off(labels, tmp_path):
+    labels = labels if labels is None else np.array(labels)
+    page = read(figures.latent_scatter(tmp_path / "plane.png", RNG.normal(size=(40, 2)), labels, title="codes"))
+    page = page.reshape(*page.shape[:2], -1)
+    for edge in (page[0], page[-1], page[:, 0], page[:, -1]):
+        assert np.ptp(edge) == 0
+    assert np.ptp(page[:, :20]) > 0  # the axis has its name
+
+
 def test_a_conditional_curve_says_what_it_is_given(tmp_path):
     plain = texts(figures.learning_curves(tmp_path / "plain.svg", RECORDS))
     assert {r"rate  $\mathrm{KL}(q(z|x)\,\|\,p(z))$", r"distortion  $-\log\,p(x|z)$", "nats per example"} <= set(plain)

@@ -175,6 +175,8 @@ def latent_name(latent: int) -> str:
 def save(figure: "Figure", path: str | Path) -> Path:
     """Write the figure to `path`, a .png or, for print, an .svg or a .pdf."""
     kind = Path(path).suffix
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()  # where a legend narrows axes of equal scales, labels settle at the second draw
     if kind not in FORMATS[1:]:
         return replace_file(path, FORMATS, lambda unfinished: figure.savefig(unfinished, format="png"))
     from matplotlib import rc_context
