@@ -69,7 +69,7 @@ class Config(vae.Config):
     posterior_layers: int = 4
     """Bijections of a flow as the posterior."""
     posterior_units: int = 16
-    """Directions that each bijection of sylvester bends."""
+    """Directions that each bijection of sylvester bends; all latents where they are fewer."""
     posterior_hidden: tuple[int, ...] = (320,)
     """Widths of their networks, of iaf and spline."""
     context_dim: int = 200

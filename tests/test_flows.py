@@ -107,6 +107,9 @@ def test_a_sylvester_flow_turns_by_householder_reflections(units, x64):
     y, _ = Sylvester(units).apply({"params": params}, X)
     bend = np.tanh(X @ q @ triangular("inner").T + own["offset"])
     np.testing.assert_allclose(y, X + bend @ triangular("outer").T @ q.T, rtol=1e-9)
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.1)):  # parameters from a file, say
+        narrow = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), params)
+        np.testing.assert_allclose(Sylvester(units).apply({"params": narrow}, X)[0], y, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["sylvester", "spline coupling"])

@@ -349,49 +349,6 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dataset": "digits"}, r"a data set is a jaxvae\.data\.Dataset, such as .*, got 'digits'"),
-        ({"dataset": IMAGES}, r"a data set is a jaxvae\.data\.Dataset, such as .*, got array"),
-        ({"validation": IMAGES}, "validation must be a share of the data set, .*, got array"),
-        ({"validation": None}, "validation must be a share of the data set, .* 0 for none, .*, got None"),
-        ({"validation": True}, "validation must be a share of the data set, .*, got True"),
-        ({"optimizer": 1e-3}, r"optimizer must be one of optax, such as optax\.adam\(1e-3\), got 0\.001"),
-        ({"optimizer": optax.adam}, "optimizer must be one of optax, .*, got <function adam"),
-        ({"loss": "elbo"}, r"loss must be a function, such as jaxvae\.iwae_loss, got 'elbo'"),
-        ({"seed": None}, "seed must be an integer, got None"),
-    ],
-)
-def test_what_is_of_another_kind_than_its_argument_is_refused(options, message):
-    with pytest.raises(TypeError, match=message):
-        quietly(vae(), **{"dataset": MINE} | options)
-
-
-@dataclasses.dataclass
-class Meanless:
-    logits: jax.Array
-
-    def log_prob(self, x):
-        return -jnp.abs(x - self.logits).sum(axis=(1, 2, 3))
-
-
-def test_a_likelihood_without_a_mean_is_named():
-    with pytest.raises(TypeError, match="Meanless has no `mean`: a posterior or a likelihood needs its means"):
-        quietly(vae(likelihood=Meanless), MINE)
-
-
-@pytest.mark.parametrize("of", [lambda record: record.logits, lambda record: record], ids=["a field", "itself"])
-def test_an_error_within_a_mean_is_shown_as_it_is(of):
-    class Miswritten(Meanless):
-        @property
-        def mean(self):
-            return of(self).misspelt
-
-    with pytest.raises(AttributeError, match="misspelt"):
-        quietly(vae(likelihood=Miswritten), MINE)
-
-
 @pytest.mark.slow
 def test_a_run_that_is_not_finite_says_so():
     with pytest.raises(NonFiniteError, match="not finite at step"):

@@ -107,10 +107,10 @@ class Sylvester(nn.Module):
         if not self.orthogonal:
             return q[:, ::-1] if self.reverse else q
         normals = amortized(self, "reflections", units * dim, context, nn.initializers.normal(1.0))
-        normals = normals.reshape(-1, units, dim)
+        normals = normals.reshape(-1, units, dim).astype(jnp.promote_types(normals.dtype, jnp.float32))
         unit = normals / jnp.sqrt(jnp.square(normals).sum(axis=2, keepdims=True) + TINY**2)
         # The product of all reflections at once, the first on the right: I - Vᵀ L⁻¹ V, where L + Lᵀ = V Vᵀ.
-        lower = jnp.tril(unit @ unit.mT, -1) + jnp.eye(units)[None] / 2
+        lower = jnp.tril(unit @ unit.mT, -1) + jnp.eye(units, dtype=unit.dtype)[None] / 2
         return q - unit.mT @ jax.lax.linalg.triangular_solve(lower, unit[..., :units], left_side=True, lower=True)
 
 

@@ -22,7 +22,7 @@ from jaxvae.types import Checkpointer, Feed
 SECONDS_BETWEEN_CHECKS = 0.5
 # A program asks for its memory anew, which on a CPU can take as long as half a step of a large model. So slow steps
 # share a program, unless the host would then wait too long.
-FEWEST_STEPS, LONGEST_SECONDS = 4, 5.0
+SLOW_STEPS, LONGEST_SECONDS = 4, 5.0
 
 
 class Progress(NamedTuple):
@@ -318,7 +318,7 @@ class _Clock:
         self.examples_per_second = self._steps * self._feed.batch_size / self._seconds
         if self._programs > 1:
             each = seconds / count
-            steps = max(math.ceil(SECONDS_BETWEEN_CHECKS / each), min(FEWEST_STEPS, int(LONGEST_SECONDS / each)))
+            steps = max(math.ceil(SECONDS_BETWEEN_CHECKS / each), min(SLOW_STEPS, int(LONGEST_SECONDS / each)))
             self._count = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
 
     def next_count(self, step: int, evaluate_every: int) -> int:
