@@ -41,9 +41,10 @@ class ProgressBar:
         )
         self._task = self._bar.add_task("", total=None, epoch=0.0, figures="compiling")
         self._next_line = -float("inf")
-        self._timed = False
+        self._step = 0  # of the newest report
 
     def __enter__(self) -> "ProgressBar":
+        self._step = 0
         self._bar.start()
         if self._notebook is not None:
             self._notebook.show(0.0, "compiling")
@@ -57,12 +58,13 @@ class ProgressBar:
     def __call__(self, progress: FitProgress) -> None:
         """Show where the run is."""
         last = progress.step == progress.total_steps
-        if self._timed or last:
+        first = not 0 < self._step < progress.step  # of this fit
+        self._step = progress.step
+        if last or not first:
             speed, left = f"{progress.examples_per_second:,.0f}", _clock(progress.seconds_left)
             pace, short_pace = f"{speed} examples/s  {left} left", f"{speed}/s · {left} left"
         else:  # the time of the first program is mostly compilation, and says nothing of those to come
             pace = short_pace = "compiled"
-        self._timed = True
         figures = f"{_nats(progress.train, digits=1)} · {short_pace}"
         self._bar.update(
             self._task, completed=progress.step, total=progress.total_steps, epoch=progress.epoch, figures=figures

@@ -34,7 +34,7 @@ def printed(*reports, terminal=False, jupyter=False):
 
 def test_a_log_gets_one_line_for_each_evaluation():
     """Whole, though a file counts as 80 columns wide."""
-    assert printed(report(evaluation=TEST), report(evaluation=TEST)).splitlines() == [
+    assert printed(report(evaluation=TEST), report(step=4681, evaluation=TEST)).splitlines() == [
         FIRST.format("evaluation -ELBO 120.00 rate 22.50 distortion 97.50  "),
         EVALUATED,
     ]
@@ -51,9 +51,9 @@ def test_a_log_without_evaluations_is_not_silent(monkeypatch):
     file = io.StringIO()
     with ProgressBar(Console(file=file, force_terminal=False)) as bar:
         lines = []
-        for now in (100.0, 101.0, 129.0, 130.0, 131.0, 159.0, 160.0):
+        for step, now in enumerate((100.0, 101.0, 129.0, 130.0, 131.0, 159.0, 160.0), start=1):
             clock.now = now
-            bar(report())
+            bar(report(step))
             lines.append(len(file.getvalue().splitlines()))
         assert lines == [1, 1, 1, 2, 2, 2, 3]
         bar(report(evaluation=TEST))
@@ -65,7 +65,7 @@ def test_a_log_without_evaluations_is_not_silent(monkeypatch):
 
 @pytest.mark.parametrize("evaluation", [None, TEST])
 def test_a_terminal_gets_everything_in_80_columns(evaluation):
-    said = printed(report(), report(evaluation=evaluation), terminal=True)
+    said = printed(report(), report(4681, evaluation=evaluation), terminal=True)
     assert "-ELBO 123.5 rate 23.0 distortion 100.5 · 26,686/s · 10:05 left" in said
     assert "…" not in said
     assert "26,686/s" not in printed(report(evaluation=evaluation), terminal=True)  # nor is compiling a rate
@@ -92,6 +92,18 @@ def test_a_notebook_has_the_bar(monkeypatch):
     assert written[2]["text/plain"].endswith("0:05 left · evaluation -ELBO 120.00 rate 22.50 distortion 97.50")
     assert written[1]["text/html"].startswith('<progress max="1" value="0.2000"></progress> epoch 10.0 · -ELBO 123.5')
     assert not shown
+
+
+def test_a_bar_tells_the_first_program_of_each_fit_from_the_others():
+    """A fit that begins anew, with or without the bar being entered again, compiles anew."""
+    file = io.StringIO()
+    bar = ProgressBar(Console(file=file, width=80, force_terminal=False))
+    for steps in ((1, 2), (1, 2)):
+        for step in steps:
+            bar(report(step=step, evaluation=TEST))
+    with bar:
+        bar(report(step=3, evaluation=TEST))
+    assert [line.endswith("compiled") for line in file.getvalue().splitlines()] == [True, False, True, False, True]
 
 
 def test_metrics_of_an_objective_of_your_own_are_shown():
