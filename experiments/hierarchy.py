@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import jaxvae
-from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
 from experiments.drawing import draw_means
 from experiments.report import Evaluate, as_pictures, elbo_terms, evaluator, importance_sampled, over_set, prepared
 from experiments.run import Run, init_of, reached
@@ -333,8 +333,7 @@ def measure(
     test: dict[str, Any] = elbo_terms(metrics) | rates
     test["groups_in_use"] = sum(value >= SILENT for value in rates.values())
     few = splits.test if config.nll_images is None else splits.test.take(slice(config.nll_images))
-    show = counter(f"-log p(x) with {config.nll_samples} samples, batch")
-    estimate = importance_sampled(model, state, few, nll_samples=config.nll_samples, progress=show)
+    estimate = importance_sampled(model, state, few, nll_samples=config.nll_samples)
     test |= {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
     if config.likelihood == "discretized-logistic":
         test["bits_per_dim"] = bits_per_dim(test["nll"], splits.test.x[0].size)

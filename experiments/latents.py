@@ -24,7 +24,7 @@ from flax import linen as nn
 
 import jaxvae
 from experiments import vae
-from experiments.command import console, file_errors, parse, user_errors
+from experiments.command import file_errors, parse, user_errors
 from experiments.drawing import draw_means
 from experiments.report import (
     EVALUATION_SEED,
@@ -194,7 +194,6 @@ def measure(
     model: jaxvae.VAE, state: jaxvae.TrainState, dataset: data.Dataset, rate: float, nll_samples: int
 ) -> dict[str, Any]:
     """-log p(x), how many latents say something about x and, of Gaussian posteriors, how far all miss the prior."""
-    console.print(f"-log p(x) with {nll_samples} samples ...", highlight=False)
     estimate = importance_sampled(model, state, dataset, nll_samples=nll_samples)
     test: dict[str, Any] = {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
     codes = over_set(partial(_codes, model), state, dataset)

@@ -21,7 +21,7 @@ import optax
 from flax import linen as nn
 
 import jaxvae
-from experiments.command import RunConfig, counter, file_errors, user_errors
+from experiments.command import RunConfig, file_errors, user_errors
 from experiments.report import (
     ELBO_TERMS,
     EVALUATION_BATCH,
@@ -207,9 +207,8 @@ def measure(
     measured["negative_elbo_standard_error"] = float(spread / np.sqrt(RECOGNITION_SAMPLES))
     log_weights = {"nll": vae_log_weights, "nll_from_prior": cvae_prior_log_weights}
     for name, log_weights_fn in log_weights.items():
-        show = counter(f"{name.replace('_', ' ')} with {nll_samples} samples, batch")
         estimate = importance_sampled(
-            partial(log_weights_fn, model), state, dataset, nll_samples=nll_samples, progress=show
+            partial(log_weights_fn, model), state, dataset, nll_samples=nll_samples, label=name.replace("_", " ")
         )
         measured[name], measured[f"{name}_standard_error"] = estimate.nll, estimate.nll_standard_error
     return measured

@@ -72,8 +72,7 @@ def measure(
 
     `grey` prepares images without binarising them: what reconstructions are compared with.
     """
-    show = counter(f"-log p(x) with {nll_samples} samples, batch")
-    estimate = importance_sampled(model, state, dataset, nll_samples=nll_samples, progress=show)
+    estimate = importance_sampled(model, state, dataset, nll_samples=nll_samples)
     test: dict[str, Any] = {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
 
     kl = None
@@ -100,9 +99,10 @@ def importance_sampled(
     dataset: data.Dataset,
     *,
     nll_samples: int,
-    progress: Callable[[int, int], None] | None = None,
+    label: str | None = "-log p(x)",
 ) -> LogLikelihood:
-    """`jaxvae.log_likelihood` of every example of a set, given its condition where it has one."""
+    """`jaxvae.log_likelihood` of every example of a set, given its condition where it has one; counts under a label."""
+    show = counter(f"{label} with {nll_samples} samples, batch") if label is not None else None
     source, indices = data.evaluation_feed(dataset, EVALUATION_BATCH)
     return jaxvae.log_likelihood(
         model,
@@ -113,7 +113,7 @@ def importance_sampled(
         key=seed_key(EVALUATION_SEED),
         num_samples=nll_samples,
         prepare=dataset.prepare,
-        progress=progress,
+        progress=show,
     )
 
 

@@ -23,7 +23,7 @@ import optax
 
 import jaxvae
 from experiments import classifier, latents
-from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.command import RunConfig, console, file_errors, parse, user_errors
 from experiments.drawing import means_of
 from experiments.report import EVALUATION_SEED, as_pictures, evaluator, importance_sampled, posteriors, prepared
 from experiments.run import InitFn, Run, init_of, reached
@@ -191,8 +191,7 @@ def measure(
     terms = evaluator(partial(jaxvae.sampled_vae_loss, model, num_samples=10), splits.test)(state)
     codes = posteriors(make_normal(model), state, splits.test)
     information = aggregate_posterior(*codes, key=seed_key(EVALUATION_SEED)).mutual_information
-    show = counter(f"-log p(x) with {config.nll_samples} samples, batch")
-    estimate = importance_sampled(model, state, splits.test, nll_samples=config.nll_samples, progress=show)
+    estimate = importance_sampled(model, state, splits.test, nll_samples=config.nll_samples)
     sample_key, x_key = jax.random.split(seed_key(1))
     samples = model.apply(state.params, config.samples, key=sample_key, method="sample").sample(key=x_key)
     return {

@@ -1,6 +1,7 @@
 """What a program says to the person who typed it: progress, and mistakes in one line."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ try:
     from rich.markup import escape
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("programs need rich: pip install 'jaxvae[all]'") from error
+
+SECONDS_BETWEEN_LINES = 30.0  # where no line can be written over
 
 console = Console(soft_wrap=True)
 
@@ -30,11 +33,15 @@ def user_errors(words: Callable[[str], str] = str) -> Iterator[None]:
 
 
 def counter(label: str) -> Callable[[int, int], None]:
-    """A `progress` callback: a counting line on a terminal, one line at the end elsewhere."""
+    """A `progress` callback: a counting line on a terminal; elsewhere one every half a minute, and one at the end."""
+    newest = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        if done == total or console.is_terminal:
-            end = "\n" if done == total else "\r"
+        nonlocal newest
+        now = time.monotonic()
+        if done == total or console.is_terminal or now - newest >= SECONDS_BETWEEN_LINES:
+            newest = now
+            end = "\r" if console.is_terminal and done < total else "\n"
             console.print(f"{label}: {done:,} of {total:,}", end=end, highlight=False)
 
     return show

@@ -11,9 +11,8 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("jaxvae.progress needs rich: pip install 'jaxvae[all]'") from error
 
+from jaxvae._terminal import SECONDS_BETWEEN_LINES
 from jaxvae.training.fit import Progress as FitProgress
-
-SECONDS_BETWEEN_LINES = 30.0  # where there is no bar
 
 
 class ProgressBar:

@@ -81,7 +81,7 @@ STREETS = {
         *("jaxvae.types", "jaxvae._checks", "jaxvae._host", "jaxvae.figures"),
     },
     "jaxvae.trackers": {"numpy", "jaxvae.training"},
-    "jaxvae.progress": {"rich", "jaxvae.types", "jaxvae.training"},
+    "jaxvae.progress": {"rich", "jaxvae._terminal", "jaxvae.types", "jaxvae.training"},
     "jaxvae._given": {"jax", "numpy", "jaxvae.data", "jaxvae.evaluation", "jaxvae.models", "jaxvae.types"},
     "jaxvae._json": set(),
     "jaxvae._tensors": {"jax", "numpy", "jaxvae._json"},

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from jaxvae import progress
+from jaxvae import _terminal, progress
 from jaxvae.progress import ProgressBar
 from jaxvae.training.fit import Progress
 
@@ -109,3 +109,23 @@ def test_a_bar_tells_the_first_program_of_each_fit_from_the_others():
 def test_metrics_of_an_objective_of_your_own_are_shown():
     said = printed(report(train={"loss": 2.5, "accuracy": 0.125}))
     assert "train loss 2.50 accuracy 0.1250  " in said
+
+
+def test_a_count_in_a_log_has_a_line_every_half_a_minute_and_one_at_the_end(monkeypatch):
+    clock, file = SimpleNamespace(now=100.0), io.StringIO()
+    monkeypatch.setattr(_terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(_terminal, "console", Console(file=file, force_terminal=False))
+    show = _terminal.counter("reading, batch")
+    for done, now in enumerate((101.0, 129.0, 130.0, 131.0, 159.0, 160.0, 161.0), start=1):
+        clock.now = now
+        show(done, 7)
+    assert file.getvalue().splitlines() == [f"reading, batch: {done} of 7" for done in (3, 6, 7)]
+
+
+def test_a_count_on_a_terminal_stays_on_one_line(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(_terminal, "console", Console(file=file, force_terminal=True, color_system=None))
+    show = _terminal.counter("reading")
+    show(1, 2)
+    show(2, 2)
+    assert file.getvalue() == "reading: 1 of 2\rreading: 2 of 2\n"
