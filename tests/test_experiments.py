@@ -242,7 +242,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(digits, tmp_path,
         report(self, bar, split, every, progress)
         reported.append(progress.step)
         if len(reported) == 1:  # a second one would end this process
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(vae.Run, "_report", report_and_interrupt)

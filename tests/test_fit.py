@@ -1,7 +1,6 @@
 """`fit`: what it reports, evaluates and saves, and how it ends."""
 
 import math
-import os
 import signal
 from functools import partial
 from types import SimpleNamespace
@@ -253,7 +252,7 @@ class TestFit:
         before = signal.getsignal(number)
         stopped = jaxvae.fit(
             state, train_epoch, feed, checkpointer=checkpointer, evaluate_every=4,
-            report=lambda p: os.kill(os.getpid(), number) if p.step == 8 else None,
+            report=lambda p: signal.raise_signal(number) if p.step == 8 else None,
         )  # fmt: skip
         assert stopped.stopped == signal.Signals(number).name
         assert 8 < int(stopped.state.step) < 20

@@ -1,7 +1,6 @@
 """A run with a directory: killed at any point and resumed, it is bit for bit the run that was never interrupted."""
 
 import json
-import os
 import signal
 from functools import partial
 
@@ -118,7 +117,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, kill, step):
         with pytest.raises(Killed):
             train(out=tmp_path, report=at(step, lambda: raises(Killed())))
     else:
-        does = (lambda: True) if kill == "stop" else (lambda: os.kill(os.getpid(), signal.SIGTERM))
+        does = (lambda: True) if kill == "stop" else (lambda: signal.raise_signal(signal.SIGTERM))
         stopped = train(out=tmp_path, report=at(step, does))
         later = 3 if kill == "signal" and step < 36 else 0  # a signal is seen after the next program
         assert stopped.stopped == (None if kill == "signal" and step == 36 else {"stop": "report"}.get(kill, "SIGTERM"))
