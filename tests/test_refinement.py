@@ -80,6 +80,18 @@ def test_a_richer_family_has_no_gap_left():
     np.testing.assert_allclose(found.approximation_gap, 0, atol=0.03)
 
 
+def test_a_narrow_covariance_stays_one(monkeypatch):
+    """Posteriors of standard deviations near .02, below one step of Adam: the scale must not be taken below zero."""
+    monkeypatch.setitem(globals(), "VARIANCE", 1e-3)
+    monkeypatch.setitem(globals(), "PRECISION", np.eye(K) + WEIGHTS.astype(float) @ WEIGHTS.T / 1e-3)
+    model = model_of(0.02, 1.0, FullCovariance())
+    params = model.init(jax.random.key(0), jnp.float32(X[:1]))
+    found = refined(model, params, steps=100, evaluation_samples=2000)
+    exact = stats.multivariate_normal.logpdf(X, np.zeros(D), WEIGHTS.T.astype(float) @ WEIGHTS + 1e-3 * np.eye(D))
+    assert (exact - found.amortized > 1.5).all()
+    np.testing.assert_allclose(found.refined, exact, atol=0.8)
+
+
 def test_an_example_is_refined_alike_in_any_batch():
     whole, some = refined(model_of(0.5), steps=20), refined(model_of(0.5), steps=20, rows=slice(2, 4))
     for one, other in zip(whole, some, strict=True):

@@ -10,8 +10,10 @@ import pytest
 from variants import batch, mlp
 
 import jaxvae
-from jaxvae.distributions import DiagGaussian
+from jaxvae.distributions import DiagGaussian, FullGaussian
+from jaxvae.flows import FullCovariance
 from jaxvae.objectives import semi_amortized_vae_loss
+from jaxvae.objectives._refinement import unconstrained
 
 WEIGHTS, VARIANCE, N, D = np.array([[1.0, 0.5, -0.5, 1.0], [0.4, -0.6, 0.2, 0.1]]), 0.5, 6, 4
 PRECISION = np.eye(2) + WEIGHTS @ WEIGHTS.T / VARIANCE
@@ -72,6 +74,20 @@ def test_without_a_step_to_speak_of_it_is_the_elbo_at_the_same_draws():
     np.testing.assert_allclose(loss, plain, rtol=1e-6)
     for name in ("rate", "distortion", "negative_elbo"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
+
+
+def test_steps_leave_a_covariance_one():
+    """A likelihood so narrow that a step of the factor itself would take its diagonal below zero."""
+    likelihood = partial(DiagGaussian, log_var=float(np.log(1e-3)))
+    model = jaxvae.VAE(lambda x: (x[:, :2], jnp.full((N, 2), -4.0)), Decoder(), likelihood, posterior=FullCovariance())
+    params = model.init(KEY, BATCH["x"])
+    loss, (_, metrics) = loss_of(params, model=model, num_samples=50)
+    _, (_, plain) = jaxvae.vae_loss(model, params, (), BATCH, key=KEY, step=0, num_samples=50)
+    assert loss < plain["loss"] - 10
+    assert np.isfinite(metrics["rate"])
+    free, back = unconstrained(FullGaussian(jnp.zeros((1, 2)), jnp.float32([[[2.0, 0.0], [1.0, 0.5]]])))
+    np.testing.assert_allclose(free.factor, [[[np.log(2), 0], [1.0, np.log(0.5)]]], rtol=1e-6)
+    np.testing.assert_allclose(back(free).factor, [[[2.0, 0.0], [1.0, 0.5]]], rtol=1e-6)
 
 
 def test_one_step_is_the_formula():

@@ -14,7 +14,7 @@ from jaxvae._variables import variables_of
 from jaxvae.evaluation.map import map_batches
 from jaxvae.losses import iwae_bound
 from jaxvae.objectives._apply import batch_keys, model_inputs, observed_of
-from jaxvae.objectives._refinement import check_refinable, own_parameters, terms_at
+from jaxvae.objectives._refinement import check_refinable, own_parameters, terms_at, unconstrained
 from jaxvae.objectives.elbo import total_rate
 from jaxvae.types import Array, Batch, Prepare, PRNGKey, PyTree
 
@@ -114,7 +114,8 @@ def _refined(
 ) -> tuple[Array, Array, Array, Array]:
     variables, inputs = variables_of(params, model_state), model_inputs(batch)
     observed = observed_of(batch, model, "encode")
-    start = own_parameters(model.apply(variables, *inputs, method="encode", **observed), len(inputs[0]))
+    first = own_parameters(model.apply(variables, *inputs, method="encode", **observed), len(inputs[0]))
+    start, record_of = unconstrained(first)
     prior = model.apply(variables, *inputs[1:], method="latent_prior")
     keys = batch_keys(key, batch)
 
@@ -129,14 +130,14 @@ def _refined(
     optimizer = optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps))
     of_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))
 
-    def one_step(carry: tuple[Any, Any], i: Array) -> tuple[tuple[Any, Any], None]:
-        record, state = carry
-        gradient = jax.grad(lambda each: -terms(each, of_step(keys, i), options.num_samples)[0].sum())(record)
+    def one_step(carry: tuple[PyTree, Any], i: Array) -> tuple[tuple[PyTree, Any], None]:
+        free, state = carry
+        gradient = jax.grad(lambda each: -terms(record_of(each), of_step(keys, i), options.num_samples)[0].sum())(free)
         updates, state = optimizer.update(gradient, state)
-        return (optax.apply_updates(record, updates), state), None
+        return (optax.apply_updates(free, updates), state), None
 
-    (record, _), _ = jax.lax.scan(one_step, (start, optimizer.init(start)), jnp.arange(options.steps))
-    last = of_step(keys, options.steps)
-    before, _ = terms(start, last, options.evaluation_samples)
+    (free, _), _ = jax.lax.scan(one_step, (start, optimizer.init(start)), jnp.arange(options.steps))
+    record, last = record_of(free), of_step(keys, options.steps)
+    before, _ = terms(first, last, options.evaluation_samples)
     after, log_p = terms(record, last, options.evaluation_samples)
     return before, after, log_p, record.mean

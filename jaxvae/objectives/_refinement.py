@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import OneHotCategorical, rate
+from jaxvae.distributions import FullGaussian, OneHotCategorical, rate
 from jaxvae.models.vae import sample_latents
-from jaxvae.types import Array, PRNGKey, Terms
+from jaxvae.types import Array, PRNGKey, PyTree, Terms
 
 METHODS = ("encode", "latent_prior", "log_likelihood")
 
@@ -33,6 +33,23 @@ def own_parameters(record: Any, count: int) -> Any:
             "of a DiagGaussian, a FullGaussian or GaussianMixtures"
         )
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), record)
+
+
+def unconstrained(record: Any) -> tuple[PyTree, Callable[[PyTree], Any]]:
+    """Arrays that gradient steps may move anywhere, and what makes the record of them again.
+
+    Of a `FullGaussian` the diagonal of its factor by its logarithm: a step of itself could take it below zero, where
+    there is no density. Other records of arrays are such arrays already.
+    """
+    if type(record) is not FullGaussian:
+        return record, lambda free: free
+
+    def with_diagonal(record: Any, of: Callable[[Array], Array]) -> FullGaussian:
+        diagonal = of(jnp.diagonal(record.factor, axis1=1, axis2=2))
+        own = jnp.eye(diagonal.shape[1], dtype=bool)[None]
+        return FullGaussian(record.mean, jnp.where(own, diagonal[..., None], record.factor))
+
+    return with_diagonal(record, jnp.log), lambda free: with_diagonal(free, jnp.exp)
 
 
 def terms_at(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxvae._checks import at_least
 from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, observed_of
-from jaxvae.objectives._refinement import check_refinable, own_parameters, terms_at
+from jaxvae.objectives._refinement import check_refinable, own_parameters, terms_at, unconstrained
 from jaxvae.objectives.elbo import total_rate
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
 
@@ -35,7 +35,8 @@ def semi_amortized_vae_loss(
 
     with λ⁰ what the encoder says and c the largest number up to 1 that keeps the gradient's norm within `max_norm`. It
     costs K + 1 passes through the decoder and, with the gradient through the steps, second derivatives of it. In the
-    steps networks are not in training. `evaluation.refine` measures what is left to gain.
+    steps networks are not in training. Of a `FullGaussian` λ has the logarithm of the factor's diagonal.
+    `evaluation.refine` measures what is left to gain.
 
     Args:
       model: a `VAE` or `CVAE` whose posterior is a record of arrays, such as `DiagGaussian`.
@@ -80,26 +81,26 @@ def semi_amortized_vae_loss(
             raise ValueError("semi_amortized_vae_loss runs the networks several times: they must keep no statistics")
         return output
 
-    start = own_parameters(run("encode", *inputs), len(inputs[0]))
+    start, record_of = unconstrained(own_parameters(run("encode", *inputs), len(inputs[0])))
     prior = run("latent_prior", *inputs[1:], floating=False)
 
-    def negative_elbo(record: Any, key: PRNGKey) -> tuple[Array, Array]:
+    def negative_elbo(free: PyTree, key: PRNGKey) -> tuple[Array, Array]:
         likelihood = lambda latent: run("log_likelihood", *inputs, latent, own=None)  # noqa: E731
-        terms = terms_at(record, prior, likelihood, key=key, num_samples=num_samples)
+        terms = terms_at(record_of(free), prior, likelihood, key=key, num_samples=num_samples)
         paid = total_rate(terms) - terms.log_likelihood.mean(axis=0)
         return paid.sum(), paid
 
     of_step = jax.vmap(lambda key, i: jax.random.fold_in(jax.random.fold_in(key, OF_THE_STEPS), i), (0, None))
 
-    def move(record: Any, i: Array) -> tuple[Any, Array]:
-        gradient, paid = jax.grad(negative_elbo, has_aux=True)(record, of_step(keys, i))
-        return jax.tree.map(lambda at, by: at - step_size * by, record, _clipped(gradient, max_norm)), paid
+    def move(free: PyTree, i: Array) -> tuple[PyTree, Array]:
+        gradient, paid = jax.grad(negative_elbo, has_aux=True)(free, of_step(keys, i))
+        return jax.tree.map(lambda at, by: at - step_size * by, free, _clipped(gradient, max_norm)), paid
 
     refined, paid = jax.lax.scan(move, start, jnp.arange(num_steps))
     if first_order:
         refined = jax.tree.map(lambda end, first: first + jax.lax.stop_gradient(end - first), refined, start)
     last = lambda latent: run("log_likelihood", *inputs, latent)  # noqa: E731
-    terms = terms_at(refined, prior, last, key=keys, num_samples=num_samples)
+    terms = terms_at(record_of(refined), prior, last, key=keys, num_samples=num_samples)
     rate, distortion = total_rate(terms).mean(), -terms.log_likelihood.mean()
     metrics = {"rate": rate, "distortion": distortion, "negative_elbo": distortion + rate}
     metrics["amortized"] = jax.lax.stop_gradient(paid[0].mean())
