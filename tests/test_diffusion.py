@@ -316,6 +316,14 @@ def test_the_levels_of_a_centre_are_a_softmax_of_distances(levels):
     assert np.isnan(sample_level(jnp.array([jnp.nan]), 1.0, jnp.array([0.5]), levels)).all()
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-23])
+def test_no_uniform_number_draws_a_level_that_has_no_probability(uniform):
+    """Of 256 levels and centres anywhere: a draw may be two off, and is never the black or white at the sum's end."""
+    centre = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, 2000), jnp.float32)
+    drawn = jax.jit(sample_level, static_argnums=3)(centre, 14.1, jnp.full(2000, uniform, jnp.float32), 256)
+    assert np.abs(drawn - nearest_level(centre, 256)).max() < 2.5 * 2 / 255
+
+
 def test_samples_of_levels_are_levels_as_often_as_they_are_probable(key):
     model, num = Diffusion(of_levels, (1,), levels=3, prediction="x"), 4_000
     drawn = np.asarray(model.sample({}, num, key=key, steps=200))

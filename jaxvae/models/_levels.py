@@ -17,18 +17,22 @@ def level_log_prob(centre: Array, log_snr: Array | float, values: Array, levels:
 
 
 def sample_level(centre: Array, log_snr: Array | float, uniform: Array, levels: int) -> Array:
-    """The first level up to which p(v | z_0) adds up to `uniform`; NaN where z_0 is."""
+    """The first level up to which p(v | z_0) adds up to more than `uniform`; NaN where z_0 is.
+
+    It has some probability: neither a uniform number of 0 nor what rounding takes from the sum leads to another.
+    """
     precision = jnp.exp(jnp.asarray(log_snr, centre.dtype))
     log_total = _log_total(centre, precision, levels)
 
-    def add(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        below, index = carry
+    def add(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        below, index, last = carry
         value = jnp.full_like(centre, -1 + 2 / (levels - 1) * i)
         mass = jnp.exp(-0.5 * precision * _beyond_nearest(centre, value, levels) - log_total)
-        return below + mass, index + (uniform > below + mass)
+        return below + mass, index + (uniform >= below + mass), jnp.where(mass > 0, i, last)
 
-    start = jnp.zeros_like(centre), jnp.zeros(centre.shape, jnp.int32)
-    _, index = jax.lax.fori_loop(0, levels - 1, add, start)
+    none = jnp.zeros(centre.shape, jnp.int32)
+    _, index, last = jax.lax.fori_loop(0, levels, add, (jnp.zeros_like(centre), none, none))
+    index = jnp.minimum(index, last)
     return jnp.where(jnp.isnan(centre), jnp.nan, index.astype(centre.dtype) * 2 / (levels - 1) - 1)
 
 
