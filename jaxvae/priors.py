@@ -21,7 +21,7 @@ from jaxvae._host import host_array
 from jaxvae.distributions import Mixture, OneHotCategorical, SharedOneHot, StandardNormal
 from jaxvae.flows import FlowPrior
 from jaxvae.keys import noise
-from jaxvae.networks.masked import masked_layers, masked_network
+from jaxvae.networks.masked import hidden_degrees, masked_layers, masked_network
 from jaxvae.types import Array, PRNGKey, PyTree
 
 __all__ = [
@@ -179,7 +179,7 @@ class AutoregressiveCategorical(nn.Module):
     Attributes:
       num_variables: N.
       num_categories: K.
-      hidden: widths of the masked layers.
+      hidden: widths of the masked layers; with one below N most variables see only some of the earlier ones.
 
     References:
       Germain et al., MADE: Masked Autoencoder for Distribution Estimation, 2015; van den Oord et al., Neural Discrete
@@ -210,7 +210,7 @@ class AutoregressiveCategorical(nn.Module):
         """Of each variable given those before it: one-hot x [B, N, K] -> [B, N, K]."""
         count, size = self.num_variables, self.num_categories
         place = np.repeat(np.arange(count), size)
-        degrees = [place + 1, *(np.arange(width) % count for width in self.hidden), place]
+        degrees = [place + 1, *(hidden_degrees(width, count) for width in self.hidden), place]
         layers = masked_layers(self, degrees, (), nn.initializers.zeros)
         return masked_network(layers, x.reshape(len(x), -1)).reshape(-1, count, size)
 

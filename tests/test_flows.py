@@ -21,6 +21,7 @@ from jaxvae.flows import (
     Sylvester,
 )
 from jaxvae.keys import example_keys
+from jaxvae.networks.masked import hidden_degrees
 from jaxvae.priors import FlowPrior
 
 B, D, C = 5, 4, 3
@@ -86,6 +87,27 @@ def test_an_autoregressive_value_depends_on_earlier_ones_alone():
         depends = np.any(of_x, axis=0)  # at some x: rectified units see nothing at others
         np.testing.assert_array_equal(depends[::-1, ::-1] if reverse else depends, np.tri(D, dtype=bool))
         assert np.any(of_context, axis=0).all()  # the first value too
+
+
+def test_hidden_layers_that_are_narrower_than_x_see_all_of_it():
+    """The last value is told all the others, by few units; not the first few of them alone."""
+    x, bijection = jnp.float32(np.random.default_rng(0).normal(size=(1, 12))), Autoregressive((3,))
+    params = jax.tree.map(lambda leaf: jnp.abs(leaf) + 1, bijection.init(jax.random.key(0), x))
+    depends = jax.jacfwd(lambda x: bijection.apply(params, x)[0])(jnp.abs(x))[0, :, 0] != 0
+    assert depends[-1].all()
+    np.testing.assert_array_equal(depends, depends & np.tri(12, dtype=bool))
+    assert hidden_degrees(5, 3).tolist() == [0, 1, 2, 0, 1]
+
+
+def test_an_autoregressive_flow_is_undone_in_the_wider_of_the_types(x64):
+    """Float32 values and float64 parameters: what float64 mode makes of a model's draws."""
+    bijection = Autoregressive((4,))
+    params = moved(bijection.init(jax.random.key(0), X))
+    assert params["params"]["kernel_0"].dtype == x64
+    y, _ = bijection.apply(params, X)
+    back, _ = bijection.apply(params, y.astype(jnp.float32), method="inverse")
+    assert back.dtype == x64
+    np.testing.assert_allclose(back, X, atol=1e-5)
 
 
 @pytest.mark.parametrize("units", [1, 3, D])
@@ -277,6 +299,8 @@ def test_what_does_not_fit_is_refused(key):
         SplineCoupling(bound=-1)
     with pytest.raises(ValueError, match="num_bins must be at least 2, got 1"):
         SplineCoupling(num_bins=1)
+    with pytest.raises(ValueError, match=r"num_bins must be below 1000, as a bin has 0\.001 at least, got 1000"):
+        SplineCoupling(num_bins=1000)
 
 
 def test_what_a_planar_flow_cannot_do_says_so(key):

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxvae._checks import at_least
 from jaxvae.flows._parameters import check_input
 from jaxvae.networks._arrays import as_tuples
-from jaxvae.networks.masked import Layers, masked_layers, masked_network
+from jaxvae.networks.masked import Layers, hidden_degrees, masked_layers, masked_network
 from jaxvae.networks.scales import soft_bound
 from jaxvae.types import Array
 
@@ -28,7 +28,7 @@ class Autoregressive(nn.Module):
     The log scales lie in (-5, 5), softly bounded, and it begins as the identity.
 
     Attributes:
-      hidden: widths of the masked layers.
+      hidden: widths of the masked layers; with one below D most values see only some of the earlier ones.
       reverse: whether the order is from the last value to the first, as it should be in every other flow.
       gated: y_i = σ(s_i) x_i + (1 - σ(s_i)) m_i instead, which cannot grow and is not the identity at first.
 
@@ -65,6 +65,7 @@ class Autoregressive(nn.Module):
         """y [B, D], and context -> x [B, D] and log |det dx/dy| [B], one value after the other: D passes."""
         check_input(y, context)
         layers = self._layers(y, context)
+        y = y.astype(jnp.result_type(y, *context, *jax.tree.leaves(layers)))  # as each pass returns it
 
         def one_more(_: int, x: Array) -> Array:
             log_scale, shift = self._affine(masked_network(layers, x, context))
@@ -87,5 +88,5 @@ class Autoregressive(nn.Module):
         """The masked layers: value i sees only earlier ones."""
         dim = x.shape[1]
         order = np.arange(dim)[::-1] if self.reverse else np.arange(dim)
-        degrees = [order + 1, *(np.arange(width) % dim for width in self.hidden), np.tile(order, 2)]
+        degrees = [order + 1, *(hidden_degrees(width, dim) for width in self.hidden), np.tile(order, 2)]
         return masked_layers(self, degrees, context, nn.initializers.zeros)

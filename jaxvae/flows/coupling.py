@@ -116,6 +116,10 @@ class SplineCoupling(_Coupling):
     def __post_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
         at_least(2, num_bins=self.num_bins)
+        if self.num_bins * SMALLEST >= 1:
+            raise ValueError(
+                f"num_bins must be below {1 / SMALLEST:g}, as a bin has {SMALLEST} at least, got {self.num_bins}"
+            )
         if not 0 < self.bound < math.inf:
             raise ValueError(f"bound must be a positive number, got {self.bound}")
         super().__post_init__()

@@ -12,6 +12,11 @@ from jaxvae.types import Array
 Layers = list[tuple[Array, ...]]
 
 
+def hidden_degrees(width: int, count: int) -> np.ndarray:
+    """The degrees of hidden units: 0 .. count - 1 over and over, or spread evenly over them where units are fewer."""
+    return np.arange(width) % count if width >= count else np.rint(np.linspace(0, count - 1, width)).astype(int)
+
+
 def masked_layers(
     module: nn.Module, degrees: Sequence[np.ndarray], context: tuple[Array, ...], start: nn.initializers.Initializer
 ) -> Layers:
