@@ -123,6 +123,24 @@ def test_enumeration_is_the_sum_over_all_codes_and_sampling_agrees(params, key):
     assert float(metrics["rate"]) == pytest.approx(float(kl.sum()) / B, rel=1e-4)
 
 
+def test_enumeration_passes_over_impossible_codes(key):
+    """0 log 0 = 0, where a logit is -inf: the loss and its gradient are those of the categories that there are."""
+    weights = np.float32(np.random.default_rng(0).normal(size=(3, 4)))
+    few, many = jnp.float32([[0.3, 1.0]]), lambda logits: jnp.pad(logits, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+
+    def loss(logits, extend, weights):
+        count = weights.shape[0]
+        encoder = lambda x: (jnp.broadcast_to(extend(logits)[None], (len(x), 1, count)),)  # noqa: E731
+        prior = lambda: SharedOneHot(jnp.zeros((1, 1, count)))  # noqa: E731
+        model = jaxvae.VAE(encoder, lambda z: z[:, 0] @ weights, posterior=GumbelSoftmax(), prior=prior)
+        return enumerated_vae_loss(model, {"params": {}}, (), {"x": jnp.ones((2, 4))}, key=key, step=0, beta=0.5)[0]
+
+    expected, of_few = jax.value_and_grad(loss)(few, lambda each: each, weights[:2])
+    found, of_many = jax.value_and_grad(loss)(few, many, weights)
+    assert float(found) == pytest.approx(float(expected) + 0.5 * np.log(3 / 2), rel=1e-5)  # the prior has three
+    np.testing.assert_allclose(of_many, of_few, rtol=1e-4)
+
+
 def test_in_evaluation_draws_are_one_hot_and_the_sampled_bound_is_the_exact_one(params, key):
     exact = float(enumerated_vae_loss(MODEL, params, (), batch(B), key=key, step=0)[0])
     terms_of = partial(jaxvae.objectives.terms_of, MODEL, num_samples=4000, train=False)
@@ -266,6 +284,8 @@ def test_what_does_not_fit_is_refused(params, key):
         ValueError, match="9 variables of 3 categories have 19683 codes, more than 4096: train by vae_loss"
     ):
         enumerated_vae_loss(wide, wide.init(key, batch(1)["x"]), (), batch(B), key=key, step=0)
+    with pytest.raises(ValueError, match="beta must be a finite number, zero or more, got -1"):
+        enumerated_vae_loss(MODEL, params, (), batch(B), key=key, step=0, beta=-1.0)
     plain = jaxvae.VAE(jaxvae.MLPEncoder(2, (4,)), jaxvae.MLPDecoder(SHAPE, (4,)))
     with pytest.raises(
         TypeError, match=r"only categorical latents \[B, N, K\] can be enumerated, and q\(z\|x\) is a DiagG"

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvae._checks import weight_at
 from jaxvae.models.vae import log_prob_of_each
 from jaxvae.objectives._apply import apply, model_inputs, observed_of
-from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
+from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree, Schedule
 
 MOST = 4096  # codes
 
@@ -21,7 +22,7 @@ def enumerated_vae_loss(
     *,
     key: PRNGKey,
     step: Array | int,
-    beta: float = 1.0,
+    beta: float | Array | Schedule = 1.0,
 ) -> tuple[Array, tuple[PyTree, Metrics]]:
     r"""The negative ELBO of a `VAE` with categorical latents, exactly: the sum over all K^N codes, and its gradient.
 
@@ -34,8 +35,8 @@ def enumerated_vae_loss(
       model_state: collections that the networks keep; handed through.
       batch: "x" [B, ...]; "condition" and "observed" where the model takes them.
       key: not used.
-      step: not used.
-      beta: weight of the rate.
+      step: what a schedule is evaluated at.
+      beta: weight of the rate, as of `vae_loss`.
 
     Returns:
       The loss in nats per example and `(model_state, metrics)`: "loss", "rate", "distortion" and "negative_elbo", means
@@ -43,9 +44,9 @@ def enumerated_vae_loss(
 
     Raises:
       TypeError: x is not floating, or the model's latents are not categorical.
-      ValueError: x does not have the model's shape, or there are more than 4,096 codes.
+      ValueError: x does not have the model's shape, there are more than 4,096 codes, or β is negative or not finite.
     """
-    del key, step
+    del key
     inputs, observed = model_inputs(batch), observed_of(batch, model, "encode")
     posterior, _ = apply(model, params, model_state, *inputs, method="encode", **observed)
     logits = getattr(posterior, "logits", None)
@@ -59,11 +60,12 @@ def enumerated_vae_loss(
     log_likelihood, log_prior = joint
     log_posterior = log_prob_of_each(posterior, latent, "the posterior")
     share = jnp.exp(log_posterior)
+    log_ratio = jnp.where(share > 0, log_posterior - log_prior, 0)  # 0 log 0 = 0, where a logit is -inf
     metrics = {
-        "rate": (share * (log_posterior - log_prior)).sum(axis=0).mean(),
+        "rate": (share * log_ratio).sum(axis=0).mean(),
         "distortion": -(share * log_likelihood).sum(axis=0).mean(),
     }
-    loss = metrics["distortion"] + beta * metrics["rate"]
+    loss = metrics["distortion"] + weight_at("beta", beta, step) * metrics["rate"]
     metrics["negative_elbo"] = metrics["distortion"] + metrics["rate"]
     return loss, (model_state, {"loss": loss, **metrics})
 
