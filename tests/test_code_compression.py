@@ -58,12 +58,16 @@ def test_what_is_no_file_or_a_damaged_one_is_refused(params, codes):
     for wrong in (b"", b"PK" + file, file[: len(file) // 4]):
         with pytest.raises(ValueError, match=r"these bytes are not of jaxvae|damaged or cut off"):
             decompress_codes(MODEL, params, wrong, label[:4])
+    with pytest.raises(ValueError, match=r"the condition must be \(4, ...\), one for each array of codes, got \(5,\)"):
+        decompress_codes(MODEL, params, file, label[:5])
     damaged = bytearray(file)
     damaged[-3] ^= 1
     with pytest.raises(ValueError, match="the file is damaged or cut off"):
         decompress_codes(MODEL, params, bytes(damaged), label[:4])
     for bad, error, message in (
         (values[:4] + K, ValueError, r"code \d+ is outside 0 .. 6"),
+        (values[:4].astype(np.int64) + 2**32, ValueError, r"code \d{10} is outside 0 .. 2147483647"),
+        (values[:3], ValueError, r"the condition must be \(3, ...\), one for each array of codes, got \(4,\)"),
         (values[:0], ValueError, r"indices must be \[N, \*shape\]"),
         (values[:4] * 1.0, TypeError, "indices must be integers, got float64"),
     ):

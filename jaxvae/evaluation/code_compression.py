@@ -43,7 +43,8 @@ def compress_codes(
     Raises:
       ImportError: the package constriction is missing.
       TypeError: the indices are not integers.
-      ValueError: there are none, one is out of range, or the network's output is not finite.
+      ValueError: there are none, one is out of range, a condition is not [N, ...], or the network's output is not
+        finite.
 
     References:
       van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, 2017, for codes and their prior.
@@ -54,8 +55,11 @@ def compress_codes(
         raise TypeError(f"indices must be integers, got {values.dtype}")
     if values.ndim < 2 or not values.size:
         raise ValueError(f"indices must be [N, *shape], at least one number, got {values.shape}")
+    largest = np.iinfo(np.int32).max
+    if (wrong := (values < 0) | (values > largest)).any():  # the cast would bring some of them back into range
+        raise ValueError(f"code {values[wrong][0]} is outside 0 .. {largest}")
     values = values.astype(np.int32)
-    given = [host_array(each, "condition") for each in condition]
+    given = _given(condition, len(values))
     logits_of = _network(model, params, batch_size)
     encoder = entropy_coder().stream.queue.RangeEncoder()
     parts = list(batches(len(values), batch_size))
@@ -82,10 +86,10 @@ def decompress_codes(
 
     Raises:
       ImportError: the package constriction is missing.
-      ValueError: these are no such bytes, or they are damaged.
+      ValueError: these are no such bytes, they are damaged, or a condition is not [N, ...].
     """
     batch_size, shape, words = _parsed(compressed)
-    given = [host_array(each, "condition") for each in condition]
+    given = _given(condition, shape[0])
     logits_of = _network(model, params, batch_size)
     decoder = entropy_coder().stream.queue.RangeDecoder(np.asarray(words, np.uint32))
     values = np.zeros(shape, np.int32)
@@ -99,6 +103,15 @@ def decompress_codes(
         if progress is not None:
             progress(done + 1, len(parts))
     return values
+
+
+def _given(condition: Sequence[ArrayLike], count: int) -> list[np.ndarray]:
+    """The conditions of `count` arrays; `ValueError` where there are more or fewer."""
+    given = [host_array(each, "condition") for each in condition]
+    for each in given:
+        if each.shape[:1] != (count,):
+            raise ValueError(f"the condition must be ({count}, ...), one for each array of codes, got {each.shape}")
+    return given
 
 
 def _network(model: Any, params: PyTree, batch_size: int) -> Callable[[np.ndarray, Sequence[np.ndarray]], np.ndarray]:
