@@ -190,6 +190,19 @@ def test_the_cosine_schedule_is_a_cosine():
     np.testing.assert_allclose(alpha, np.cos(np.pi / 2 * np.asarray(t)), rtol=1e-5)
 
 
+def test_the_cosine_schedule_reaches_its_ends_wherever_they_are():
+    """Against float64: in float32 an angle near a right one has no tangent worth the name."""
+    t = np.array([0.0, 0.25, 0.5, 0.9, 0.999, 1.0])
+    for most, least in ((13.3, -10.0), (13.3, -25.0), (60.0, -60.0), (-20.0, -40.0)):
+        first, rest = np.arctan(np.exp(-0.5 * most)), np.arctan(np.exp(0.5 * least))
+        whole = np.pi / 2 - first - rest if most > 0 else np.arctan(np.exp(0.5 * most)) - rest
+        small, other = first + whole * t, rest + whole * (1 - t)
+        expected = np.where(small < other, -2 * np.log(np.tan(small)), 2 * np.log(np.tan(other)))
+        found, slope = jax.jvp(CosineSchedule(most, least).log_snr, (jnp.float32(t),), (jnp.ones(6),))
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
+        np.testing.assert_allclose(slope, -4 * whole / np.sin(2 * np.minimum(small, other)), rtol=1e-4)
+
+
 def exact_steps(sampler, steps, schedule=SCHEDULES["linear"]):
     """x = a z_1 + b + noise of variance c, of the linear steps that the best denoiser of a Gaussian takes; float64."""
     log_snr = np.float64(schedule.log_snr(jnp.linspace(1.0, 0.0, steps + 1)))
@@ -241,6 +254,15 @@ def test_ddpm_has_the_mean_and_the_variance_of_its_steps(steps, key):
     if steps == 200:
         assert (b, variance) == pytest.approx((MU, S**2), rel=0.07)
         assert (exact_steps("ddpm", 5_000)[2]) == pytest.approx(S**2, rel=0.003)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_it_draws_where_float64_is_on(sampler, key):
+    expected = gaussian().sample({}, 2, key=key, steps=3, sampler=sampler)
+    with jax.enable_x64(True):
+        found = gaussian().sample({}, 2, key=key, steps=3, sampler=sampler)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_the_first_samples_do_not_depend_on_how_many_follow_and_the_path_ends_at_them(key):

@@ -77,7 +77,11 @@ class CosineSchedule:
     def log_snr(self, t: Array | float) -> Array:
         """log α² / σ² at times t in [0, 1]; NaN outside, or `ValueError` where t is not traced."""
         first, last = (math.atan(math.exp(-0.5 * end)) for end in (self.log_snr_max, self.log_snr_min))
-        return -2 * jnp.log(jnp.tan(first + (last - first) * checked_time(t)))
+        rest, t = math.atan(math.exp(0.5 * self.log_snr_min)), checked_time(t)  # of the right angle, when t is 1
+        angle = first + (last - first) * t
+        small = angle < math.pi / 4
+        less = jnp.where(small, angle, rest + (last - first) * (1 - t))  # near a right angle float32 has no tangent
+        return jnp.where(small, -2, 2) * jnp.log(jnp.tan(less))
 
     def alpha(self, t: Array | float) -> Array:
         """How much of x is in z_t."""

@@ -356,12 +356,12 @@ def _sample(
         alpha, sigma = signal_scale(log_snr), noise_scale(log_snr)
         next_alpha, next_sigma = signal_scale(less_noisy), noise_scale(less_noisy)
         if sampler == "ddim":
-            return next_alpha * x + next_sigma / sigma * (z - alpha * x), x
+            return (next_alpha * x + next_sigma / sigma * (z - alpha * x)).astype(z.dtype), x
         share = -jnp.expm1(log_snr - less_noisy)  # of the noise that the step takes away
         mean = next_alpha * ((1 - share) / alpha * z + share * x)
-        return mean + next_sigma * jnp.sqrt(share) * drawn(jax.random.normal, index + 2), x
+        return (mean + next_sigma * jnp.sqrt(share) * drawn(jax.random.normal, index + 2)).astype(z.dtype), x
 
-    log_snr = schedule.log_snr(jnp.linspace(1.0, 0.0, steps + 1))
+    log_snr = jnp.asarray(schedule.log_snr(jnp.linspace(1.0, 0.0, steps + 1, dtype=jnp.float32)), jnp.float32)
     start = drawn(jax.random.normal, 0)
     start = jnp.where(_spread(bad, start), jnp.nan, start)
     z, path = jax.lax.scan(step, start, (log_snr[:-1], log_snr[1:], jnp.arange(steps)))
