@@ -152,6 +152,14 @@ def test_the_bias_of_langevin_steps_is_the_known_one_and_the_correction_removes_
     assert np.abs(deviations.mean(axis=0) / np.sqrt(expected / len(deviations))).max() < 4
 
 
+def test_chains_run_where_float64_is_on():
+    """Their own arithmetic stays that of the model: float32 weights, whose noise was float64."""
+    with jax.enable_x64(True):
+        found = invert(PART, Langevin(0.1, steps=2, burn_in=1, start=Importance(2)), x=examples()[:1], num_draws=2)
+    assert found.latent.dtype == np.float32
+    assert np.isfinite(found.draws).all()
+
+
 def test_a_chain_that_runs_away_is_no_result():
     method = Langevin(3.0, steps=60, burn_in=0, adjusted=False, start=Importance(2))
     with pytest.raises(ValueError, match=r"the chains of 5 examples .* ran away .* take a step_size below 3.0"):

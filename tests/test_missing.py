@@ -351,6 +351,19 @@ def test_categories_are_filled_in_the_units_of_x(wrap, key):
         assert filled.mean[0, 0] == x[0, 0]
 
 
+def test_where_no_sample_has_a_weight_nothing_is_drawn(key):
+    """An observed NaN: its own example is filled with NaN, and not with draws of the latent 0; in float64 mode too."""
+    model = jaxvae.VAE(lambda x: (x[:, :1] * 0, x[:, :1] * 0), lambda z: jnp.repeat(z, 2, axis=1))
+    source = {"x": jnp.float32([[jnp.nan, 0], [1, 0]]), "index": jnp.arange(2)}
+    source["observed"] = jnp.array([[True, False]] * 2)
+    with jax.enable_x64(True):
+        filled = evaluation.impute(model, {}, (), source, jnp.arange(2)[None], key=key, num_samples=4, num_draws=3)
+    np.testing.assert_array_equal(np.isnan(filled.draws).all(axis=(1, 2)), [True, False])
+    np.testing.assert_array_equal(np.isnan(filled.effective_samples), [True, False])
+    assert np.isnan(filled.mean[0]).all()
+    assert np.isfinite(filled.draws[1]).all()
+
+
 def test_a_narrow_model_is_summed_in_float32(key):
     """Two thousand samples of one half: in bfloat16 a sum stops growing at 256."""
     model = jaxvae.VAE(

@@ -94,7 +94,8 @@ def resample(
         largest = jnp.maximum(sums.largest, log_weight)
         shrink, weight = jnp.exp(sums.largest - largest), jnp.exp(log_weight - largest)
         # The largest of log w + Gumbel noise falls on a sample with the probability of its share of the weights.
-        noisy = log_weight[None] + jax.vmap(lambda each: jax.random.gumbel(each, (num_draws,)), out_axes=1)(of_draws)
+        gumbel = jax.vmap(lambda each: jax.random.gumbel(each, (num_draws,), log_weight.dtype), out_axes=1)
+        noisy = log_weight[None] + gumbel(of_draws)
         better = noisy > sums.best
         added = _Sums(
             largest,
@@ -186,7 +187,7 @@ def langevin(
         back = (state.latent - moved - h * gradient) / jnp.sqrt(2 * h)
         log_ratio = log_joint - state.log_joint + 0.5 * (squared(noise) - squared(back))
         accept, probability = jax.vmap(_metropolis)(log_ratio, of_choice)
-        rate = jnp.where(number < burn_in, (number + 1.0) ** -0.6, 0.0)
+        rate = jnp.where(number < burn_in, (number + 1).astype(probability.dtype) ** -0.6, 0)
         moved, log_joint, gradient = (
             jnp.where(over(accept, new), new, old)
             for new, old in zip((moved, log_joint, gradient), state[:3], strict=True)
@@ -225,11 +226,13 @@ def _chains(
 ) -> tuple[Any, Diagnostics]:
     """Where chains are in the end, and how they got there. Each has a key of its own for each example and step."""
     chain_keys = sample_keys(keys, len(latent))
+    zeros = jnp.zeros(latent.shape[:2], jnp.promote_types(latent.dtype, jnp.float32))
 
     def body(carry: tuple[Any, _Watch], number: Array) -> tuple[tuple[Any, _Watch], None]:
         state, watch = carry
         state, probability, log_joint = step(state, number, jax.vmap(fold, in_axes=(0, None))(chain_keys, number))
-        count = jnp.maximum(number - burn_in + 1, 1).astype(log_joint.dtype)
+        probability, log_joint = probability.astype(zeros.dtype), log_joint.astype(zeros.dtype)
+        count = jnp.maximum(number - burn_in + 1, 1).astype(zeros.dtype)
         change = log_joint - watch.mean
         mean = watch.mean + change / count
         counted = _Watch(
@@ -240,7 +243,6 @@ def _chains(
         watch = jax.tree.map(lambda new, old: jnp.where(number >= burn_in, new, old), counted, watch)
         return (state, watch), None
 
-    zeros = jnp.zeros(latent.shape[:2], jnp.promote_types(latent.dtype, jnp.float32))
     start = start, _Watch(zeros, zeros, zeros)
     (state, watch), _ = jax.lax.scan(body, start, jnp.arange(burn_in + steps, dtype=jnp.int32))
     within = (watch.squares / (steps - 1)).mean(axis=0)

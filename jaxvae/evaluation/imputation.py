@@ -27,7 +27,8 @@ class Imputed(NamedTuple):
         observed one.
       draws: [N, num_draws, ...], whole examples from p(x_missing | x_observed).
       effective_samples: [N], (Σ w)² / Σ w²: how many draws of the exact posterior the weighted samples are worth. Near
-        1, a single sample has all the weight: take more, or do not trust it.
+        1, a single sample has all the weight: take more, or do not trust it. NaN where none has any, as where an
+        observed entry is NaN, and so is then what is filled in.
     """
 
     mean: np.ndarray
@@ -178,7 +179,7 @@ def _fill(
     def add(sums: _Sums, sample: Array) -> tuple[_Sums, None]:
         latent, log_weight, of_x, of_draws = propose(sample)
         record = decode(latent)
-        gumbel = jax.vmap(lambda each: jax.random.gumbel(each, (num_draws,)), out_axes=1)(of_draws)
+        gumbel = jax.vmap(lambda each: jax.random.gumbel(each, (num_draws,), log_weight.dtype), out_axes=1)(of_draws)
         return sums.add(
             log_weight, record.mean - centre, draw_of(record, dtype, key=of_x) - centre, latent, gumbel
         ), None
@@ -195,12 +196,14 @@ def _finish(sums: _Sums, centre: Array, batch: Batch, draws: Any) -> Imputed:
     variance = sums.drawn_squares / total - jnp.square(drawn)
     spread = sums.mean_squares - 2 * mean * sums.mean_of_squares + jnp.square(mean) * over(sums.squares, centre)
     x, observed = batch["x"], batch["observed"]
+    effective = jnp.square(sums.total) / sums.squares
+    draws = jnp.where(over(jnp.isfinite(effective), draws), draws, jnp.nan)  # else no draw is one of the samples
     fields: list[Any] = [
         jnp.where(observed, x, centre + mean),
         jnp.where(observed, 0, jnp.sqrt(jnp.maximum(variance, 0))),
         jnp.where(observed, 0, jnp.sqrt(jnp.maximum(spread, 0)) / total),
         jnp.where(observed[:, None], x[:, None], draws),
-        jnp.square(sums.total) / sums.squares,
+        effective,
     ]
     return Imputed(*fields)
 
