@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
+from flax import linen as nn
 from scipy.special import logsumexp
 from scipy.stats import norm
 from variants import SHAPE, VARIANTS, batch, mlp
 
 import jaxvae
-from jaxvae.distributions import DiagGaussian
-from jaxvae.objectives import rate_terms
+from jaxvae.distributions import DiagGaussian, StandardNormal
+from jaxvae.networks import MLPDiscriminator
+from jaxvae.objectives import init_with_discriminator, rate_terms, semi_amortized_vae_loss, vae_gan_loss
+from jaxvae.priors import VampPrior
 
 B = 6
 VARIANT = VARIANTS["bernoulli"]
@@ -193,3 +197,37 @@ def test_the_prior_of_the_model_is_the_one_that_each_dimension_is_compared_with(
     losses = (partial(jaxvae.tc_vae_loss, num_examples=9, beta=1.0), jaxvae.sampled_vae_loss)
     (value, _), (sampled, _) = computed(losses, model, params, (), batch(6), key=key)
     np.testing.assert_allclose(value, sampled, rtol=1e-5)
+
+
+def test_a_prior_is_told_that_its_networks_are_in_training(key):
+    """As in `vae_loss`; a dropout of a prior's own is drawn here and beside a discriminator too."""
+    told = []
+
+    class Told(nn.Module):
+        @nn.compact
+        def __call__(self, *, train):
+            told.append(train)
+            return StandardNormal(2)
+
+    model, judge = jaxvae.VAE(*mlp(2), prior=Told()), MLPDiscriminator((4,))
+    params, state = init_with_discriminator(model, judge, batch(3)["x"], key=key)
+    losses = (
+        jaxvae.vae_loss,
+        partial(jaxvae.tc_vae_loss, num_examples=9),
+        partial(vae_gan_loss, discriminator=judge),
+    )
+    for loss in losses:
+        told.clear()
+        loss(model, params, state, batch(3), key=key, step=0)
+        assert told
+        assert all(told)
+
+
+def test_an_error_of_a_prior_is_its_own(key):
+    """It sees no x, so nothing is said of x's shape: pseudo-inputs that the encoder has no place for."""
+    model = jaxvae.VAE(*mlp(2), prior=VampPrior(3, (5,)))
+    params = jaxvae.VAE(*mlp(2)).init(key, batch(3)["x"])
+    params = {"params": {**params["params"], "prior": {"x": jnp.zeros((3, 5))}}}
+    for loss in (semi_amortized_vae_loss, partial(jaxvae.tc_vae_loss, num_examples=9)):
+        with pytest.raises(errors.ScopeParamShapeError):
+            loss(model, params, (), batch(3), key=key, step=0)

@@ -122,7 +122,8 @@ def bounded_vae_loss(
     .. math:: \frac1{SB} \sum_{s,i} \log q(z_{si} | x_i) - b(z_{si}) - \log p(x_i | z_{si}), \quad
               z_{si} \sim q(z | x_i), \quad E[b(z)] \le \log p(z)
 
-    So its mean is a bound on -log p(x) too. A prior with a log p(z) gives `sampled_vae_loss`.
+    So its mean is a bound on -log p(x) too. A prior with a log p(z) gives `sampled_vae_loss`. The prior's networks are
+    run as in evaluation, without dropout.
 
     Args:
       model: a `VAE` or `CVAE`.

@@ -32,7 +32,8 @@ def prior_loss(
     The second stage of two: the ELBO of the model with this prior differs from that of the first stage by what the
     prior misses of the aggregate posterior q(z) alone, and samples come from where there are codes. The encoder and the
     decoder are not trained: they are in `model_state["frozen"]`, where `init_prior` puts them. Of a prior with a bound
-    on log p(z) alone, a `DiffusionPrior`, it is the mean of that bound, estimated at draws.
+    on log p(z) alone, a `DiffusionPrior`, it is the mean of that bound, estimated at draws. All networks, the prior's
+    too, are run as in evaluation: without dropout, and no batch statistics move.
 
     Args:
       model: the trained `VAE` with another prior: `model.clone(prior=...)`.

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from jaxvae import losses
 from jaxvae._checks import weight_at
-from jaxvae._variables import variables_of
 from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.distributions import DiagGaussian, StandardNormal, rate
 from jaxvae.models._parts import check_nats
@@ -159,7 +158,12 @@ def tc_vae_loss(
     posterior, new_state = run(*inputs, method="encode", **observed)
     needs_whole_batch("tc_vae_loss", instead="evaluate by vae_loss")
     latent, log_posterior = sample_latents(posterior, key=batch_keys(key, batch), num_samples=1)
-    prior = model.apply(variables_of(params, model_state), *inputs[1:], method="latent_prior")
+    prior, new_state = apply(
+        *(model, params, new_state, *inputs[1:]),
+        method="latent_prior",
+        networks_key=networks_key(key, batch),
+        floating=False,
+    )
     log_likelihood, new_state = apply(
         *(model, params, new_state, *inputs, latent),
         method="log_likelihood",

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae._checks import check_shape, weight_at
-from jaxvae._variables import variables_of
 from jaxvae.distributions import rate
 from jaxvae.losses import NON_SATURATING, AdversarialLoss
 from jaxvae.models._parts import check_nats
@@ -199,7 +198,9 @@ def _encoded(
     """z ~ q(z|x) [B, D], KL(q || p) [B] nats, the prior's record, and the model state."""
     x, *condition = model_inputs(batch)
     posterior, model_state = apply(model, params, model_state, x, *condition, method="encode", networks_key=own_key)
-    prior = model.apply(variables_of(params, model_state), *condition, method="latent_prior")
+    prior, model_state = apply(
+        model, params, model_state, *condition, method="latent_prior", networks_key=own_key, floating=False
+    )
     latent, log_posterior = sample_latents(posterior, key=key, num_samples=1)
     kl = rate(posterior, prior, latent, log_posterior).sum(axis=-1).mean(axis=0)
     return latent[0], kl, prior, model_state
