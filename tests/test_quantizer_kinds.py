@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from scipy import stats
+from scipy import special, stats
 from variants import SHAPE, VARIANTS, batch
 
 from jaxvae import VQVAE, codebook, losses, make_eval_step, vq_vae_loss
@@ -268,6 +268,25 @@ def test_the_entropy_of_lookup_free_codes_is_that_of_their_enumeration(x64):
         nearest = np.square(seen[..., None, :] - codes).sum(axis=-1).argmin(axis=-1)
         np.testing.assert_array_equal(quantized.indices, nearest)
         np.testing.assert_allclose(quantized.commitment, np.square(seen - codes[nearest]).mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_bits_that_all_vectors_share_have_a_gradient():
+    """Where p̄ is 0 or 1 in float32 the entropy's slope is infinite: the gradient in closed form, in float64."""
+    for spherical, far in ((False, -3.0), (False, 3.0), (True, 5.0)):
+        quantizer = LookupFree(3, spherical=spherical, entropy_weight=0.7, diversity=0.4)
+        encoded = normal(3, 4, 2, 3) * 0.02 + jnp.array([[[0, far, 0]]])
+        scale = 4 * quantizer.inverse_temperature / np.sqrt(3 if spherical else 1)
+        norm = np.linalg.norm(np.float64(encoded), axis=-1, keepdims=True) if spherical else 1.0
+        unit = np.float64(encoded) / norm
+        sigmoid = special.expit(scale * unit)
+        mean = sigmoid.mean(axis=(0, 1)).clip(1e-300, 1 - 1e-16)
+        slope = -scale * unit / 2 - 0.4 * (np.log1p(-mean) - np.log(mean)) / 2
+        expected = 0.7 * scale * sigmoid * (1 - sigmoid) * slope
+        if spherical:
+            expected = (expected - unit * (unit * expected).sum(axis=-1, keepdims=True)) / norm
+        grad = jax.grad(lambda z: quantizer({}, {}, z).loss.sum())(encoded)  # noqa: B023
+        np.testing.assert_allclose(grad, expected, rtol=2e-3, atol=1e-4)
+        assert np.abs(grad).max() > 1
 
 
 def test_residual_vectors_and_rest_make_the_whole_and_the_first_levels_can_be_read_alone():

@@ -170,8 +170,10 @@ class LookupFree:
         entropy /= jnp.maximum(counts.sum(axis=(*axes, -1)), 1)
         if in_evaluation():
             return self.entropy_weight * entropy, entropy
-        mean = (counts * jax.nn.sigmoid(logits)).sum(axis=(0, *axes)) / jnp.maximum(counts.sum(), 1)
-        evenness = jax.scipy.special.entr(mean).sum() + jax.scipy.special.entr(1 - mean).sum()
+        # Both halves of p̄ above zero: the slope of -p log p is infinite there, and would meet a slope of p of zero.
+        halves = jnp.stack([jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)])
+        mean = (counts[None] * halves).sum(axis=(1, *(1 + axis for axis in axes))) / jnp.maximum(counts.sum(), 1)
+        evenness = jax.scipy.special.entr(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)).sum()
         there = counts.max(axis=(*axes, -1))  # an example that is all padding takes no part
         return self.entropy_weight * (entropy - self.diversity * evenness * there), entropy
 
