@@ -136,6 +136,26 @@ def test_a_network_of_half_precision_changes_no_choice(quantizer):
     np.testing.assert_allclose(half.latent.astype(jnp.float32), half.vectors, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_parameters_state_and_vectors_are_float32_and_indices_int32_in_float64_arithmetic_too(name, x64):
+    quantizer, key = KINDS[name], jax.random.key(0)
+
+    def step(encoded, mask):
+        params, state = quantizer.init(D, key=key, encoded=encoded)
+        quantized = quantizer(params, state, encoded, mask=mask)
+        after, _ = quantizer.update(state, encoded_of(quantized, encoded), quantized.indices, mask=mask, key=key)
+        return params, state, quantized, after
+
+    for dtype in (jnp.float32, x64):
+        shapes = jax.ShapeDtypeStruct((5, 3, D), dtype), jax.ShapeDtypeStruct((5, 3), bool)
+        params, state, quantized, after = jax.eval_shape(step, *shapes)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))
+        assert quantized.vectors.dtype == jnp.float32
+        assert quantized.indices.dtype == jnp.int32
+        assert quantized.latent.dtype == dtype
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
 @pytest.mark.parametrize(
     "quantizer",
     [

@@ -83,7 +83,7 @@ def ema_update(
     batch = batch_means(encoded, indices, num_codes)
     frozen = (batch.frequency == 0) & (state.frequency < FROZEN_BELOW / num_codes)
     if mask is not None:
-        batch = jax.tree.map(lambda mean: mean * (mask.size / jnp.maximum(mask.sum(), 1)), batch)
+        batch = jax.tree.map(lambda mean: mean * (jnp.float32(mask.size) / jnp.maximum(mask.sum(), 1)), batch)
         frozen |= ~mask.any()
     frequency = decay * state.frequency + (1 - decay) * batch.frequency
     moment = decay * state.moment + (1 - decay) * batch.moment

@@ -99,11 +99,11 @@ class FiniteScalar:
         drawn = key is not None and self.temperature > 0
         level = self._drawn(bounded, key) if drawn else jnp.rint(bounded)  # type: ignore[arg-type]
         vectors = jax.lax.stop_gradient(level) / half
-        nothing = jnp.zeros(len(encoded))
+        nothing = jnp.zeros(len(encoded), jnp.float32)
         digits = jax.lax.stop_gradient(level + half).astype(jnp.int32)
         return Quantized(
             vectors=vectors,
-            indices=(digits * self._row(self._places, encoded.ndim, jnp.int32)).sum(axis=-1),
+            indices=(digits * self._row(self._places, encoded.ndim, jnp.int32)).sum(axis=-1, dtype=jnp.int32),
             commitment=nothing,
             loss=nothing,
             metrics={},

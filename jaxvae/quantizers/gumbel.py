@@ -73,9 +73,9 @@ class GumbelCodebook:
             mean_square = jnp.square(encoded.astype(jnp.float32)).mean()
             scale = jnp.where(mean_square > 0, jnp.sqrt(mean_square), 1.0)
         code_key, kernel_key = jax.random.split(key)
-        kernel = jax.random.normal(kernel_key, (dim, self.num_codes)) / (math.sqrt(dim) * scale)
+        kernel = jax.random.normal(kernel_key, (dim, self.num_codes), jnp.float32) / (math.sqrt(dim) * scale)
         codes = codebook.vectors(codebook.init_codebook(self.num_codes, dim, key=code_key))
-        params = {"kernel": kernel, "bias": jnp.zeros(self.num_codes), "codes": codes}
+        params = {"kernel": kernel, "bias": jnp.zeros(self.num_codes, jnp.float32), "codes": codes}
         return params, {"steps": jnp.zeros((), jnp.int32)} if callable(self.temperature) else {}
 
     def __call__(
@@ -106,7 +106,7 @@ class GumbelCodebook:
         return Quantized(
             vectors=vectors,
             indices=indices,
-            commitment=jnp.zeros(len(encoded)),
+            commitment=jnp.zeros(len(encoded), jnp.float32),
             loss=self.kl_weight * total / counts,
             metrics={"rate": total.mean()},
             latent=latent.astype(encoded.dtype),

@@ -117,11 +117,11 @@ class LookupFree:
             logistic = noise(jax.random.logistic, key, values.shape)
             compared = compared + self.temperature / (4 * self._size) * logistic
         ones = compared > 0
-        vectors = jnp.where(ones, self._size, -self._size)
+        vectors = self._codes(ones)
         loss, entropy = self._losses(values, mask)
         return Quantized(
             vectors=vectors,
-            indices=(ones * self._row(self._places, ones.ndim, jnp.int32)).sum(axis=-1),
+            indices=(ones * self._row(self._places, ones.ndim, jnp.int32)).sum(axis=-1, dtype=jnp.int32),
             commitment=over_positions(losses.commitment, values, vectors, mask),
             loss=loss,
             metrics={"bit_entropy": entropy.mean()},
@@ -143,7 +143,7 @@ class LookupFree:
         outside = out_of_range("code", indices, self.num_codes)
         kept = jnp.where(outside, 0, indices)[..., None]
         ones = kept // self._row(self._places, indices.ndim + 1, jnp.int32) % 2 == 1
-        return jnp.where(outside[..., None], jnp.nan, jnp.where(ones, self._size, -self._size))
+        return jnp.where(outside[..., None], jnp.nan, self._codes(ones))
 
     def codes(self, params: PyTree, state: PyTree) -> Array:
         """The vectors of all codes, [2^D, D]."""
@@ -158,6 +158,10 @@ class LookupFree:
     def _places(self) -> np.ndarray:
         """What a bit of each dimension is worth."""
         return 2 ** np.arange(self.bits - 1, -1, -1)
+
+    def _codes(self, ones: Array) -> Array:
+        """The vectors of bits."""
+        return jnp.where(ones, jnp.float32(self._size), jnp.float32(-self._size))
 
     def _losses(self, values: Array, mask: Array | None) -> tuple[Array, Array]:
         """The loss [B], and the entropy [B] of the codes given the vectors, a mean over the positions."""

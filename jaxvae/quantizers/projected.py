@@ -55,8 +55,8 @@ class Projected:
         initializer = jax.nn.initializers.lecun_normal()
         down_key, up_key, own_key = jax.random.split(key, 3)
         params = {
-            "down": {"kernel": initializer(down_key, (dim, self.dim)), "bias": jnp.zeros(self.dim)},
-            "up": {"kernel": initializer(up_key, (self.dim, dim)), "bias": jnp.zeros(dim)},
+            name: {"kernel": initializer(own, sizes, jnp.float32), "bias": jnp.zeros(sizes[1], jnp.float32)}
+            for name, own, sizes in (("down", down_key, (dim, self.dim)), ("up", up_key, (self.dim, dim)))
         }
         low = None if encoded is None else _linear(params["down"], encoded)
         own, state = self.quantizer.init(self.dim, key=own_key, encoded=low)

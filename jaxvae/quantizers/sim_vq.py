@@ -50,7 +50,7 @@ class SimVQ:
     def init(self, dim: int, *, key: PRNGKey, encoded: Array | None = None) -> tuple[PyTree, PyTree]:
         """Random codes, or codes spread over `encoded` [..., D] by `codebook.seed_codebook`."""
         codes = codebook.vectors(initial_codes(self.num_codes, dim, key, encoded, cosine=False))
-        return {"map": jnp.eye(dim)}, {"codes": codes}
+        return {"map": jnp.eye(dim, dtype=jnp.float32)}, {"codes": codes}
 
     def __call__(
         self, params: PyTree, state: PyTree, encoded: Array, *, mask: Array | None = None, key: PRNGKey | None = None
