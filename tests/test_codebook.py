@@ -489,6 +489,10 @@ def test_perplexity_and_usage():
     assert usage(jnp.zeros(3, jnp.uint8), 2).dtype == jnp.float32
 
 
+def test_a_code_may_be_used_more_often_than_float32_counts():
+    np.testing.assert_allclose(usage(jnp.zeros(2**24 + 2**21, jnp.int32), 2), [1, 0])
+
+
 # Types of integers
 
 

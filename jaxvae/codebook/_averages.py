@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxvae._checks import at_least, integers, where_mask
 from jaxvae.codebook._checks import check_dim, check_positions, detached
+from jaxvae.codebook._health import count
 from jaxvae.keys import check_key
 from jaxvae.types import Array, PRNGKey
 
@@ -162,7 +163,7 @@ def batch_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState
 def segment_means(encoded: Array, indices: Array, num_codes: int) -> CodebookState:
     """`batch_means` of [N, D] and [N] by scattered additions."""
     indices = integers(indices, "indices")
-    counts = jax.ops.segment_sum(jnp.ones(indices.shape, jnp.float32), indices, num_codes)
+    counts = count(indices, num_codes).astype(jnp.float32)
     sums = jax.ops.segment_sum(encoded, indices, num_codes)
     return CodebookState(counts / len(indices), sums / len(indices))
 

@@ -21,7 +21,12 @@ def usage(indices: Array, num_codes: int) -> Array:
     at_least(2, num_codes=num_codes)
     flat = integers(indices, "indices").reshape(-1)
     check_positions("indices", flat)
-    return jax.ops.segment_sum(jnp.ones(flat.shape, jnp.float32), flat, num_codes) / len(flat)
+    return count(flat, num_codes).astype(jnp.float32) / len(flat)
+
+
+def count(indices: Array, num_codes: int) -> Array:
+    """How many of the indices [N] are each code, [K] int32: ones in float32 would add up to 2**24 at most."""
+    return jax.ops.segment_sum(jnp.ones(indices.shape, jnp.int32), indices, num_codes)
 
 
 def perplexity(usage: Array) -> Array:

@@ -116,7 +116,7 @@ def perplexity(indices: Array, mask: Array | None, num_codes: int) -> Array:
     else:
         ordered = jnp.sort(flat)
         runs = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), ordered[1:] != ordered[:-1]]))
-        counts = jax.ops.segment_sum((ordered < num_codes).astype(jnp.float32), runs, len(flat))
+        counts = jax.ops.segment_sum((ordered < num_codes).astype(jnp.int32), runs, len(flat))
         effective = codebook.perplexity(counts)
     return effective if mask is None else jnp.where(mask.any(), effective, 0)
 
