@@ -70,7 +70,9 @@ def test_one_code_may_be_given_with_the_gradient_of_the_mixture(params):
     (hard_grads, hard), (soft_grads, _) = grad(True, params, encoded), grad(False, params, encoded)
     chex.assert_trees_all_close(hard_grads, soft_grads, rtol=1e-5, atol=1e-6)
     drawn = GumbelCodebook(K, 0.5)(params, {}, encoded, key=key).vectors
-    np.testing.assert_allclose(hard, drawn, atol=1e-6)
+    np.testing.assert_array_equal(hard, drawn)
+    most_probable = GumbelCodebook(K)(params, {}, encoded)
+    np.testing.assert_array_equal(most_probable.latent, most_probable.vectors)
 
 
 def test_the_loss_is_the_kl_to_uniform_codes(params):

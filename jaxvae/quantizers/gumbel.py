@@ -95,7 +95,7 @@ class GumbelCodebook:
         vectors = codes[indices]
         latent = jnp.dot(jax.nn.softmax(drawn / self._temperature(state)), codes, precision=exact)
         if key is None or self.straight_through:
-            latent += jax.lax.stop_gradient(vectors - latent)
+            latent = jax.lax.stop_gradient(vectors) + (latent - jax.lax.stop_gradient(latent))  # exactly the code's
 
         log_probs = jax.nn.log_softmax(logits)
         rate = (jnp.exp(log_probs) * log_probs).sum(axis=-1) + math.log(self.num_codes)  # [B, *positions]
