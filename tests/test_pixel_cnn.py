@@ -11,6 +11,7 @@ import optax
 import pytest
 from scipy import special, stats
 
+from jaxvae import PixelCNNPP, PixelRNN
 from jaxvae.keys import example_keys, noise
 from jaxvae.models.pixel_cnn import PixelCNN
 from jaxvae.objectives import pixel_cnn_loss
@@ -19,6 +20,7 @@ TINY = PixelCNN(2, (3, 3), channels=8, layers=2)
 CLASSES = PixelCNN(5, (4, 6), channels=8, layers=2, num_classes=3)
 IMAGE = PixelCNN(4, [5, 4, 1], channels=8, layers=2, kernel=5)
 LABEL = jnp.array([0, 1, 2, 1])
+KINDS = (PixelCNN, 5, (3, 3)), (PixelRNN, 5, (3, 3)), (PixelCNNPP, (3, 3, 3), 5)
 KEY = jax.random.key(0)
 
 
@@ -244,6 +246,19 @@ def test_values_and_labels_of_every_integer_type_mean_the_same(dtype, key):
     np.testing.assert_array_equal(drawn, wide)
     np.testing.assert_array_equal(drawn[:, 0], values[:, 0])
     assert drawn.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    "model",
+    [kind(*sizes, channels=4, layers=1) for kind, *sizes in KINDS],
+    ids=lambda model: type(model).__name__,
+)
+def test_samples_are_int32_with_64_bit_types_too(model, x64):
+    values = jnp.ones((2, *model.shape), int)
+    assert values.dtype == jnp.int64
+    params = jax.eval_shape(model.init, KEY, values)
+    known = values[..., 0] > 0 if isinstance(model, PixelCNNPP) else values > 0
+    assert jax.eval_shape(partial(model.complete, key=KEY), params, values, known).dtype == jnp.int32
 
 
 def test_a_negative_value_or_label_of_a_narrow_type_is_out_of_range(key):

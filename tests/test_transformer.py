@@ -243,6 +243,14 @@ def test_of_equally_probable_values_the_first_are_kept():
     np.testing.assert_array_equal(kept(logits, 1.0, None, 1.0), logits)
 
 
+def test_a_nucleus_of_probability_one_is_all_that_may_be_drawn():
+    """Also where the first value alone has all of it in float32."""
+    logits = jnp.array([[30.0, 0.0, 1.0, 2.0]])
+    np.testing.assert_array_equal(kept(logits, 1.0, None, 1.0), logits)
+    np.testing.assert_array_equal(np.isfinite(kept(logits, 1.0, 3, 1.0)), [[1, 0, 1, 1]])
+    np.testing.assert_array_equal(np.isfinite(kept(logits, 1.0, None, 0.999)), [[1, 0, 0, 0]])
+
+
 def test_known_values_stay_and_the_rest_is_drawn_given_them():
     params, num, every = init(FLAT), 10_000, every_array(FLAT)
     values = jnp.broadcast_to(jnp.array([[[1, 2], [0, 0]], [[0, 0], [0, 0]]]), (num, 2, 2, 2))
@@ -367,6 +375,20 @@ def test_values_labels_and_prefixes_of_every_integer_type_mean_the_same(dtype):
     known = jnp.zeros((2, 3), bool).at[:, :2].set(True)
     drawn = model.complete(params, values.astype(dtype), known, key=KEY, **options)
     np.testing.assert_array_equal(drawn, model.complete(params, values, known, key=KEY, label=label, prefix=prefix))
+
+
+@pytest.mark.parametrize("name", ["flat", "classes", "all"])
+def test_parameters_and_logits_are_float32_and_samples_int32_with_64_bit_types_too(name, x64):
+    model = MODELS[name]
+    values, options = values_of(model), conditions(model)
+    assert values.dtype == jnp.int64
+    params = jax.eval_shape(partial(model.init, **options), KEY, values)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    logits, log_prob = (jax.eval_shape(each, model, params, values, **options) for each in (logits_of, log_prob_of))
+    assert logits.dtype == log_prob.dtype == jnp.float32
+    guidance = {"guidance": 1.5} if options else {}
+    complete = partial(model.complete, key=KEY, **options, **guidance)
+    assert jax.eval_shape(complete, params, values, values > 0).dtype == jnp.int32
 
 
 def test_what_is_out_of_range_gives_nan_for_its_example_alone():

@@ -67,20 +67,20 @@ class Conditioner(nn.Module):
         dropped = _checked_dropped(dropped, batch, conditional=not (label is None and prefix is None))
         if label is None and prefix is None:
             return Condition()
-        bias, features, present = jnp.zeros((batch, self.width)), None, None
+        bias, features, present = jnp.zeros((batch, self.width), jnp.float32), None, None
         if label is not None and self.num_classes is not None:
             bad = label == self.num_classes
-            embedding = self.param("label", EMBEDDING, (self.num_classes, self.width))
+            embedding = self.param("label", EMBEDDING, (self.num_classes, self.width), jnp.float32)
             bias = jnp.where(bad[:, None], jnp.nan, embedding[jnp.where(bad, 0, label)])
         if prefix is not None and self.prefix is not None:
             length, vocabulary = self.prefix
             bias = jnp.where((prefix > vocabulary).any(axis=1, keepdims=True), jnp.nan, bias)
             present = (prefix < vocabulary) & ~dropped[:, None]
-            embedding = self.param("prefix", EMBEDDING, (vocabulary, self.width))
-            place = self.param("prefix_place", EMBEDDING, (length, self.width))
+            embedding = self.param("prefix", EMBEDDING, (vocabulary, self.width), jnp.float32)
+            place = self.param("prefix_place", EMBEDDING, (length, self.width), jnp.float32)
             features = embedding[jnp.where(present, prefix, 0)] + place[None, : prefix.shape[1]]
             features = features.astype(self.dtype)
-        nothing = self.param("nothing", EMBEDDING, (self.width,))
+        nothing = self.param("nothing", EMBEDDING, (self.width,), jnp.float32)
         return Condition(jnp.where(dropped[:, None], nothing[None], bias), features, present)
 
 

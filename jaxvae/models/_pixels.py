@@ -163,7 +163,7 @@ def _complete(
         position, value, stays, links = x
         output, made, before = model.apply(params, left, before, links, method="horizontal")
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-        value = jnp.where(stays, value, model.choose(output[:, 0, 0], own, temperature))
+        value = jnp.where(stays, value, model.choose(output[:, 0, 0], own, temperature)).astype(jnp.int32)
         feature = model.apply(params, value[:, None, None], method="embed")
         return (feature, before), (value, feature[:, :, 0], jax.tree.map(lambda each: each[:, :, 0], made))
 

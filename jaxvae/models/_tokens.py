@@ -71,7 +71,7 @@ def kept(logits: Array, temperature: float | Array, top_k: Array | None, top_p: 
         tempered = (largest - largest[..., :1]) / jnp.maximum(temperature, 1e-6)
         probability = jax.nn.softmax(jnp.where(inside, tempered, -jnp.inf), axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability
-        inside &= (before < top_p) | (rank == 0)
+        inside &= (before < top_p) | (rank == 0) | (jnp.asarray(top_p) >= 1)  # a rounded sum is 1 before the last
     return jnp.where(jnp.take_along_axis(inside, ranks, axis=-1), logits, -jnp.inf)
 
 
@@ -161,7 +161,7 @@ def complete(
         own = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers[index])
         gumbel = noise(jax.random.gumbel, own.reshape(-1), (own.size, logits.shape[-1])).reshape(logits.shape)
         drawn = jnp.argmax(kept(logits, *draw) + draw[0] * gumbel, axis=-1).astype(jnp.int32)
-        values = jnp.where(stays, values, drawn)
+        values = jnp.where(stays, values, drawn).astype(jnp.int32)
         return (jnp.concatenate([values, values]) if both else values, state), values
 
     def by_step(x: Array, filler: Any) -> Array:  # [N, P·M] -> [T, N, G]

@@ -120,13 +120,12 @@ class TransformerPrior(nn.Module):
         """Make the layers."""
         counts, steps = self.counts, len(self.layout.tokens)
         self.embedding = nn.Embed(sum(counts), self.width, dtype=self.dtype, embedding_init=EMBEDDING)
-        self.start = self.param("start", EMBEDDING, (self.width,))
-        self.place = self.param("place", EMBEDDING, (steps, self.width)) if self.positions == "learned" else None
-        self.book = (
-            self.param("book", EMBEDDING, (len(counts), self.width))
-            if len(counts) > 1 and self.books == "flat"
-            else None
-        )
+        self.start = self.param("start", EMBEDDING, (self.width,), jnp.float32)
+        self.place = self.book = None
+        if self.positions == "learned":
+            self.place = self.param("place", EMBEDDING, (steps, self.width), jnp.float32)
+        if len(counts) > 1 and self.books == "flat":
+            self.book = self.param("book", EMBEDDING, (len(counts), self.width), jnp.float32)
         self.blocks = [
             Block(
                 *(self.heads, self.kv_heads or self.heads, self.hidden or -(-8 * self.width // 24) * 8, self.layers),
@@ -136,8 +135,8 @@ class TransformerPrior(nn.Module):
         ]
         self.last = norm(self.normalization, self.dtype)
         kernel = nn.initializers.lecun_normal(batch_axis=0)
-        self.output = self.param("output", kernel, (len(counts), self.width, max(counts)))
-        self.output_bias = self.param("output_bias", nn.initializers.zeros, (len(counts), max(counts)))
+        self.output = self.param("output", kernel, (len(counts), self.width, max(counts)), jnp.float32)
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (len(counts), max(counts)), jnp.float32)
         self.condition = Conditioner(self.width, self.num_classes, self.prefix, self.dtype)
 
     @property
