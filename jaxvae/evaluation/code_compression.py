@@ -14,7 +14,7 @@ from jaxvae._host import host_array
 from jaxvae.evaluation.compression import Progress, batches, entropy_coder
 from jaxvae.types import Array, PyTree
 
-MAGIC = b"jaxvae codes 1\n"
+MAGIC = b"jaxvae codes 2\n"
 
 
 def compress_codes(
@@ -43,7 +43,7 @@ def compress_codes(
     Raises:
       ImportError: the package constriction is missing.
       TypeError: the indices are not integers.
-      ValueError: there are none, one is out of range, a condition is not [N, ...], or the network's output is not
+      ValueError: there are none, one is out of range, a condition is not one for each, or the network's output is not
         finite.
 
     References:
@@ -55,24 +55,21 @@ def compress_codes(
         raise TypeError(f"indices must be integers, got {values.dtype}")
     if values.ndim < 2 or not values.size:
         raise ValueError(f"indices must be [N, *shape], at least one number, got {values.shape}")
-    largest = np.iinfo(np.int32).max
-    if (wrong := (values < 0) | (values > largest)).any():  # the cast would bring some of them back into range
-        raise ValueError(f"code {values[wrong][0]} is outside 0 .. {largest}")
-    values = values.astype(np.int32)
+    codes = values.astype(np.int32)  # another number where one does not fit, which is refused below
     given = _given(condition, len(values))
     logits_of = _network(model, params, batch_size)
     encoder = entropy_coder().stream.queue.RangeEncoder()
     parts = list(batches(len(values), batch_size))
     for done, rows in enumerate(parts):
-        logits = logits_of(values[rows], [each[rows] for each in given])
-        flat = values[rows].reshape(len(logits), -1)
-        _check_range(flat, logits)
+        logits = logits_of(codes[rows], [each[rows] for each in given])
+        flat = codes[rows].reshape(len(logits), -1)
+        _check_range(values[rows].reshape(flat.shape), logits)
         for tokens in _order(model, flat.shape[1]):
             encoder.encode(np.ascontiguousarray(flat[:, tokens].ravel()), _categorical(), _masses(logits[:, tokens]))
         if progress is not None:
             progress(done + 1, len(parts))
     words = np.asarray(encoder.get_compressed(), "<u4")
-    numbers = (batch_size, values.ndim, *values.shape)
+    numbers = (_checksum(codes), batch_size, values.ndim, *values.shape)
     body = struct.pack(f"<{len(numbers)}I", *numbers) + words.tobytes()
     return MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
@@ -86,9 +83,10 @@ def decompress_codes(
 
     Raises:
       ImportError: the package constriction is missing.
-      ValueError: these are no such bytes, they are damaged, or a condition is not [N, ...].
+      ValueError: these are no such bytes, they are damaged, or the model, its parameters, the condition or the machine
+        are others.
     """
-    batch_size, shape, words = _parsed(compressed)
+    checksum, batch_size, shape, words = _parsed(compressed)
     given = _given(condition, shape[0])
     logits_of = _network(model, params, batch_size)
     decoder = entropy_coder().stream.queue.RangeDecoder(np.asarray(words, np.uint32))
@@ -102,16 +100,25 @@ def decompress_codes(
             flat[:, tokens] = np.asarray(found).reshape(len(flat), -1)
         if progress is not None:
             progress(done + 1, len(parts))
+    if _checksum(values) != checksum:
+        raise ValueError(
+            "other codes came out than went in: the model, its parameters, the condition or the machine are not those "
+            "that wrote the file"
+        )
     return values
 
 
 def _given(condition: Sequence[ArrayLike], count: int) -> list[np.ndarray]:
-    """The conditions of `count` arrays; `ValueError` where there are more or fewer."""
+    """What the model is given beside `count` arrays."""
     given = [host_array(each, "condition") for each in condition]
     for each in given:
         if each.shape[:1] != (count,):
-            raise ValueError(f"the condition must be ({count}, ...), one for each array of codes, got {each.shape}")
+            raise ValueError(f"a condition must be ({count}, ...), one for each array of codes, got {each.shape}")
     return given
+
+
+def _checksum(codes: np.ndarray) -> int:
+    return zlib.crc32(np.asarray(codes, "<i4").tobytes())
 
 
 def _network(model: Any, params: PyTree, batch_size: int) -> Callable[[np.ndarray, Sequence[np.ndarray]], np.ndarray]:
@@ -145,7 +152,9 @@ def _masses(logits: np.ndarray) -> np.ndarray:
     masses = np.exp(logits - logits.max(axis=-1, keepdims=True))
     masses /= masses.sum(axis=-1, keepdims=True)
     if not np.isfinite(masses).all():
-        raise ValueError("the network's output is not finite: its parameters are damaged, or these are not its codes")
+        raise ValueError(
+            "the network's output is not finite: its parameters are damaged, or these are not its codes or condition"
+        )
     return masses.reshape(-1, masses.shape[-1])
 
 
@@ -153,20 +162,23 @@ def _check_range(flat: np.ndarray, logits: np.ndarray) -> None:
     wrong = (flat < 0) | (flat >= logits.shape[-1])
     if wrong.any():
         raise ValueError(f"code {flat[wrong][0]} is outside 0 .. {logits.shape[-1] - 1}")
+    chosen = np.take_along_axis(logits, flat[..., None].astype(np.int64), axis=-1)[..., 0]
+    if (never := np.isneginf(chosen)).any():
+        raise ValueError(f"the model says that code {flat[never][0]} is never there: its book has fewer values")
 
 
 def _categorical() -> Any:
     return entropy_coder().stream.model.Categorical(perfect=False)
 
 
-def _parsed(compressed: bytes) -> tuple[int, tuple[int, ...], np.ndarray]:
+def _parsed(compressed: bytes) -> tuple[int, int, tuple[int, ...], np.ndarray]:
     """What the header says, and the words after it."""
     start = len(MAGIC) + 4
-    if not compressed.startswith(MAGIC) or len(compressed) < start + 16:
+    if not compressed.startswith(MAGIC) or len(compressed) < start + 20:
         raise ValueError("these bytes are not of jaxvae.evaluation.compress_codes")
     body = compressed[start:]
     if zlib.crc32(body) != struct.unpack_from("<I", compressed, len(MAGIC))[0]:
         raise ValueError("the file is damaged or cut off: its checksum is another")
-    batch_size, rank = struct.unpack_from("<2I", body)
-    shape = struct.unpack_from(f"<{rank}I", body, 8)
-    return batch_size, shape, np.frombuffer(body, "<u4", offset=8 + 4 * rank)
+    checksum, batch_size, rank = struct.unpack_from("<3I", body)
+    shape = struct.unpack_from(f"<{rank}I", body, 12)
+    return checksum, batch_size, shape, np.frombuffer(body, "<u4", offset=12 + 4 * rank)
