@@ -87,6 +87,14 @@ def test_certain_decoders_and_far_latents_are_coded_too(params):
     np.testing.assert_array_equal(decompress(MODEL, sure, (), coded), X[:20])
 
 
+def test_latents_that_are_certain_are_coded_too():
+    """An encoder of one's own, whose standard deviation exp(-150) is zero in float32."""
+    model = jaxvae.VAE(lambda x: (x[:, :2], 0 * x[:, :2] - 300), lambda z: jnp.tile(z, 2))
+    x = np.random.default_rng(0).integers(0, 2, (5, 4))
+    coded = compress(model, {"params": {}}, (), x)
+    np.testing.assert_array_equal(decompress(model, {"params": {}}, (), coded), x)
+
+
 def test_another_model_damage_and_strange_bytes_are_noticed(params, compressed):
     other = jax.tree.map(lambda leaf: leaf * 1.001, params)
     with pytest.raises(ValueError, match="did not come back: the model, its parameters or the machine are not those"):

@@ -21,6 +21,7 @@ MAGIC = b"jaxvae bits back 1\n"
 # Bins that latents are rounded to. The coder gives each of them 2**-24 at least, wherever q(z|x) lies: of many more,
 # now and then one would be drawn that q never draws.
 WIDTH = 1 / 64
+SURE = 1e-30  # the least standard deviation: the coder takes none of zero, which float32 rounds a small one to
 RANGE = 8  # the largest |z|, whose bin has the tail
 BITS = 32  # of a word of the stack
 SPARE = 8  # words that are borrowed beyond what is expected
@@ -172,7 +173,7 @@ def _coders(model: Any, params: PyTree, model_state: PyTree, shape: tuple[int, .
     def run_encoder(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean, scale = (np.asarray(each, np.float64)[: len(x)] for each in encode(padded(x)))
         _check_finite("encoder", mean, scale)
-        return mean, scale
+        return mean, np.maximum(scale, SURE)
 
     def run_decoder(z: np.ndarray) -> np.ndarray:
         probability = np.asarray(decode(padded(z)), np.float64)[: len(z)]
