@@ -21,6 +21,7 @@ from jaxvae.keys import check_seed
 __all__ = [
     "PictureFormat",
     "RunConfig",
+    "check_guidance",
     "complain",
     "console",
     "counter",
@@ -81,6 +82,15 @@ class RunConfig:
         for name in positive:
             if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+
+
+def check_guidance(guidance: float, condition_dropout: float) -> None:
+    """Raise `ValueError` where guided samples would ask a model what it never learns to say without its condition."""
+    if guidance != 1 and not condition_dropout:
+        raise ValueError(
+            f"guidance {guidance} needs what the model says without its condition, which it never learns with "
+            "condition_dropout 0: set guidance to 1, or condition_dropout above 0"
+        )
 
 
 def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:

@@ -24,7 +24,7 @@ import optax
 
 import jaxvae
 from experiments import classifier, vae
-from experiments.command import RunConfig, console, counter, file_errors, parse, user_errors
+from experiments.command import RunConfig, check_guidance, console, counter, file_errors, parse, user_errors
 from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of
 from experiments.hierarchy import averaged
 from experiments.report import as_pictures, evaluator, over_set, prepared
@@ -127,6 +127,7 @@ class Config(RunConfig):
             raise ValueError(f"--run belongs to latents, got the preset {self.preset}")
         if self.guidance != 1 and not self.class_conditional:
             raise ValueError(f"guidance {self.guidance} needs --class-conditional")
+        check_guidance(self.guidance, self.condition_dropout)
 
 
 PRESETS = {

@@ -25,7 +25,7 @@ import optax
 
 import jaxvae
 from experiments import classifier
-from experiments.command import RunConfig, console, parse, user_errors
+from experiments.command import RunConfig, check_guidance, console, parse, user_errors
 from experiments.maps import SAMPLES, Maps, draw_maps, load_codes, measure, run_first, save_pictures, train_model
 from experiments.report import as_pictures
 from experiments.run import Run, reached
@@ -99,6 +99,7 @@ class Config(RunConfig):
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.guidance != 1 and not (self.class_conditional and self.network == "transformer"):
             raise ValueError(f"guidance {self.guidance} needs a transformer and --class-conditional")
+        check_guidance(self.guidance, self.condition_dropout)
         if self.network != "transformer" and not (self.top_k is None and self.top_p is None):
             raise ValueError("top_k and top_p need --network transformer")
 
@@ -173,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{len(maps.num_values)}: take "
                 "--network transformer"
             )
+        if config.top_k is not None and config.top_k > np.max(maps.num_values):  # the samples come after training
+            raise ValueError(f"top_k must be at most {np.max(maps.num_values)}, the codes, got {config.top_k}")
         order = data.Order(len(maps.train), config.batch_size, config.epochs, config.seed)
         run = Run("prior", config, **maps.derived, decay_epochs=config.epochs)
         model = make_model(SimpleNamespace(**run.settings))

@@ -27,7 +27,7 @@ import optax
 import jaxvae
 from experiments import captions, classifier, vq_vae
 from experiments.codes import indices_of
-from experiments.command import RunConfig, console, file_errors, parse, user_errors
+from experiments.command import RunConfig, check_guidance, console, file_errors, parse, user_errors
 from experiments.maps import as_they_are
 from experiments.report import as_pictures, evaluator
 from experiments.run import Run, init_of, reached
@@ -106,6 +106,7 @@ class Config(RunConfig):
         for name in ("held_out", "condition_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_guidance(self.guidance, self.condition_dropout)
         captions.tokens(self.caption)  # refuses unknown words
 
 
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         few = {"images": 512, "tokenizer_epochs": 1, "epochs": 1, "reader_steps": 4, "samples": 16}
         config = dataclasses.replace(config, **few, width=32, layers=1)
     with user_errors():
+        model = make_model(config)
         unseen = captions.held_out(config.held_out, config.seed)
         train = pictures(config.images, ~unseen, seed=config.seed, left_out=captions.LEFT_OUT)
         derived = {"vocabulary": captions.VOCABULARY, "decay_epochs": config.epochs}
@@ -127,7 +129,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     already = json.loads(finished.read_text()) if config.resume and finished.exists() else None
 
     vq, tokenizer = train_tokenizer(run, config, train)
-    model = make_model(SimpleNamespace(**run.settings))
     state = train_transformer(run, config, model, coded(train, vq, tokenizer), vq, tokenizer, unseen)
     draw = partial(drawn, config, model, state.params, vq, tokenizer)
     if already is not None and config.caption:
@@ -331,7 +332,7 @@ def save_pictures(run: Run, config: Config, draw: Draw) -> list[Path]:
     unseen = captions.held_out(config.held_out, config.seed)
     chosen = np.argwhere(unseen)[np.random.default_rng(0).permutation(int(unseen.sum()))[:6]]
     sentences = [*EXAMPLES, *captions.captions(chosen, seed=1)]
-    title = "captions; the last six are of combinations that were never shown"
+    title = "captions" + (f"; the last {len(chosen)} are of combinations that were never shown" if len(chosen) else "")
     paths = [save_captions(run.picture("captions"), draw, sentences, title)]
     if config.caption:
         paths.append(save_captions(run.picture("yours"), draw, config.caption))

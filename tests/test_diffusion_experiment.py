@@ -92,6 +92,10 @@ def test_every_numeric_option_is_checked():
         (("latents",), "latents needs the run directory of a VAE: latents RUN"),
         (("latents", "no-such-run"), "no run in"),
         (("digits", "--guidance", 2), "guidance 2.0 needs --class-conditional"),
+        (
+            ("digits", "--guidance", 2, "--class-conditional", "--condition-dropout", 0),
+            "guidance 2.0 needs what the model says without its condition",
+        ),
         (("digits", "--run", "."), "--run belongs to latents, got the preset digits"),
         (("latents", "--class-conditional"), "latents are modelled without classes, by the bound"),
         (("digits", "--batch-size", 5000), "a batch of 5000 is larger than the split of"),

@@ -1,5 +1,7 @@
 """Captions say what the pictures show, held-out combinations are never shown, and the whole runs small."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,6 +110,33 @@ def test_the_program_trains_three_models_and_draws_captions_of_a_finished_run(tm
     refused = run(text_to_image.main, *again, "a red heart")
     assert refused.code == 2
     assert "has 'red'; the words are" in refused.said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--condition-dropout", 0), "guidance 2.0 needs what the model says without its condition"),
+        (("--heads", 3), "heads must divide width"),
+        (("--num-codes", 1), "num_values must be at least 2, got 1"),
+    ],
+)
+def test_a_wrong_option_is_one_line_before_anything_is_trained(arguments, said, tmp_path):
+    done = run(text_to_image.main, "sprites", *arguments, "--out", tmp_path / "run")
+    assert done.code == 2
+    assert said in done.said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("share", "never"), [(0.2, "; the last 6 are of combinations that were never shown"), (0, "")])
+def test_the_picture_of_captions_says_how_many_were_never_shown(share, never, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(text_to_image, "save_captions", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(figures, "learning_curves", lambda *_: None)
+    place = SimpleNamespace(picture=lambda name: name, records=list)
+    text_to_image.save_pictures(place, SimpleNamespace(held_out=share, seed=0, caption=()), None)
+    [(_, _, sentences, title)] = drawn
+    assert title == f"captions{never}"
+    assert len(sentences) == len(text_to_image.EXAMPLES) + (6 if never else 0)
 
 
 def test_captions_stand_above_their_pictures(tmp_path):

@@ -197,6 +197,10 @@ def test_other_codebooks_train(options, tmp_path, monkeypatch):
         (prior.main, ("codes",), "codes needs the run directory of a VQ-VAE: --run RUN"),
         (prior.main, ("codes", "--top-p", 1.5), "top_p must lie in (0, 1], got 1.5"),
         (prior.main, ("codes", "--guidance", 2), "guidance 2.0 needs a transformer and --class-conditional"),
+        (
+            *(prior.main, ("codes", "--class-conditional", "--guidance", 2, "--condition-dropout", 0)),
+            "guidance 2.0 needs what the model says without its condition",
+        ),
         (prior.main, ("codes-pixelcnn", "--top-k", 2), "top_k and top_p need --network transformer"),
         (pixelcnn.main, ("digits", "--layers", 0), "layers must be at least 1, got 0"),
         (pixelcnn.main, ("digits", "--dropout", 0.1), "dropout needs --network pixelcnn++, got pixelcnn"),
@@ -207,3 +211,12 @@ def test_wrong_options_are_one_line(main, arguments, said):
     done = run(main, *arguments)
     assert done.code == 2
     assert said in done.said
+
+
+@pytest.mark.parametrize(("num_values", "most"), [(8, 8), ((4, 6), 6)])
+def test_more_codes_than_there_are_are_refused_before_training(num_values, most, tmp_path, monkeypatch):
+    monkeypatch.setattr(prior, "load_codes", lambda config: SimpleNamespace(num_values=num_values))
+    done = run(prior.main, "codes", "--run", tmp_path, "--out", tmp_path / "prior", "--top-k", 9)
+    assert done.code == 2
+    assert f"top_k must be at most {most}, the codes, got 9" in done.said
+    assert not (tmp_path / "prior").exists()
