@@ -60,12 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = tyro.cli(Config, description=__doc__, args=argv)
         keep_programs()
         runs = [directory.expanduser().resolve() for directory in config.runs]
+        names = names_of(config.runs, runs)
         sources = {directory: source_of(directory) for directory in runs}
         if len(set(sources.values())) > 1:
             raise ValueError(f"the runs are of different images: {', '.join(sorted(set(sources.values())))}")
     points = {}
-    for directory in runs:
-        points[directory.name], images = of_run(directory, config.images)
+    for name, directory in zip(names, runs, strict=True):
+        points[name], images = of_run(directory, config.images)
     learned = sorted(points.values(), key=lambda point: point["bits_per_pixel"])
     curves = {"tokeniser and prior": learned} | of_formats(images)
     show(points, curves)
@@ -81,6 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     picture = figures.codec_curves(out / f"codec.{config.picture_format}", lines, title=title)
     for path in (picture, out / "codec.json"):
         console.print(str(path), highlight=False)
+
+
+def names_of(typed: Sequence[Path], runs: Sequence[Path]) -> list[str]:
+    """What runs are called: their directories' names, or as they were typed where these agree."""
+    if len(set(runs)) < len(runs):
+        raise ValueError(f"a run is named twice: {' '.join(map(str, typed))}")
+    names = [directory.name for directory in runs]
+    return names if len(set(names)) == len(names) else list(map(str, typed))
 
 
 def source_of(directory: Path) -> str:

@@ -29,6 +29,15 @@ def test_a_sheet_holds_all_images_and_a_format_of_high_quality_is_near_them():
     assert codec.at_equal_bits(curve, 0.5) == "takes 1.000 at least"
 
 
+def test_runs_of_one_name_are_told_apart_and_one_run_twice_is_refused(tmp_path):
+    typed = [tmp_path / "a" / "prior", tmp_path / "b" / "prior"]
+    assert codec.names_of(typed, typed) == list(map(str, typed))
+    assert codec.names_of([*typed[:1], tmp_path / "c"], [*typed[:1], tmp_path / "c"]) == ["prior", "c"]
+    refused = run(codec.main, tmp_path, tmp_path / "a" / "..")
+    assert refused.code == 2
+    assert "a run is named twice" in refused.said
+
+
 @pytest.mark.slow
 def test_the_program_measures_a_prior_over_the_codes_of_a_tokeniser(tmp_path):
     result_of(vq_vae.main, tmp_path / "vq", "digits", "--smoke")
