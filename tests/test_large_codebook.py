@@ -50,6 +50,18 @@ def test_many_seeds_are_rows_and_as_good_as_those_drawn_one_by_one(monkeypatch):
     assert several < 1.03 * one_by_one
 
 
+def test_many_seeds_spread_as_well_far_from_the_origin(monkeypatch):
+    """Points on a lattice, so that moving them rounds none: their norms drown the distances by far."""
+    monkeypatch.setattr(_seeding, "ROUNDS", 8)
+    points = np.round(64 * normal(0, 600, 4)) / 64
+
+    def distortion(offset):
+        codes = codebook.vectors(codebook.seed_codebook(points + offset, 64, key=jax.random.key(1), iterations=0))
+        return np.square(points[:, None] - (np.asarray(codes) - offset)[None]).sum(-1).min(axis=1).mean()
+
+    assert distortion(np.float32(2**14)) < 1.05 * distortion(np.float32(0))
+
+
 def test_fewer_points_than_codes_of_a_round_stay_finite(monkeypatch):
     monkeypatch.setattr(_seeding, "ROUNDS", 2)
     points = normal(0, 3, 2)

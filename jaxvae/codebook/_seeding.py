@@ -53,7 +53,7 @@ def seed_codebook(encoded: Array, num_codes: int, *, key: PRNGKey, iterations: i
         if each == 1:
             distance = jnp.minimum(distance, jnp.square(encoded - new).sum(axis=1))
         else:
-            products = jnp.dot(encoded, new.T, precision=jax.lax.Precision.HIGHEST)
+            products = jnp.dot(centred, centred[rows].T, precision=jax.lax.Precision.HIGHEST)
             apart = (norms[:, None] - 2 * products + norms[rows][None]).min(axis=1)
             distance = jnp.minimum(distance, jnp.maximum(apart, 0)).at[rows].set(0)
         return jax.lax.dynamic_update_slice_in_dim(codes, new, number * each, axis=0), distance
@@ -64,7 +64,8 @@ def seed_codebook(encoded: Array, num_codes: int, *, key: PRNGKey, iterations: i
         return jnp.where((cluster.frequency > 0)[:, None], means, codes)
 
     far = jnp.full(len(encoded), jnp.finfo(jnp.float32).max)  # from no code at all: the first is drawn evenly
-    norms, rounds = jnp.square(encoded).sum(axis=1), -(-num_codes // each)
+    centred = encoded - encoded.mean(axis=0, keepdims=True)  # far from the origin products drown the distances
+    norms, rounds = jnp.square(centred).sum(axis=1), -(-num_codes // each)
     codes = jnp.zeros((rounds * each, encoded.shape[1]), jnp.float32)
     codes = jax.lax.fori_loop(0, rounds, add_codes, (codes, far))[0][:num_codes]
     return evenly_used(jax.lax.fori_loop(0, iterations, move_codes, codes))
