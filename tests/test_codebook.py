@@ -489,6 +489,14 @@ def test_perplexity_and_usage():
     assert usage(jnp.zeros(3, jnp.uint8), 2).dtype == jnp.float32
 
 
+def test_the_perplexity_of_a_softmax_has_a_gradient_where_a_code_is_never_used():
+    logits = jnp.array([[0.0, 1.0, -200.0], [1.0, 0.5, -300.0]])
+    grad = jax.grad(lambda logits: perplexity(jax.nn.softmax(logits).mean(axis=0)))(logits)
+    two = jax.grad(lambda logits: perplexity(jax.nn.softmax(logits).mean(axis=0)))(logits[:, :2])
+    np.testing.assert_allclose(grad[:, :2], two, rtol=1e-5)
+    np.testing.assert_array_equal(grad[:, 2], 0)
+
+
 def test_a_code_may_be_used_more_often_than_float32_counts():
     np.testing.assert_allclose(usage(jnp.zeros(2**24 + 2**21, jnp.int32), 2), [1, 0])
 

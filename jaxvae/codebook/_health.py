@@ -51,4 +51,6 @@ def perplexity(usage: Array) -> Array:
     shares = jnp.asarray(usage, jnp.float32)
     if shares.ndim != 1 or not len(shares):
         raise ValueError(f"usage must be [K], got {shares.shape}; take groups by jax.vmap")
-    return jnp.exp(jax.scipy.special.entr(shares / shares.sum()).sum())
+    # Above zero, where the slope of -p log p is infinite: shares that a softmax made have a slope of zero there.
+    positive = jnp.maximum(shares / shares.sum(), jnp.finfo(shares.dtype).tiny)
+    return jnp.exp(jax.scipy.special.entr(positive).sum())
