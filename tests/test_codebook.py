@@ -416,6 +416,16 @@ def test_fewer_positions_than_dead_codes(key):
     assert dead_codes(new) == 7
 
 
+def test_restarts_are_the_same_whatever_lies_between_the_positions_that_count(key):
+    state, _ = with_dead()
+    encoded = jnp.asarray(normal(1, 6, 3, D))
+    alone = restart_dead_codes(state, encoded, key=key)
+    between = jnp.full((6, 5, D), jnp.nan).at[:, jnp.array([0, 2, 3])].set(encoded)
+    among = restart_dead_codes(state, between, key=key, mask=~jnp.isnan(between).any(axis=-1))
+    chex.assert_trees_all_equal(among, alone)
+    assert (vectors(alone) != vectors(state)).any()
+
+
 def test_restarts_draw_every_position_alike_and_none_twice():
     state, encoded = with_dead(num_dead=2)
     draw = jax.jit(jax.vmap(lambda key: restart_dead_codes(state, encoded[:6], key=key).moment[-2:]))

@@ -123,8 +123,11 @@ def restart_dead_codes(
     flat = (encoded if mask is None else where_mask(encoded, mask)).reshape(-1, dim)
     # The largest of independent noise are positions drawn without replacement, cheaper than a permutation.
     noise, draws = jax.random.uniform(key, (len(flat),)), min(num_codes, len(flat))
-    noise = noise if mask is None else jnp.where(mask.reshape(-1), noise, -1.0)  # the others come last
-    found = draws if mask is None else jnp.minimum(mask.sum(), draws)
+    found: Array | int = draws
+    if mask is not None:  # each position has the noise that it would have without the others, which come last
+        counts = jnp.asarray(mask).reshape(-1)
+        noise = jnp.where(counts, noise[jnp.cumsum(counts) - 1], -1.0)
+        found = jnp.minimum(counts.sum(), draws)
     _, positions = jax.lax.top_k(noise, draws)
     dead = _dead(state, threshold)
     rank = jnp.cumsum(dead) - 1  # among the dead
