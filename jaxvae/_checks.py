@@ -20,16 +20,24 @@ def at_least(least: int, **numbers: int | Sequence[int]) -> None:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def integers(values: Array, name: str, shape: str = "") -> Array:
+def integers(values: Array | np.ndarray, name: str, shape: str = "") -> Array:
     """The values as int32 or wider: a comparison or a look-up in a narrow type goes wrong silently.
 
     Raises:
       TypeError: they are not integers; `shape` says what they should be.
+      ValueError: one of an array on the host does not fit what JAX would make of it.
     """
-    values = jnp.asarray(values)
+    given, values = values, jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers{' ' + shape if shape else ''}, got {values.dtype}")
-    return values.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(values.dtype, jnp.int32)))
+    # uint64 and int32 would be promoted to a floating type.
+    wide = jnp.int64 if values.dtype == jnp.uint64 else jnp.promote_types(values.dtype, jnp.int32)
+    values = values.astype(jax.dtypes.canonicalize_dtype(wide))
+    if isinstance(given, np.ndarray) and not np.can_cast(given.dtype, values.dtype):
+        held = np.iinfo(values.dtype)
+        if (lost := (given < held.min) | (given > held.max)).any():
+            raise ValueError(f"{name} must lie in {held.min} .. {held.max} ({values.dtype}), got {given[lost].flat[0]}")
+    return values
 
 
 def floating(values: Array, name: str) -> Array:

@@ -351,6 +351,25 @@ def test_indices_of_every_type_find_their_vectors(dtype):
             np.testing.assert_allclose(looked_up, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("wrong", [np.int64(2**32 + 1), np.int64(-(2**32)), np.uint32(2**32 - 1), np.uint64(2**63)])
+def test_an_index_that_does_not_fit_is_an_error_and_wraps_around_nowhere(wrong):
+    quantizer, indices = GradientCodebook(4), np.array([[0, 0], [wrong, 0]], wrong.dtype)
+    params, _ = quantizer.init(4, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=rf"indices must lie in -2147483648 .. 2147483647 \(int32\), got {wrong}"):
+        quantizer.look_up(params, {}, indices)
+
+
+def test_64_bit_indices_of_either_kind_find_their_vectors(x64):
+    quantizer = GradientCodebook(4)
+    params, _ = quantizer.init(4, key=jax.random.key(0))
+    for dtype in (np.int64, np.uint64):
+        np.testing.assert_array_equal(
+            quantizer.look_up(params, {}, np.array([3, 0], dtype)), params["codes"][jnp.array([3, 0])]
+        )
+    with pytest.raises(ValueError, match=rf"code {2**32 + 1} at index 0 is outside 0 .. 3"):
+        quantizer.look_up(params, {}, np.array([2**32 + 1]))
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.slow
 def test_an_index_out_of_range_is_an_error_or_nan(dtype):
