@@ -17,6 +17,7 @@ from variants import SHAPE, VARIANTS, batch
 import jaxvae
 from jaxvae import data
 from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.training.fit import _warn_of_skipped
 from jaxvae.training.step import step_keys
 
 VARIANT = VARIANTS["bernoulli"]
@@ -154,6 +155,15 @@ class TestStep:
         with pytest.warns(UserWarning, match=r"all 5 steps since the last evaluation were skipped.*raise skip_above"):
             reached = jaxvae.fit(state, jaxvae.make_train_epoch(step), feed)
         assert int(reached.state.step) == 5
+
+    def test_a_run_that_is_stuck_after_some_steps_says_so(self):
+        def history(*skipped):
+            norms = np.array([1.0, 30.0, 3.0, 10.0, 20.0])
+            return [{"skipped": np.array(skipped[i:j]), "grad_norm": norms[i:j]} for i, j in ((0, 3), (3, 5))]
+
+        with pytest.warns(UserWarning, match=r"3 of 5 steps .* between 10 and 30; .* lower the learning rate"):
+            _warn_of_skipped(history(0.0, 1.0, 0.0, 1.0, 1.0))
+        _warn_of_skipped(history(0.0, 0.0, 0.0, 1.0, 1.0))  # a warning would be an error here
 
     def test_weak_types_do_not_compile_twice(self):
         def init(*, key):

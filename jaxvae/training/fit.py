@@ -229,12 +229,17 @@ def _progress(
 
 
 def _warn_of_skipped(history: list[Mapping[str, np.ndarray]]) -> None:
-    """Say so where no step since the last evaluation has changed anything."""
-    if "skipped" in history[0] and all(each["skipped"].all() for each in history):
-        norms = np.concatenate([each["grad_norm"] for each in history])
+    """Say so where most steps since the last evaluation have changed nothing: a run may be stuck for good."""
+    if "skipped" not in history[0]:
+        return
+    skipped, norms = (np.concatenate([each[name] for each in history]) for name in ("skipped", "grad_norm"))
+    count, norms = int(skipped.sum()), norms[skipped > 0]
+    if 2 * count > len(skipped):
+        many = f"all {count}" if count == len(skipped) else f"{count} of {len(skipped)}"
         warnings.warn(
-            f"all {len(norms)} steps since the last evaluation were skipped, so nothing was trained: the norms of "
-            f"their gradients lie between {norms.min():.3g} and {norms.max():.3g}; raise skip_above",
+            f"{many} steps since the last evaluation were skipped and trained nothing: the norms of their gradients "
+            f"lie between {norms.min():.3g} and {norms.max():.3g}; raise skip_above or, where the norms were small at "
+            "first, lower the learning rate",
             stacklevel=3,
         )
 

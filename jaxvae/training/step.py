@@ -50,8 +50,8 @@ def make_train_step(
     With `skip_above` a step whose gradient's norm is larger changes nothing but the step's number, and is no error: the
     parameters, the optimiser's state, an average of the parameters and the model's state stay what they were. The
     metric "skipped" is 1 at such a step and otherwise 0, so that its mean is the share of steps that were skipped;
-    `fit` warns where that is all of them. Very deep hierarchies meet a batch that would undo hours of training once in
-    some thousand steps (Child, 2021).
+    `fit` warns where that is more than half. Very deep hierarchies meet a batch that would undo hours of training once
+    in some thousand steps (Child, 2021).
 
     With `axis_name` it is the body of one device under `shard_map` or `pmap`: the state is the same on all, the batch
     is the device's share, and loss, metrics, gradient and model state are means over the devices. That is right where
