@@ -16,7 +16,8 @@ import pytest
 
 # Programs that several tests, workers or subprocesses compile alike are compiled once; thrown away at the end. Small
 # ones too: there are thousands, and reading one back takes a fifth of the time.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+FIRST = "PYTEST_XDIST_WORKER" not in os.environ  # neither a worker nor started by a test in one
+if FIRST:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -108,6 +109,6 @@ def _doctest_names(doctest_namespace):
     doctest_namespace.update(jax=jax, jnp=jnp)
 
 
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
+def pytest_unconfigure():
+    if FIRST:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
