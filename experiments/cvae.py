@@ -251,7 +251,7 @@ def label_log_probs(
     columns = []
     for label in range(num_classes):
         as_label = with_condition(dataset, np.full(len(dataset), label, np.int32))
-        columns.append(importance_sampled(model, state, as_label, nll_samples=nll_samples, label=None).log_prob)
+        columns.append(importance_sampled(model, state, as_label, nll_samples=nll_samples, name=None).log_prob)
         show(label + 1, num_classes)
     return np.stack(columns, axis=1)
 

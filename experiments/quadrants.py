@@ -208,7 +208,7 @@ def measure(
     log_weights = {"nll": vae_log_weights, "nll_from_prior": cvae_prior_log_weights}
     for name, log_weights_fn in log_weights.items():
         estimate = importance_sampled(
-            partial(log_weights_fn, model), state, dataset, nll_samples=nll_samples, label=name.replace("_", " ")
+            partial(log_weights_fn, model), state, dataset, nll_samples=nll_samples, name=name.replace("_", " ")
         )
         measured[name], measured[f"{name}_standard_error"] = estimate.nll, estimate.nll_standard_error
     return measured

@@ -99,10 +99,10 @@ def importance_sampled(
     dataset: data.Dataset,
     *,
     nll_samples: int,
-    label: str | None = "-log p(x)",
+    name: str | None = "-log p(x)",
 ) -> LogLikelihood:
-    """`jaxvae.log_likelihood` of every example of a set, given its condition where it has one; counts under a label."""
-    show = counter(f"{label} with {nll_samples} samples, batch") if label is not None else None
+    """`jaxvae.log_likelihood` of every example of a set, given its condition where it has one; counted under a name."""
+    show = counter(f"{name} with {nll_samples} samples, batch") if name is not None else None
     source, indices = data.evaluation_feed(dataset, EVALUATION_BATCH)
     return jaxvae.log_likelihood(
         model,
