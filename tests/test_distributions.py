@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxvae.distributions import Bernoulli, Categorical, DiagGaussian, DiscretizedLogistic, UnitInterval
+from jaxvae.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    DiscretizedLogistic,
+    FullGaussian,
+    GaussianMixtures,
+    OneHotCategorical,
+    UnitInterval,
+)
 from jaxvae.keys import example_keys
 
 RECORDS = {
@@ -156,3 +165,17 @@ def test_what_is_not_a_typed_key_is_refused():
             RECORDS["gaussian"].sample(key=not_a_key)
     with pytest.raises(ValueError, match=r"key must have shape \(\) or \(1,\) \(one per example\), got \(3,\)"):
         RECORDS["gaussian"].sample(key=jax.random.split(jax.random.key(0), 3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_density_is_summed_in_float32_whatever_the_type_of_its_parameters(dtype, key):
+    normal = lambda i, *shape: jax.random.normal(jax.random.fold_in(key, i), shape).astype(dtype)  # noqa: E731
+    factor = jnp.tril(normal(1, 3, 8, 8)) + 4 * jnp.eye(8, dtype=dtype)[None]
+    one_hot = jax.nn.one_hot(jnp.arange(3 * 40).reshape(3, 40) % 5, 5, dtype=dtype)
+    for record, x in (
+        (GaussianMixtures(normal(2, 3, 4), 3 * normal(3, 3, 4, 60), normal(4, 3, 4, 60)), normal(5, 3, 60)),
+        (FullGaussian(normal(6, 3, 8), factor), normal(7, 3, 8)),
+        (OneHotCategorical(4 * normal(8, 3, 40, 5)), one_hot),
+    ):
+        wide, wide_x = jax.tree.map(jnp.float32, (record, x))
+        np.testing.assert_array_equal(record.log_prob(x), wide.log_prob(wide_x))

@@ -165,3 +165,14 @@ def test_samples_move_with_their_parameters(record, reference, key):
     moved = batch._replace(**{batch._fields[0]: batch[0] + 1e-2}), batch._replace(**{batch._fields[0]: batch[0] - 1e-2})
     difference = (moved[0].sample(key=key) - moved[1].sample(key=key)) / 2e-2
     np.testing.assert_allclose(gradient[0], difference, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-23])
+def test_the_continuous_bernoulli_draws_within_the_unit_interval_from_the_ends_of_its_noise(uniform, monkeypatch):
+    """One draw in eight million of a large logit was -inf."""
+    monkeypatch.setattr("jaxvae.distributions.reals.noise", lambda sampler, key, shape: jnp.full(shape, uniform))
+    logits = jnp.float32([[-1e4, -20, -3, -1e-4, 0, 1e-4, 3, 16, 20, 1e4]])
+    draw = lambda logits: ContinuousBernoulli(logits).sample(key=None)  # noqa: E731
+    drawn, slopes = draw(logits), jax.grad(lambda logits: draw(logits).sum())(logits)
+    assert ((drawn >= 0) & (drawn <= 1)).all()
+    chex.assert_tree_all_finite(slopes)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,3 +232,14 @@ def test_an_error_of_a_prior_is_its_own(key):
     for loss in (semi_amortized_vae_loss, partial(jaxvae.tc_vae_loss, num_examples=9)):
         with pytest.raises(errors.ScopeParamShapeError):
             loss(model, params, (), batch(3), key=key, step=0)
+
+
+def test_narrow_types_are_widened_before_densities_are_compared(key):
+    """In float16 the precision of a log-variance of -12 was infinite, and all terms NaN."""
+    mean, log_var, _ = map(jnp.float32, correlated(6))
+    narrow = DiagGaussian(mean.astype(jnp.float16), (log_var - 12).astype(jnp.float16))
+    latent = narrow.sample(key=key)
+    wide = DiagGaussian(*map(jnp.float32, narrow))
+    terms, expected = (rate_terms(each, latent, num_examples=9) for each in (narrow, wide))
+    chex.assert_tree_all_finite(expected)
+    np.testing.assert_array_equal(terms, expected)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxvae import losses
 from jaxvae._checks import at_least
 from jaxvae.keys import check_key, noise
+from jaxvae.losses._arrays import floating
 from jaxvae.types import Array, PRNGKey
 
 
@@ -46,10 +47,11 @@ class FullGaussian(NamedTuple):
 
     def log_prob(self, x: Array) -> Array:
         """`[B]` nats; a density."""
+        mean, factor = floating(self.mean, "mean"), floating(self._lower(), "factor")
         standard = jax.lax.linalg.triangular_solve(
-            self._lower(), (x - self.mean)[..., None], left_side=True, lower=True
+            factor, (floating(x, "x") - mean)[..., None], left_side=True, lower=True
         )[..., 0]
-        log_det = jnp.log(jnp.diagonal(self.factor, axis1=1, axis2=2)).sum(axis=1)
+        log_det = jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
         return StandardNormal().log_prob(standard) - log_det
 
     def sample(self, *, key: PRNGKey) -> Array:

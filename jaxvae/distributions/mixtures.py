@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxvae._checks import at_least
 from jaxvae.distributions.gaussian import DiagGaussian, Mixture
 from jaxvae.keys import check_key, noise
-from jaxvae.losses import LOG_2PI
+from jaxvae.losses._arrays import LOG_2PI, floating
 from jaxvae.types import Array, PRNGKey
 
 
@@ -74,8 +74,9 @@ class GaussianMixtures(NamedTuple):
 
     def log_prob(self, x: Array) -> Array:
         """`[B]` nats; a density."""
-        of_each = self._log_densities(x).sum(axis=-1)
-        return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + of_each, axis=1)
+        wide = self._wide()
+        of_each = wide._log_densities(floating(x, "x")).sum(axis=-1)
+        return jax.nn.logsumexp(jax.nn.log_softmax(wide.logits) + of_each, axis=1)
 
     def sample(self, *, key: PRNGKey) -> Array:
         r"""A draw, [B, D]; one key, or one for each example.
@@ -90,9 +91,10 @@ class GaussianMixtures(NamedTuple):
           Graves, Stochastic Backpropagation through Mixture Density Distributions, 2016; Figurnov, Mohamed and Mnih,
           Implicit Reparameterization Gradients, 2018.
         """
-        fixed: GaussianMixtures = jax.lax.stop_gradient(self)
+        wide = self._wide()
+        fixed: GaussianMixtures = jax.lax.stop_gradient(wide)
         drawn = fixed._drawn(key)
-        share, _, _ = self._shares(drawn)
+        share, _, _ = wide._shares(drawn)
         moved = (share - jax.lax.stop_gradient(share))[..., None]  # zero, with the gradient of F at a fixed z
         return drawn - jax.lax.linalg.triangular_solve(fixed._slopes(drawn), moved, left_side=True, lower=True)[..., 0]
 
@@ -100,6 +102,10 @@ class GaussianMixtures(NamedTuple):
     def mean(self) -> Array:
         """[B, D]."""
         return jnp.einsum("bk,bkd->bd", jax.nn.softmax(self.logits), self.component_mean)
+
+    def _wide(self) -> "GaussianMixtures":
+        """In float32 or wider, in which sums over latents keep their digits."""
+        return GaussianMixtures(*(floating(values, name) for name, values in zip(self._fields, self, strict=True)))
 
     def _drawn(self, key: PRNGKey) -> Array:
         """A draw, component first."""
@@ -122,7 +128,8 @@ class GaussianMixtures(NamedTuple):
     def _shares(self, x: Array) -> tuple[Array, Array, Array]:
         """F_d(x_d | x_<d), [B, D]; the components' weights given x_<d and their own F, [B, K, D]."""
         densities = self._log_densities(x)
-        before = jnp.cumsum(densities, axis=-1) - densities
+        # Those before, and not all less the own: beside a large one the others would be lost.
+        before = jnp.cumsum(jnp.pad(densities[..., :-1], ((0, 0), (0, 0), (1, 0))), axis=-1)
         weights = jax.nn.softmax(self.logits[..., None] + before, axis=1)
         own = jax.scipy.stats.norm.cdf(self._standard(x))
         return (weights * own).sum(axis=1), weights, own

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxvae._checks import at_least
 from jaxvae.keys import noise
+from jaxvae.losses._arrays import floating
 from jaxvae.types import Array, PRNGKey
 
 
@@ -21,7 +22,8 @@ class OneHotCategorical(NamedTuple):
 
     def log_prob(self, x: Array) -> Array:
         """`[B]` nats of one-hot x, [B, N, K]; between one-hot vectors it is linear, and no density."""
-        chosen = jnp.where(x != 0, jax.nn.log_softmax(self.logits), 0)  # 0 log 0 = 0, where a logit is -inf
+        log_probs = jax.nn.log_softmax(floating(self.logits, "logits"))
+        chosen = jnp.where(x != 0, log_probs, 0)  # 0 log 0 = 0, where a logit is -inf
         return (x * chosen).sum(axis=(1, 2))
 
     def sample(self, *, key: PRNGKey) -> Array:

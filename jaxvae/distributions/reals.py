@@ -102,8 +102,9 @@ class ContinuousBernoulli(NamedTuple):
         uniform = noise(jax.random.uniform, key, self.logits.shape)
         small = jnp.abs(self.logits) < 1e-3
         size = jnp.where(small, 1, jnp.abs(self.logits))
-        fraction = jnp.where(self.logits < 0, uniform, 1 - uniform)
-        near_zero = -jnp.log1p(fraction * jnp.expm1(-size)) / size  # a quantile at the logit -|l|
+        below_one = 1 - 0.5 * jnp.finfo(uniform.dtype).eps  # 1 would draw -inf where a logit is large
+        fraction = jnp.minimum(jnp.where(self.logits < 0, uniform, 1 - uniform), below_one)
+        near_zero = jnp.minimum(-jnp.log1p(fraction * jnp.expm1(-size)) / size, 1)  # a quantile at the logit -|l|
         quantile = jnp.where(self.logits < 0, near_zero, 1 - near_zero)
         almost_uniform = uniform + jnp.where(small, self.logits, 0) * uniform * (1 - uniform) / 2
         return jnp.where(small, almost_uniform, quantile)

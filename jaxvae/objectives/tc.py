@@ -15,6 +15,7 @@ from jaxvae import losses
 from jaxvae._checks import weight_at
 from jaxvae._whole_batch import needs_whole_batch
 from jaxvae.distributions import DiagGaussian, StandardNormal, rate
+from jaxvae.losses._arrays import floating
 from jaxvae.models._parts import check_nats
 from jaxvae.models.vae import sample_latents
 from jaxvae.objectives._apply import apply, batch_keys, model_inputs, networks_key, observed_of
@@ -87,7 +88,8 @@ def rate_terms(
     if estimator not in ("stratified", "weighted"):
         raise ValueError(f"estimator must be 'stratified' or 'weighted', got {estimator!r}")
 
-    mean, log_var = (jnp.broadcast_to(leaf, latent.shape) for leaf in posterior)
+    latent = floating(latent, "latent")
+    mean, log_var = (jnp.broadcast_to(floating(leaf, "posterior"), latent.shape) for leaf in posterior)
     centred = jnp.square(latent[:, None] - mean[None]) * jnp.exp(-log_var)[None]
     log_density = -0.5 * (centred + log_var[None] + losses.LOG_2PI)  # log q(z_i[d] | x_j), [i, j, d]
 
