@@ -229,3 +229,12 @@ class TestTheLossIsLookedAt:
                 TypeError, match="wants 'hessian', and a training step can only give it value, grad and"
             ):
                 train(wants, ema=ema)
+
+
+def test_an_average_of_a_part_of_the_parameters_is_refused():
+    groups = optax.partition({"a": with_ema(optax.sgd(0.1), 0.9), "b": optax.sgd(0.1)}, {"a": "a", "b": "b"})
+    state = jaxvae.training.init_train_state(
+        lambda *, key: ({"a": jnp.ones(2), "b": jnp.ones(3)}, ()), groups, key=jax.random.key(0)
+    )
+    with pytest.raises(ValueError, match=r"the average is of a part of the parameters, .* with_ema\(adversarial_opt"):
+        evaluation_params(state)

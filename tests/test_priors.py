@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 from scipy import special, stats
 from variants import SHAPE, batch, mlp
 
@@ -15,7 +16,9 @@ from jaxvae import losses
 from jaxvae.distributions import Categorical, DiagGaussian, EqualMixture, Mixture, StandardNormal, rate
 from jaxvae.keys import example_keys, sample_keys
 from jaxvae.losses import categorical_kl, gaussian_kl
+from jaxvae.networks import TableEncoder
 from jaxvae.priors import Examples, VampPrior
+from jaxvae.types import Column
 
 B, D, NUM = 6, 3, 20_000
 MIXTURE = Mixture(
@@ -274,13 +277,28 @@ class DropsOut(nn.Module):
         return nn.Dense(D)(features), nn.Dense(D)(features)
 
 
-def test_pseudo_inputs_are_encoded_as_in_evaluation(key):
-    model = jaxvae.VAE(DropsOut(), mlp(D)[1], prior=VAMP, latent_dim=D)
-    params = init(model)
-    still, other = (
-        model.apply(params, method="latent_prior", **options) for options in ({}, {"rngs": {"dropout": key}})
-    )
+class OfNNX(nnx.Module):
+    """With statistics of the batch too, in which pseudo-inputs have no part."""
+
+    def __init__(self, rngs):
+        self.norm, self.drop = nnx.BatchNorm(12, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(12, 2 * D, rngs=rngs)
+
+    def __call__(self, x):
+        return tuple(jnp.split(self.head(self.drop(self.norm(x.reshape(len(x), -1)))), 2, axis=1))
+
+
+@pytest.mark.parametrize("encoder", ["linen", "nnx", "table"])
+def test_pseudo_inputs_are_encoded_as_in_evaluation(encoder, key):
+    columns = (Column("a", "real"),) * 12
+    made = {"linen": DropsOut(), "nnx": OfNNX(nnx.Rngs(0)), "table": TableEncoder(columns, DropsOut())}[encoder]
+    model = jaxvae.VAE(made, mlp(D)[1], prior=VampPrior(3, (12,)), latent_dim=D)
+    params = jax.jit(model.init)(key, jnp.zeros((1, 12)))
+    still = model.apply(params, method="latent_prior")
+    options = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
+    other, moved = model.apply(params, method="latent_prior", **options)
     jax.tree.map(np.testing.assert_array_equal, still, other)
+    jax.tree.map(np.testing.assert_array_equal, moved, {k: v for k, v in params.items() if k == "batch_stats"})
 
 
 def test_a_vamp_prior_that_does_not_fit_says_so(key):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import jaxvae
 from jaxvae.distributions import (
@@ -24,6 +25,8 @@ from jaxvae.distributions import (
     UnitInterval,
 )
 from jaxvae.keys import example_keys
+from jaxvae.networks import TableEncoder
+from jaxvae.types import Column
 
 B, NAN = 4, jnp.nan
 OBSERVED = jnp.array([[1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1]], bool)
@@ -207,6 +210,24 @@ def test_a_vae_of_a_table_is_trained_like_any_other(key):
     batch = {"x": TABLE, "index": jnp.arange(B)}
     loss = jax.jit(jax.value_and_grad(partial(jaxvae.vae_loss, model, num_samples=2), has_aux=True))
     chex.assert_tree_all_finite(loss(params, (), batch, key=key, step=0))
+
+
+class Told(nn.Module):
+    """An encoder that says in training that it is."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        mean = nn.Dense(2)(x)
+        return mean, jnp.full_like(mean, float(train))
+
+
+def test_the_encoder_of_a_table_is_told_of_training(key):
+    """Dropout in it never dropped anything, and batch statistics never moved."""
+    model = jaxvae.VAE(TableEncoder((Column("a", "real"),) * 3, Told()), jaxvae.MLPDecoder((3,)), latent_dim=2)
+    x = jnp.ones((4, 3))
+    params = jax.jit(model.init)(key, x)
+    for rngs, told in (({}, 0), ({"dropout": key}, 1)):
+        assert (model.apply(params, x, method="encode", rngs=rngs).log_var == told).all()
 
 
 class Ball(NamedTuple):

@@ -53,9 +53,9 @@ class NNXNetwork(nn.Module):
         return getattr(self.held.module, "latent_dim", None)
 
     @nn.compact
-    def __call__(self, *arguments: Array) -> Any:
-        """Run the module."""
-        train = self.has_rng("dropout")
+    def __call__(self, *arguments: Array, train: bool = True) -> Any:
+        """Run the module, in training only where the model is."""
+        train = train and self.has_rng("dropout")
         parts: Any = nnx.split(self.held.module, nnx.RngState, ...)
         graph, streams, state = parts
         by_collection = _by_collection(state)

@@ -273,7 +273,7 @@ class TopDownVAE(nn.Module):
 
     def _posterior(self, i: int, prior: DiagGaussian, said: tuple[Array, ...]) -> DiagGaussian:
         """Q of a group, checked, its variances as many as its means."""
-        posterior: Any = self.posterior(prior, *said)
+        posterior: Any = run(self.posterior, prior, *said, train=self.has_rng("dropout"))
         if type(posterior) is not DiagGaussian:
             raise TypeError(f"the posterior of a group must be a DiagGaussian, got {type(posterior).__name__}")
         if posterior.mean.shape != prior.mean.shape:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxvae.distributions import Categorical, DiagGaussian, Heterogeneous, NegativeBinomial
+from jaxvae.networks._run import run
 from jaxvae.networks.scales import PixelScale
 from jaxvae.types import Array, Column, PRNGKey
 
@@ -21,15 +22,15 @@ class TableEncoder(nn.Module):
 
     Attributes:
       columns: of the set, `dataset.domain.columns`.
-      encoder: [B, F] -> what the posterior takes.
+      encoder: [B, F] -> what the posterior takes; told of training as in `Conditioned`.
     """
 
     columns: tuple[Column, ...]
     encoder: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x: Array) -> Any:
-        """Encode a batch."""
+    def __call__(self, x: Array, *, train: bool = True) -> Any:
+        """Encode a batch, in training only where the model is."""
         count = len(self.columns)
         if x.ndim != 2 or x.shape[1] not in (count, 2 * count):
             raise ValueError(f"a table of {count} columns is x (B, {count}), got {x.shape}")
@@ -48,7 +49,8 @@ class TableEncoder(nn.Module):
             seen.append(shown.reshape(len(x), -1))
             places += [starts[i] + place for i in members for place in range(widths[i])]
         in_order = jnp.concatenate(seen, axis=1)[:, np.argsort(places)]
-        return self.encoder(jnp.concatenate([in_order, mask], axis=1))
+        seen_by_encoder = jnp.concatenate([in_order, mask], axis=1)
+        return run(self.encoder, seen_by_encoder, train=train and self.has_rng("dropout"))
 
 
 class InUnits(NamedTuple):

@@ -72,14 +72,19 @@ def evaluation_params(state: TrainState) -> PyTree:
     That of `with_ema`, or of `optax.contrib.schedule_free` (`schedule_free_eval_params`).
 
     Raises:
-      ValueError: the optimiser is schedule-free for a part of the parameters.
+      ValueError: the optimiser averages, or is schedule-free for, a part of the parameters alone.
     """
     averaged, free = _found(state.opt_state, AveragedState), _found(state.opt_state, ScheduleFreeState)
+    whole: Any = jax.tree.structure(state.params)
     if averaged:
+        if jax.tree.structure(averaged[0].average.ema) != whole:
+            raise ValueError(
+                "the average is of a part of the parameters, as where with_ema is inside adversarial_optimizer or "
+                "optax.partition: put it around the whole, with_ema(adversarial_optimizer(...), decay)"
+            )
         return _debiased(averaged[0], state.params)
     if free:
-        structure: Any = jax.tree.structure(free[0].z)
-        if structure != jax.tree.structure(state.params):
+        if jax.tree.structure(free[0].z) != whole:
             raise ValueError("schedule_free must train all parameters, and this one trains a part of them")
         return schedule_free_eval_params(free[0], state.params)
     return state.params
