@@ -17,6 +17,7 @@ from variants import SHAPE, VARIANTS, batch
 import jaxvae
 from jaxvae import data
 from jaxvae._whole_batch import needs_whole_batch
+from jaxvae.training import sweep
 from jaxvae.training.fit import _warn_of_skipped
 from jaxvae.training.step import step_keys
 
@@ -413,6 +414,28 @@ class TestRefusals:
                     program(state, batch(B), jnp.zeros(shape, jnp.int32))
         with pytest.raises(ValueError, match="indices are all -1, padding: there are no examples to average over"):
             evaluate(state, batch(B), jnp.full((2, 2), -1), key=jax.random.key(0))
+
+    @pytest.mark.parametrize("indices", [[[0, 1], [2, -1]], [[-1, 0], [1, 2]], [[-1, -1], [0, 1]]])
+    def test_a_batch_that_is_padding_in_part_or_before_the_end(self, indices):
+        """Each -1 was the last example of the source, trained on as often as there were."""
+        step, key = jaxvae.make_train_step(slope_loss, ADAM), jax.random.key(0)
+        alone = jaxvae.init_train_state(slope_init, ADAM, key=key)
+        swept = sweep.init_sweep_state(slope_init, ADAM, {"beta": [1.0]}, keys=key[None])
+        for state, epoch in (
+            (alone, jaxvae.make_train_epoch(step)),
+            (swept, sweep.make_sweep_epoch(lambda numbers: step)),
+        ):
+            with pytest.raises(ValueError, match=r"-1 is padding of whole rows at the end, and row [01] of indices"):
+                epoch(state, batch(B), jnp.array(indices))
+
+    def test_an_index_outside_the_source(self):
+        state = jaxvae.init_train_state(slope_init, ADAM, key=jax.random.key(0))
+        train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(slope_loss, ADAM))
+        evaluate = jaxvae.make_evaluate(jaxvae.make_eval_step(slope_loss))
+        for program in (train_epoch, partial(evaluate, key=jax.random.key(0))):
+            for index in (B, -2):
+                with pytest.raises(ValueError, match=rf"indices must lie in 0 \.\. {B - 1}, or be -1 for padding, got"):
+                    program(state, batch(B), jnp.array([[0, index]]))
 
     def test_a_feed_without_steps(self):
         state, train_epoch, feed = setup()

@@ -37,7 +37,8 @@ def make_train_epoch(train_step: TrainStep, *, mesh: Mesh | None = None) -> Trai
     the indices then count. The noise and, to rounding, the parameters are those of one device.
 
     Raises:
-      ValueError: when called: there are no examples, or the batch is not a multiple of the devices.
+      ValueError: when called: there are no examples, the batch is not a multiple of the devices, or, unless traced, an
+        index is outside the source or padding elsewhere than in whole rows at the end.
     """
     return _TrainEpoch(train_step, mesh)
 
@@ -48,7 +49,7 @@ def make_evaluate(eval_step: EvalStep) -> Evaluate:
     Every index >= 0 in `indices` [n, B] counts once; -1 is padding and weighs nothing.
 
     Raises:
-      ValueError: when called: there are no examples, or all indices are padding.
+      ValueError: when called: there are no examples, or all indices are padding, or one is outside the source.
     """
     return _Evaluate(eval_step)
 
@@ -117,8 +118,8 @@ class _TrainEpoch(PicklesByParts):
 
     def __call__(self, state: TrainState, source: Batch, indices: Array) -> tuple[TrainState, Metrics]:
         """Take the steps, in one program, or one by one where that is faster."""
-        self._check(source, indices)
         whole = self.mesh is None or next(iter(source.values())).sharding.is_fully_replicated
+        self._check(source, indices, 1 if self.mesh is None or whole else self.mesh.size)
         source_spec = PartitionSpec() if whole else PartitionSpec("data")
         arguments = state, source, indices
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, indices))):
@@ -183,8 +184,9 @@ class _TrainEpoch(PicklesByParts):
             self._slow_on_cpu[shapes] = "stablehlo.convolution" in lowered.as_text()
         return self._slow_on_cpu[shapes]
 
-    def _check(self, source: Batch, indices: Array) -> None:
+    def _check(self, source: Batch, indices: Array, parts: int) -> None:
         check_indices(source, indices)
+        check_steps(source, indices, parts)
         if self.mesh is not None and indices.shape[1] % self.mesh.size:
             raise ValueError(
                 f"a batch of {indices.shape[1]} examples is not a multiple of the {self.mesh.size} devices"
@@ -198,8 +200,8 @@ class _Evaluate(PicklesByParts):
     def __call__(self, state: TrainState, source: Batch, indices: Array, *, key: PRNGKey) -> Metrics:
         """Return the means over all examples."""
         check_indices(source, indices)
-        known = not isinstance(indices, jax.core.Tracer) and getattr(indices, "is_fully_addressable", True)
-        if known and not (np.asarray(indices) >= 0).any():
+        known = _known(source, indices)
+        if known is not None and not (known >= 0).any():
             raise ValueError("indices are all -1, padding: there are no examples to average over")
         return self._program(state, source, indices, key=key)
 
@@ -222,6 +224,36 @@ def check_indices(source: Batch, indices: Array) -> None:
     check_not_empty(source)
     if jnp.ndim(indices) != 2 or not indices.size:
         raise ValueError(f"indices must be [steps, batch], at least one of each, got {jnp.shape(indices)}")
+
+
+def check_steps(source: Batch, indices: Array, parts: int = 1) -> None:
+    """Raise `ValueError` unless each row of indices is a step or, at the end, padding; traced ones are not looked at.
+
+    A source in `parts` is one in which the indices count within a device's part.
+    """
+    known = _known(source, indices, parts)
+    if known is None:
+        return
+    real = known >= 0
+    taken = np.asarray(real.all(axis=1))
+    odd = (real != taken[:, None]).any(axis=1) | np.append(False, taken[1:] > taken[:-1])
+    if odd.any():
+        raise ValueError(
+            f"-1 is padding of whole rows at the end, and row {int(odd.argmax())} of indices {known.shape} is neither "
+            "that nor a whole batch: a step would take the source's last example for each -1"
+        )
+
+
+def _known(source: Batch, indices: Array, parts: int = 1) -> np.ndarray | None:
+    """The indices on the host, within the source; None where they are traced or another process has some of them."""
+    if isinstance(indices, jax.core.Tracer) or not getattr(indices, "is_fully_addressable", True):
+        return None
+    known, count = np.asarray(indices), min(map(len, source.values())) // parts
+    if known.min() < -1 or known.max() >= count:
+        raise ValueError(
+            f"indices must lie in 0 .. {count - 1}, or be -1 for padding, got {known.min()} to {known.max()}"
+        )
+    return known
 
 
 def take(source: Batch, row: Array) -> Batch:

@@ -13,7 +13,7 @@ import optax
 from flax import struct
 
 from jaxvae.keys import check_key
-from jaxvae.training.epoch import TrainEpoch, check_indices, in_place, num_steps, run_steps, take
+from jaxvae.training.epoch import TrainEpoch, check_indices, check_steps, in_place, num_steps, run_steps, take
 from jaxvae.training.state import TrainState, init_train_state
 from jaxvae.training.step import TrainStep
 from jaxvae.types import Array, Batch, Metrics, PRNGKey, PyTree
@@ -99,13 +99,17 @@ def make_sweep_epoch(make_step: Callable[[dict[str, Any]], TrainStep], *, how: H
         return members, jax.tree.map(jnp.transpose, metrics)
 
     @jax.jit(donate_argnums=0)
-    def epoch(state: SweepState, source: Batch, indices: Array) -> tuple[SweepState, Metrics]:
-        check_indices(source, indices)
+    def program(state: SweepState, source: Batch, indices: Array) -> tuple[SweepState, Metrics]:
         run = side_by_side if how == "vmap" else one_after_the_other
         members, metrics = run(state, source, indices)
         bad = members.first_bad
         stopped = jnp.where((bad >= 0).all(), bad.max(), -1)
         return state.replace(step=state.step + num_steps(indices), members=members, first_bad=stopped), metrics
+
+    def epoch(state: Any, source: Batch, indices: Array) -> tuple[Any, Metrics]:
+        check_indices(source, indices)
+        check_steps(source, indices)
+        return program(state, source, indices)
 
     return epoch
 
