@@ -280,3 +280,18 @@ def test_what_does_not_fit_is_refused(key):
         init(wide)
     with pytest.raises(TypeError, match=r"key must come from jax.random.key, got uint32\[2\]"):
         loss_of(model, params, batch, jax.random.PRNGKey(0))
+
+
+def test_a_class_that_the_classifier_rules_out_costs_nothing(key):
+    """Its logit is -inf, and 0 log 0 is 0: both bounds were NaN."""
+    batch = small_batch() | {"label": jnp.arange(B) % 2}
+    del batch["labelled"]
+    bounds = []
+    for lowest in (-1e4, -jnp.inf):
+        logits = np.float32([[0.3, 1.0, lowest]])
+        model = small(lambda x, logits=logits: jnp.broadcast_to(jnp.asarray(logits), (len(x), K)))
+        params = init(model)
+        _, metrics = loss_of(model, params, batch, key)
+        bounds.append([metrics["negative_elbo"], jaxvae.vae_loss(model, params, (), batch, key=key, step=0)[0]])
+    np.testing.assert_allclose(*bounds, rtol=1e-6)
+    assert np.isfinite(bounds).all()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxvae import losses
 from jaxvae.models._parts import adopt_parts
 from jaxvae.models.cvae import CVAE
 from jaxvae.networks._run import run
@@ -81,7 +82,7 @@ class SemiSupervisedVAE(nn.Module):
         importance-weighted bound is the sum over all classes of p(x, y, z) / q(z|x, y): its logarithm is the sum of the
         two terms. The log-likelihood alone is its mean over q(y|x).
         """
-        log_q = jax.nn.log_softmax(self.classify(x))  # [B, K]
+        logits = self.classify(x)  # [B, K]
         num_classes = self.num_classes
         labels = jnp.repeat(jnp.arange(num_classes), len(x))
         keys = key if key.shape == () else jnp.tile(key, num_classes)  # one noise for all classes
@@ -93,8 +94,8 @@ class SemiSupervisedVAE(nn.Module):
 
         log_likelihood, log_ratio = by_class(of_each.log_likelihood), by_class(of_each.log_ratio)
         log_weight = jax.nn.logsumexp(log_likelihood + log_ratio, axis=2) - math.log(num_classes)
-        expected = (jnp.exp(log_q)[None] * log_likelihood).sum(axis=2)
-        q = jnp.exp(log_q)[None, :, :, None]
-        rates = {name: (q * by_class(rate)).sum(axis=2) for name, rate in of_each.rates.items()}
-        rates["y"] = (jnp.exp(log_q) * (log_q + math.log(num_classes))).sum(axis=1)[None, :, None]
+        q = jax.nn.softmax(logits)[None]
+        expected = (q * log_likelihood).sum(axis=2)
+        rates = {name: (q[..., None] * by_class(rate)).sum(axis=2) for name, rate in of_each.rates.items()}
+        rates["y"] = losses.categorical_kl_terms(logits, jnp.zeros_like(logits))[None]
         return Terms(expected, log_weight - expected, rates)

@@ -84,11 +84,10 @@ def semi_supervised_loss(
 
     distortion, rate = (term.T for term in as_class(jnp.arange(model.num_classes)))
     logits, new_state = run(x, method="classify")
-    log_posterior = jax.nn.log_softmax(logits)
-    posterior = jnp.exp(log_posterior)
+    posterior = jax.nn.softmax(logits)
     unlabelled = {
         "distortion": (posterior * distortion).sum(axis=1),
-        "rate": (posterior * (rate + log_posterior + log_num_classes)).sum(axis=1),
+        "rate": (posterior * rate).sum(axis=1) + losses.categorical_kl(logits, jnp.zeros_like(logits)),
     }
 
     x, label, keys = labelled["x"], integers(labelled["label"], "labels", "(batch,)"), batch_keys(key, labelled)
