@@ -37,6 +37,22 @@ class Memory:
         pass
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_means_of_narrow_metrics_are_taken_in_float32(dtype):
+    """Of 512 ones in bfloat16 NumPy's mean was a half: its sum ends at 256."""
+
+    def train_epoch(state, source, indices):
+        return state.replace(step=state.step + len(indices)), {"loss": jnp.ones(len(indices), dtype)}
+
+    state = jaxvae.init_train_state(lambda *, key: ({"w": jnp.zeros(1)}, ()), ADAM, key=jax.random.key(0))
+    feed = lambda start, count: ({}, jnp.zeros((count, 1), jnp.int32))  # noqa: E731
+    feed.steps_per_epoch = feed.total_steps = feed.chunk = 2**9
+    feed.batch_size, reports = 1, []
+    jaxvae.fit(state, train_epoch, feed, report=reports.append)
+    assert [report.train["loss"] for report in reports] == [1.0] * len(reports)
+    assert reports[-1].by_step["loss"].shape == (2**9,)
+
+
 class TestFit:
     def test_reports_evaluates_and_saves_on_schedule(self):
         state, train_epoch, feed = setup(epochs=7)

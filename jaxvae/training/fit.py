@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -151,7 +152,7 @@ def fit(
             with _kept(state, checkpointer):
                 count = clock.next_count(step, evaluate_every)
                 chunk = feed(step, count) if step < total else None  # read while the device works
-            history.append({name: values[:ran] for name, values in jax.device_get(metrics).items()})
+            history.append({name: _wide(values[:ran]) for name, values in jax.device_get(metrics).items()})
             clock.stop(ran)
             if (first_bad := int(state.first_bad)) >= 0:
                 raise _non_finite(state, first_bad, checkpointer)
@@ -226,6 +227,12 @@ def _progress(
     train = {name: float(values.mean()) for name, values in by_step.items()}
     left = (feed.total_steps - step) * feed.batch_size / rate
     return Progress(step, feed.total_steps, step / feed.steps_per_epoch, train, evaluation, rate, left, by_step, state)
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Floating numbers in float32 or wider: NumPy's sum of a thousand ones in bfloat16 is 256."""
+    floating = jnp.issubdtype(values.dtype, jnp.floating)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32)) if floating else values
 
 
 def _warn_of_skipped(history: list[Mapping[str, np.ndarray]]) -> None:
