@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from flax import nnx
 from variants import SHAPE
 
 import jaxvae
@@ -295,3 +296,26 @@ def test_a_class_that_the_classifier_rules_out_costs_nothing(key):
         bounds.append([metrics["negative_elbo"], jaxvae.vae_loss(model, params, (), batch, key=key, step=0)[0]])
     np.testing.assert_allclose(*bounds, rtol=1e-6)
     assert np.isfinite(bounds).all()
+
+
+class OnTrunk(nnx.Module):
+    """Heads on a layer that may be another's too."""
+
+    def __init__(self, trunk, *sizes):
+        self.trunk = trunk
+        self.heads = nnx.List([nnx.Linear(4, size, rngs=nnx.Rngs(0)) for size in sizes])
+
+    def __call__(self, x, *condition):
+        made = tuple(head(self.trunk(x.reshape(len(x), -1))) for head in self.heads)
+        return made if len(made) > 1 else made[0]
+
+
+def test_an_nnx_layer_of_two_parts_is_refused_in_sequences_and_in_models_within_a_model():
+    """It was trained as two, and neither the loss nor a checkpoint told."""
+    trunk = nnx.Linear(64, 4, rngs=nnx.Rngs(0))
+    cvae = CVAE(OnTrunk(trunk, D, D), small().cvae.decoder, embed=jaxvae.LabelEmbedding(K, 4))
+    with pytest.raises(TypeError, match=r"SemiSupervisedVAE\.cvae\.encoder and \.classifier share an NNX variable"):
+        SemiSupervisedVAE(cvae, OnTrunk(trunk, K))
+    encoder = OnTrunk(trunk, D, D)
+    with pytest.raises(TypeError, match=r"HierarchicalVAE\.encoders\[0\] and \.encoders\[1\] share an NNX variable"):
+        jaxvae.HierarchicalVAE((encoder, encoder), (lambda z: z, lambda z: (z, z)))

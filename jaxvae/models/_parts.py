@@ -72,17 +72,27 @@ def adopted(part: Any, name: str) -> Any:
 def _check_nothing_is_shared(model: nn.Module) -> None:
     """Raise where two NNX modules share a variable: each is trained by itself, which would untie them."""
     found: dict[int, str] = {}
-    for field in dataclasses.fields(model):
-        part = getattr(model, field.name)
-        if type(part).__module__ != "jaxvae.models._nnx":
-            continue
+    for name, part in _adopted_in(model, ""):
         for variable in part.variables_held():
-            first = found.setdefault(id(variable), field.name)
-            if first != field.name:
+            first = found.setdefault(id(variable), name)
+            if first != name:
                 raise TypeError(
-                    f"{type(model).__name__}.{first} and .{field.name} share an NNX variable of shape "
-                    f"{list(variable.shape)}, which would be trained as two: share a Linen module, or give each its own"
+                    f"{type(model).__name__}{first} and {name} share an NNX variable of shape {list(variable.shape)}, "
+                    "which would be trained as two: share a Linen module, or give each its own"
                 )
+
+
+def _adopted_in(part: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The NNX modules among the parts of a model, those in sequences and in models within it too."""
+    if type(part).__module__ == "jaxvae.models._nnx":
+        yield name, part
+    elif isinstance(part, tuple | list):
+        for i, each in enumerate(part):
+            yield from _adopted_in(each, f"{name}[{i}]")
+    elif isinstance(part, nn.Module):
+        for field in dataclasses.fields(part):
+            if field.name not in ("parent", "name") and hasattr(part, field.name):
+                yield from _adopted_in(getattr(part, field.name), f"{name}.{field.name}")
 
 
 def _is_nnx(value: Any) -> bool:
