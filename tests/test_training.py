@@ -70,6 +70,27 @@ class TestStep:
         keys = [jax.random.key_data(k).tolist() for n in range(5) for k in step_keys(jax.random.key(0), n)]
         assert len({tuple(k) for k in keys}) == 10
 
+    @pytest.mark.parametrize(
+        ("dtype", "x64"),
+        [("float64", True), *((narrow, x64) for narrow in ("float16", "bfloat16", "float32") for x64 in (False, True))],
+    )
+    def test_parameters_of_any_type_are_trained_in_either_mode(self, dtype, x64):
+        """The norm of the gradient was of one type where it is large and of another where it is not."""
+
+        def loss_fn(params, model_state, batch, *, key, step):
+            loss = (batch["x"].astype(params["w"].dtype) * params["w"][None]).mean()
+            return loss, (model_state, {"loss": loss})
+
+        with jax.enable_x64(x64):
+            state = jaxvae.init_train_state(
+                lambda *, key: ({"w": jnp.zeros(2, dtype)}, ()), optax.sgd(1.0), key=jax.random.key(0)
+            )
+            source = {"x": jnp.full((4, 2), 32.0, jnp.float32), "index": jnp.arange(4)}
+            train_epoch = jaxvae.make_train_epoch(jaxvae.make_train_step(loss_fn, optax.sgd(1.0)))
+            state, metrics = train_epoch(state, source, jnp.arange(4, dtype=jnp.int32).reshape(2, 2))
+            assert state.params["w"].tolist() == [-32.0, -32.0]
+            np.testing.assert_allclose(metrics["grad_norm"], 16 * math.sqrt(2), rtol=1e-6)
+
     @pytest.mark.parametrize("poison", ["loss", "gradient"])
     def test_a_nan_freezes_the_state_and_names_the_step(self, poison):
         def loss_fn(params, model_state, batch, *, key, step):

@@ -138,7 +138,7 @@ class _TrainStep(PicklesByParts):
         loss_fn = partial(_checked(self.loss_fn), batch=batch, key=loss_key, step=state.step)
         (loss, (model_state, metrics)), grads = self._value_and_grad(loss_fn, state)
         _check_model_state(state.model_state, model_state)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optax.tree.norm(jax.tree.map(_wide, grads))
         large = grad_norm > LARGE_NORM
         grad_norm, finite = _norm_of_large(large, grad_norm, grads)
 
@@ -280,7 +280,7 @@ def _floating(tree: PyTree) -> list[Array]:
 
 def is_finite(tree: PyTree) -> Array:
     """Whether all floating leaves are finite, by their sum, which reads memory several times as fast as `isfinite`."""
-    sums = [leaf.sum(dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in _floating(tree)]
+    sums = [_wide(leaf).sum() for leaf in _floating(tree)]
     return jnp.isfinite(sum(sums, start=jnp.float32(0)))
 
 
@@ -314,7 +314,11 @@ def _opt_state_is_finite(large: Array, before: PyTree, after: PyTree) -> Array:
 
 def _flat(leaves: list[Array]) -> Array:
     """One vector of all: far fewer kernels to compile for what is hardly ever computed."""
-    return jnp.concatenate([jnp.zeros(1), *(leaf.ravel().astype(jnp.float32) for leaf in leaves)])
+    return jnp.concatenate([jnp.zeros(1, jnp.float32), *(_wide(leaf).ravel() for leaf in leaves)])
+
+
+def _wide(leaf: Array) -> Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _rarely(needed: Array, function: Callable[..., PyTree], usual: PyTree, operands: tuple[PyTree, ...]) -> PyTree:
