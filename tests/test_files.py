@@ -61,6 +61,38 @@ def test_sub_folders_label_their_pictures_however_deep(tmp_path):
         data.folder(tmp_path)
 
 
+def test_links_are_followed_and_none_of_them_for_ever(tmp_path):
+    ants, root = tmp_path / "elsewhere", tmp_path / "root"
+    for folder in (ants, root):
+        folder.mkdir()
+    write(ants, ["1.png", "2.png"])
+    write(root, ["cats/3.png"], COLOURS[2:])
+    (root / "ants").symlink_to(ants)
+    (ants / "back").symlink_to(root)
+    (root / "cats" / "here").symlink_to(root / "cats")
+    own = data.folder(root)
+    assert own.example_names == ("ants/1.png", "ants/2.png", "cats/3.png")
+    assert own.label.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(own.x, COLOURS[:3])
+
+
+def test_label_names_without_sub_folders_are_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(ValueError, match=r"label_names are of sub-folders, and all files lie in .* itself"):
+        data.folder(tmp_path, label_names=["ants", "cats"])
+
+
+@pytest.mark.parametrize("size", [4.0, (4, 4, 3), (4,), "4"])
+def test_a_size_that_is_none_is_refused_by_its_value(tmp_path, size):
+    with pytest.raises((TypeError, ValueError), match="size must be"):
+        data.folder(write(tmp_path), size=size)
+
+
+def test_a_size_may_be_numpys(tmp_path):
+    assert data.folder(write(tmp_path), size=np.int64(4)).x.shape == (4, 4, 4, 3)
+    assert data.folder(tmp_path, size=np.array([4, 5])).x.shape == (4, 4, 5, 3)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_other_formats_are_read(tmp_path, suffix):
     flat = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)

@@ -81,6 +81,14 @@ def test_long_sounds_are_cut_into_windows_and_short_ones_padded(tmp_path):
     assert data.folder(write(tmp_path / "one", a=long), length=20, fit="windows").label is None
 
 
+def test_every_window_has_the_label_of_its_file(tmp_path):
+    write(tmp_path, cats__a=noise(25), dogs__b=noise(12), dogs__c=noise(31))
+    cut = data.folder(tmp_path, length=10, fit="windows")
+    assert cut.example_names[1:4] == ("cats/a.wav:10", "dogs/b.wav", "dogs/c.wav:0")
+    assert (cut.label.tolist(), cut.label_names) == ([0, 0, 1, 1, 1, 1], ("cats", "dogs"))
+    assert data.folder(tmp_path, length=10, fit="pad").label.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+
+
 def test_channels_are_kept_or_averaged(tmp_path):
     stereo = noise(30, 2)
     write(tmp_path, a=stereo)

@@ -85,6 +85,8 @@ def folder(
         _refuse(sounds, root, "sounds", "pictures")
         read = _pictures_of(root, paths, fit=_one_of("fit", fit, Fit) or "crop", **pictures, **shared)
     labels = _labels(root, read.paths)
+    if label_names and not labels:
+        raise ValueError(f"label_names are of sub-folders, and all files lie in {root} itself: leave them out")
     names = tuple(label_names) or tuple(sorted(set(labels)))
     if unknown := sorted(set(labels) - set(names)):
         raise ValueError(f"{root} has a folder {unknown[0]!r}, which is none of {', '.join(map(repr, names))}")
@@ -131,8 +133,11 @@ def picture_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """(height, width) of what `folder` takes for it; None where nothing is said."""
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    at_least(1, size=(height, width))
+    sides: tuple[Any, ...] = tuple(np.asarray(size)) if np.ndim(size) == 1 else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be (height, width), or one number for both, got {size}")
+    at_least(1, size=sides)
+    height, width = map(int, sides)
     return height, width
 
 
@@ -244,8 +249,13 @@ def _paths(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     found = []
-    for at, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    above: dict[str, list[str]] = {}  # the folders that lead to one: a link to one of them would go round for ever
+    for at, folders, files in os.walk(root, followlinks=True):
+        way = [*above.get(os.path.dirname(at), []), os.path.realpath(at)]
+        above[at] = way
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(os.path.join(at, name)) not in way
+        )
         found += [
             Path(at) / name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES + SOUNDS)
         ]
@@ -262,11 +272,11 @@ def _paths(root: Path) -> list[Path]:
 
 def _labels(root: Path, paths: list[Path]) -> list[str]:
     """The sub-folder that the file of each example lies in; none where all lie in the folder itself."""
-    names = {path: path.relative_to(root).parts[0] for path in paths if path.parent != root}
-    beside = [path.name for path in paths if path not in names]
-    if names and beside:
-        raise ValueError(f"{root} has files in sub-folders, which label them, and others beside: {beside[0]}")
-    return list(names.values())
+    inside = [path.parent != root for path in paths]
+    if any(inside) and not all(inside):
+        beside = paths[inside.index(False)].name
+        raise ValueError(f"{root} has files in sub-folders, which label them, and others beside: {beside}")
+    return [path.relative_to(root).parts[0] for path in paths] if any(inside) else []
 
 
 def _common_size(headers: "dict[Path, Header]", root: Path) -> tuple[int, int]:
