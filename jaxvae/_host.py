@@ -13,7 +13,7 @@ def host_array(values: ArrayLike, name: str) -> np.ndarray:
     """
     check_unmasked(values, name)
     values = np.asarray(values)
-    if values.dtype != bool and not jnp.issubdtype(values.dtype, jnp.number):
+    if values.dtype.kind == "m" or (values.dtype != bool and not jnp.issubdtype(values.dtype, jnp.number)):
         raise TypeError(f"{name} must hold numbers, got an array of {values.dtype}")
     return values
 

@@ -92,7 +92,8 @@ class Run:
           seed: decides which.
 
         Raises:
-          TypeError: the model has no prior to draw from, or a condition is missing.
+          TypeError: the model has no prior to draw from, a condition is missing, or there is one that it does not take.
+          ValueError: conditions of another number.
         """
         at_least(1, num=num)
         if not hasattr(self.model, "sample"):
@@ -101,12 +102,16 @@ class Run:
         if isinstance(self.model, PixelCNN | PixelCNNPP | PixelRNN | TransformerPrior):
             name = type(self.model).__name__
             raise TypeError(f"a {name} draws by itself: run.model.sample(run.params, num, key=)")
+        first: Any = num
         if isinstance(self.model, CVAE):
             if condition is None:
                 raise TypeError(f"a conditional model draws given a condition: pass condition [{num}, ...]")
-            first: Any = jnp.asarray(condition)
-        else:
-            first = num
+            first = data.domain.carried(condition, "condition")
+            if first.shape[:1] != (num,):
+                raise ValueError(f"condition must be [{num}, ...], one for each sample, got {first.shape}")
+            first = jnp.asarray(first)
+        elif condition is not None:
+            raise TypeError(f"a {type(self.model).__name__} takes no condition: leave it out")
         return np.asarray(self.model.apply(self.variables, first, key=seed_key(seed), method="sample").mean)
 
     def encode(self, x: ArrayLike | data.Dataset) -> Any:

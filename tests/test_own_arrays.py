@@ -156,7 +156,10 @@ def test_more_than_256_levels_are_kept_wide():
     [
         (GREY * 10, {"domain": "counts"}, TypeError, "x must be integers, got float64"),
         (np.array([[1], [-2]]), {"domain": "counts"}, ValueError, r"x\[1\] has -2, outside \[0, inf\]"),
+        (np.array([[2**24], [2**24 + 1]]), {"domain": "counts"}, ValueError, "count 16777217, which float32 has not"),
         (np.array([[2**40]]), {"domain": "counts"}, ValueError, "x must fit 32 bits, got 1099511627776"),
+        (GREY * 1e39, {"domain": "real"}, ValueError, r"x\[\d\] has .*e\+3\d, which is too large for 32 bits"),
+        (np.array([["2020-01-01", "2021-01-01"]], "M8[D]") - np.datetime64(0, "D"), {}, TypeError, "must hold numbers"),
         (GREY, {"domain": "pixels"}, ValueError, "kind must be one of"),
         (np.array([[1], [3]]), {"domain": "categories"}, ValueError, "the largest value of x is 3: pass levels=4"),
         (GREY, {"domain": "real", "levels": 3}, ValueError, "levels=3 is for integers .*, and x is float64, 'real'"),
@@ -310,6 +313,7 @@ def test_domains_that_cannot_be():
         ),
         (("levels",), "'levels' has a number of levels, got None"),
         (("levels", 1), "levels must be at least 2, got 1"),
+        (("levels", 2**24 + 1), r"levels must be at most 2\*\*24, which float32 tells apart, got 16777217"),
         (("real", 3), "'real' has no levels, got 3"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxvae._checks import at_least
-from jaxvae.data.domain import Domain, Kind, check_domain, check_labels, stored_array, stored_integers
+from jaxvae.data.domain import Domain, Kind, carried, check_domain, check_labels, stored_array, stored_integers
 from jaxvae.keys import check_seed, example_keys, noise, seed_key
 from jaxvae.types import Batch, Prepare, PRNGKey
 
@@ -55,7 +55,7 @@ class Dataset:
     def __post_init__(self) -> None:
         arrays = {}
         for name, values in self.arrays.items():
-            arrays[name] = (stored_integers if name in ("label", "factors") else stored_array)(values, name)
+            arrays[name] = (stored_integers if name in ("label", "factors") else carried)(values, name)
         object.__setattr__(self, "arrays", arrays)
         object.__setattr__(self, "factor_names", tuple(self.factor_names))
         _check_arrays(arrays, self.factor_names)
@@ -171,8 +171,8 @@ def from_arrays(
 
     Raises:
       TypeError: x of another kind of number than its domain, labels that are not integers, or masked arrays.
-      ValueError: nothing in x, or nothing of it observed, a value outside the domain, or `levels` where it is missing
-        or has no meaning.
+      ValueError: nothing in x, or nothing of it observed, a value outside the domain, or too large for float32, a
+        condition that is not finite, or `levels` where it is missing or has no meaning.
     """
     array, mask = _complete(stored_array(x, "x"), observed)
     if array.ndim < 2 or not array.size:
@@ -186,6 +186,8 @@ def from_arrays(
         arrays["label"] = stored_integers(label, "label")
     if condition is not None:
         arrays["condition"] = stored_array(condition, "condition")
+        if jnp.issubdtype(arrays["condition"].dtype, jnp.floating):
+            _single(np.atleast_1d(arrays["condition"]), "condition")
     return Dataset(name, arrays, make_prepare(domain.levels, counts=domain.kind == "counts"), domain)
 
 
@@ -240,12 +242,24 @@ def _domain_of(x: np.ndarray, domain: Kind | Domain | None, levels: int | None) 
 def _kept(x: np.ndarray) -> np.ndarray:
     """Floating x as float32, integers, none of them negative, in the smallest type that training reads."""
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return x.astype(np.float32, copy=False)
+        return _single(x, "x")
     high = int(x.max())
     for dtype in (np.uint8, np.uint16, np.int32):
         if high <= np.iinfo(dtype).max:
             return x.astype(dtype, copy=False)
     raise ValueError(f"x must fit 32 bits, got {high}")
+
+
+def _single(values: np.ndarray, name: str) -> np.ndarray:
+    """Floating values as float32; `ValueError` names the first that is not finite, or is too large for it."""
+    with np.errstate(over="ignore"):
+        kept = values.astype(np.float32, copy=False)
+    finite = np.isfinite(kept)
+    if not finite.all():
+        first = tuple(map(int, np.argwhere(~finite)[0]))
+        why = "is too large for 32 bits; scale it first" if np.isfinite(values[first]) else "is not finite"
+        raise ValueError(f"{name}[{first[0]}] has {values[first]}, which {why}")
+    return kept
 
 
 def split_validation(

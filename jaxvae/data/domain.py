@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,7 @@ FLOATING = {"unit interval": " in [0, 1]", "real": "", "table": ", a column for 
 # kind -> what its values are
 INTEGER = {"levels": "integers, pixels on a scale", "counts": "integers", "categories": "integers, codes"}
 INT32 = np.iinfo(np.int32)
+LARGEST_WHOLE = 2**24  # up to which float32, which models see, has every whole number
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Domain:
 
     Raises:
       TypeError: levels that are no integer.
-      ValueError: another kind, fewer than two levels, levels or columns that are missing or where there can be none.
+      ValueError: another kind, fewer than two levels or more than 2**24, levels or columns that are missing or where
+        there can be none.
     """
 
     kind: Kind
@@ -47,6 +50,8 @@ class Domain:
         counted = self.kind in ("levels", "categories")
         if counted and self.levels is not None:
             at_least(2, levels=self.levels)
+            if self.levels > LARGEST_WHOLE:
+                raise ValueError(f"levels must be at most 2**24, which float32 tells apart, got {self.levels}")
         elif counted or self.levels is not None:
             raise ValueError(f"{self.kind!r} has {'a number of' if counted else 'no'} levels, got {self.levels}")
 
@@ -65,7 +70,7 @@ def check_domain(x: ArrayLike, domain: Domain) -> None:
 
     Raises:
       TypeError: x is floating where its domain is of integers, or the other way round, or neither.
-      ValueError: a value outside, or one that is not finite; names the first example that has one.
+      ValueError: a value outside, one that is not finite, or a count that float32 has not; names the first that is.
     """
     values = np.atleast_1d(stored_array(x, "x"))
     floating = jnp.issubdtype(values.dtype, jnp.floating)
@@ -86,6 +91,9 @@ def check_domain(x: ArrayLike, domain: Domain) -> None:
             raise ValueError(f"x[{first}] has {value}, which is not finite")
         hint = "; scale it first" if domain.kind == "unit interval" else ""
         raise ValueError(f"x[{first}] has {value}, outside [{low}, {high}]{hint}")
+    if domain.kind == "counts" and (rounded := values.astype(np.float32) != values).any():  # models see float32
+        value = values[rounded][0]
+        raise ValueError(f"x has the count {value}, which float32 has not: scale x, and pass domain='real'")
 
 
 def _check_columns(x: np.ndarray, columns: tuple[Column, ...]) -> None:
@@ -136,6 +144,25 @@ def stored_array(values: ArrayLike, name: str) -> np.ndarray:
         return host_array(values, name)
     except ValueError as error:
         raise ValueError(f"{name} must be an array, and its rows differ in shape: {error}") from error
+
+
+def carried(values: ArrayLike, name: str) -> np.ndarray:
+    """The values as a NumPy array that JAX takes as it is: in the byte order of the machine, no integer too large.
+
+    Raises:
+      TypeError: as `stored_array`.
+      ValueError: an integer of 64 bits that JAX, which has 32, would wrap around.
+    """
+    array = stored_array(values, name)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    kept = jax.dtypes.canonicalize_dtype(array.dtype)
+    if np.issubdtype(array.dtype, np.integer) and kept != array.dtype and array.size:
+        held = np.iinfo(kept)
+        for value in (array.min(), array.max()):
+            if not held.min <= int(value) <= held.max:
+                raise ValueError(f"{name} must fit 32 bits, got {value}")
+    return array
 
 
 def stored_integers(values: ArrayLike, name: str) -> np.ndarray:

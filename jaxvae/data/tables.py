@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from jaxvae.data._table_files import Decimal, check_text, pandas, read_table
 from jaxvae.data.dataset import Dataset, from_arrays
-from jaxvae.data.domain import Domain
+from jaxvae.data.domain import LARGEST_WHOLE, Domain
 from jaxvae.types import Column
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 ColumnKind = Literal["real", "counts", "categories"]
 MOST_CATEGORIES = 1024
-LARGEST_COUNT = 2**24  # up to which float32 has every whole number
 FEW = 20  # values: more than these, and more than half as many as there are rows, are no categories
 VALUES = (str, bool, int, float, np.generic)  # what categories may be
 
@@ -272,7 +271,7 @@ def _numbers(values: "pd.Series[Any]", column: Column) -> np.ndarray:
         raise TypeError(f"column {column.name!r} must hold numbers, being {column.kind!r}, got {values.dtype}")
     numbers = _floats(values, column.name)
     if column.kind == "counts":
-        wrong = ~np.isnan(numbers) & ((numbers < 0) | (numbers != np.floor(numbers)) | (numbers > LARGEST_COUNT))
+        wrong = ~np.isnan(numbers) & ((numbers < 0) | (numbers != np.floor(numbers)) | (numbers > LARGEST_WHOLE))
         if wrong.any():
             row = int(np.argmax(wrong))
             raise ValueError(
