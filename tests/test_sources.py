@@ -66,7 +66,7 @@ def test_dictionaries_pairs_and_arrays_alone():
 def test_a_label_that_is_no_integer_is_left_out_unless_it_is_asked_for():
     examples = [{"x": row, "label": "cat"} for row in RNG.random((3, 2))]
     assert data.from_source("mine", examples).label is None
-    with pytest.raises(TypeError, match="label must hold numbers, got an array of <U3"):
+    with pytest.raises(TypeError, match="label of example 0 is 'cat': labels are integers"):
         data.from_source("mine", examples, label="label")
 
 
@@ -91,4 +91,47 @@ def test_a_label_that_is_no_integer_is_left_out_unless_it_is_asked_for():
 )
 def test_what_cannot_be_read_says_why(source, options, error, text):
     with pytest.raises(error, match=text):
+        data.from_source("mine", source, **options)
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path):
+    lying = picture((6, 4))
+    exif = lying.getexif()
+    exif[0x0112] = 6  # its top is at the right
+    lying.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        own = data.from_source("mine", [opened])
+    np.testing.assert_array_equal(own.x, data.folder(tmp_path).x)
+    assert own.x.shape == (1, 6, 4, 3)
+
+
+@pytest.mark.parametrize("pixels", [np.float32([[0, 0.5], [1, 0.2]]), np.int32([[0, 90], [255, 3]])])
+def test_pictures_whose_white_nobody_knows_are_refused(pixels):
+    with pytest.raises(ValueError, match=r"picture 0 is of mode '[FI]', whose white nobody knows: pass numpy\.asarray"):
+        data.from_source("mine", [Image.fromarray(pixels)])
+
+
+def test_sounds_keep_their_sample_rate_which_must_be_one():
+    def sounds(*rates):
+        return [{"audio": {"array": RNG.uniform(-1, 1, 8), "sampling_rate": rate}} for rate in rates]
+
+    assert data.from_source("mine", sounds(8000, 8000), domain="real").rate == 8000
+    assert data.from_source("mine", [np.zeros(3)]).rate is None
+    with pytest.raises(ValueError, match="examples 0 and 2 have 8000 and 16000 samples a second: bring them to one"):
+        data.from_source("mine", sounds(8000, 8000, 16000), domain="real")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "said"),
+    [
+        ({"train": [1, 2]}, {}, TypeError, "a dict has none of number 0: pass one part of it"),
+        ({"x": np.zeros((2, 3))}, {}, TypeError, "arrays by from_arrays"),
+        ([{"x": np.zeros(3)}, {"y": np.zeros(3)}], {}, ValueError, "example 1 has no 'x', which example 0 has"),
+        ([[np.zeros(3), 1], [np.ones(3), 0]], {}, ValueError, "x of example 0 must be an array, and its rows differ"),
+        ([{"x": [0.0], "label": 1}, {"x": [1.0], "label": None}], {}, TypeError, "label of example 1 is None: labels"),
+        ([{"x": [0.0], "label": 1}, {"x": [1.0], "label": 1.5}], {}, TypeError, "label of example 1 is 1.5: labels"),
+    ],
+)
+def test_what_is_no_source_is_named(source, options, error, said):
+    with pytest.raises(error, match=said):
         data.from_source("mine", source, **options)

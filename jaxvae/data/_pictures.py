@@ -41,7 +41,12 @@ def read(path: Path, *, size: tuple[int, int], fit: str, grey: bool) -> np.ndarr
     `fit` is as `jaxvae.data.folder` takes it.
     """
     with Image.open(path) as opened:
-        return fitted(ImageOps.exif_transpose(opened), size=size, fit=fit, grey=grey)
+        return fitted(upright(opened), size=size, fit=fit, grey=grey)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as its camera says."""
+    return ImageOps.exif_transpose(picture)
 
 
 def fitted(picture: Image.Image, *, size: tuple[int, int], fit: str, grey: bool) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Data that another library holds: anything with a length that gives its examples by number."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, get_args
 
 import numpy as np
 
-from jaxvae._host import host_array
 from jaxvae.data.dataset import BYTE_LEVELS, Dataset, from_arrays
-from jaxvae.data.domain import Domain, Kind
+from jaxvae.data.domain import Domain, Kind, stored_array
 from jaxvae.data.files import Colour, Fit, picture_size
 
 USUAL = ("x", "image", "img", "pixel_values", "audio")  # what x is called where nothing is said
@@ -56,20 +56,27 @@ def from_source(
       levels: as in `from_arrays`.
       progress: called with (examples read, examples in all).
 
+    Sound as Hugging Face decodes it, {"array", "sampling_rate"}, keeps its sample rate, `Dataset.rate`.
+
     Raises:
-      TypeError: the source has no length, or x is neither a picture nor numbers.
-      ValueError: no examples, no such key, examples of several shapes, or as `from_arrays`.
+      TypeError: the source has no length or no example of number 0, x is neither a picture nor numbers, or a label that
+        is no integer.
+      ValueError: no examples, no such key, examples of several shapes or sample rates, pictures whose white is not
+        known (Pillow's mode "F", and "I" with nothing above 255), or as `from_arrays`.
     """
     total = _length(source)
-    first = source[0]
+    first = _first(source)
     x_key = _key("x", x, first, USUAL, required=True)
     label_key = _label_key(label, first, x_key)
     read = _reader(_value(first, x_key), size, fit, colour)
     values: list[np.ndarray] = []
     labels: list[Any] = []
+    rates: dict[int | None, int] = {}  # the first example of each
     for i in range(total):
         example = source[i]
-        value = read(_value(example, x_key), i)
+        value = _value(example, x_key, i)
+        rates.setdefault(_rate(value), i)
+        value = read(value, i)
         if values and value.shape != values[0].shape:
             raise ValueError(
                 f"x of example {i} has shape {value.shape}, and that of example 0 {values[0].shape}: bring them to one "
@@ -77,12 +84,16 @@ def from_source(
             )
         values.append(value)
         if label_key is not None:
-            labels.append(_value(example, label_key))
+            labels.append(_label(_value(example, label_key, i), i))
         if progress is not None:
             progress(i + 1, total)
+    if len(rates) > 1:
+        (one, i), (other, j) = list(rates.items())[:2]
+        raise ValueError(f"examples {i} and {j} have {one} and {other} samples a second: bring them to one rate first")
     if domain is None and levels is None and _is_picture(_value(first, x_key)):
         levels = BYTE_LEVELS
-    return from_arrays(name, np.stack(values), labels if labels else None, domain=domain, levels=levels)
+    made = from_arrays(name, np.stack(values), labels if labels else None, domain=domain, levels=levels)
+    return replace(made, rate=next(iter(rates)))
 
 
 def _length(source: Source) -> int:
@@ -95,6 +106,16 @@ def _length(source: Source) -> int:
     if not total:
         raise ValueError("the source has no examples")
     return total
+
+
+def _first(source: Source) -> Any:
+    try:
+        return source[0]
+    except (KeyError, IndexError) as error:
+        raise TypeError(
+            f"a source gives its examples by number, and a {type(source).__name__} has none of number 0: pass one part "
+            "of it (its 'train'), arrays by from_arrays, or a table by from_table"
+        ) from error
 
 
 def _key(what: str, key: str | int | None, first: Any, usual: Sequence[str], *, required: bool) -> str | int | None:
@@ -123,8 +144,23 @@ def _label_key(label: str | int | None, first: Any, x_key: str | int | None) -> 
     return key if key is None or label is not None or _is_integer(_value(first, key)) else None
 
 
-def _value(example: Any, key: str | int | None) -> Any:
-    return example if key is None else example[key]
+def _value(example: Any, key: str | int | None, i: int = 0) -> Any:
+    try:
+        return example if key is None else example[key]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"example {i} has no {key!r}, which example 0 has") from error
+
+
+def _label(value: Any, i: int) -> Any:
+    if not _is_integer(value):
+        raise TypeError(f"the label of example {i} is {value!r:.60}: labels are integers counted from 0")
+    return value
+
+
+def _rate(value: Any) -> int | None:
+    """Samples a second of sound, as Hugging Face decodes it."""
+    rate = value.get("sampling_rate") if isinstance(value, Mapping) else None
+    return None if rate is None else int(rate)
 
 
 def _reader(
@@ -142,12 +178,17 @@ def _reader(
     if colour is not None and colour not in get_args(Colour):
         raise ValueError(f"colour must be 'grey' or 'rgb', got {colour!r}")
     wanted = picture_size(size)
-    height, width = wanted or first.size[::-1]
+    height, width = wanted or _pictures.upright(first).size[::-1]
     grey = first.mode in _pictures.GREY if colour is None else colour == "grey"
 
     def read(picture: Any, i: int) -> np.ndarray:
         if not _is_picture(picture):
             raise TypeError(f"x of example {i} is a {type(picture).__name__}, and that of example 0 a picture")
+        if picture.mode == "F" or (picture.mode == "I" and 0 < picture.getextrema()[1] < BYTE_LEVELS):
+            raise ValueError(
+                f"picture {i} is of mode {picture.mode!r}, whose white nobody knows: pass numpy.asarray of the pictures"
+            )
+        picture = _pictures.upright(picture)
         if wanted is None and picture.size != (width, height):
             raise ValueError(
                 f"picture {i} is {picture.size[1]}×{picture.size[0]}, and picture 0 {height}×{width}: pass size="
@@ -163,7 +204,7 @@ def _reader(
 def _numbers(value: Any, i: int) -> np.ndarray:
     if isinstance(value, Mapping) and "array" in value:  # sound, as Hugging Face decodes it
         value = value["array"]
-    return host_array(value, f"x of example {i}")
+    return stored_array(value, f"x of example {i}")
 
 
 def _is_picture(value: Any) -> bool:
