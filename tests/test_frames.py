@@ -190,6 +190,49 @@ def test_what_looks_like_numbers_may_be_meant_as_categories(tmp_path):
     np.testing.assert_array_equal(data.from_table(tmp_path / "new.csv", columns=columns).x, [[1, 1], [1, 0]])
 
 
+def test_numbers_that_begin_with_zero_are_codes_unless_someone_says_otherwise(tmp_path):
+    path = tmp_path / "X.CSV"
+    path.write_text("town,size,share\n01234,3,0.5\n1234,007,0\n01234,12,0.25\n")
+    with pytest.raises(ValueError, match=r"'town' holds numbers that begin with 0, such as '01234', .*columns="):
+        data.from_table(path)
+    said = {"town": "categories", "size": "counts"}
+    read = data.from_table(path, columns=said)
+    assert read.domain.columns[0].categories == ("01234", "1234")
+    np.testing.assert_array_equal(read.x[:, :2], [[0, 3], [1, 7], [0, 12]])
+    assert read.domain.columns[2].kind == "real"
+    again = data.from_table(path, columns=read.domain.columns)
+    np.testing.assert_array_equal(again.x, read.x)
+    labelled = data.from_table(path, label="town", columns={"size": "counts"})
+    assert (labelled.label.tolist(), labelled.label_names) == ([0, 1, 0], ("01234", "1234"))
+
+
+def test_a_long_column_is_read_as_a_whole(tmp_path):
+    many = "".join(f"{i % 7}\n" for i in range(300_000))  # pandas reads these in parts, each with a type of its own
+    (tmp_path / "x.csv").write_text(f"grade\n{many}?\n")
+    with pytest.raises(ValueError, match=r"'grade' is text by '\?' in row 300000, and numbers otherwise"):
+        data.from_table(tmp_path / "x.csv")
+    read = data.from_table(tmp_path / "x.csv", columns={"grade": "categories"})
+    assert read.domain.columns[0].categories == ("0", "1", "2", "3", "4", "5", "6", "?")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "x"),
+    [
+        ([3, None, 5, 8], "counts", [3, 0, 5, 8]),
+        ([1.5, pd.NA, 5, np.float32(8)], "real", [1.5, 0, 5, 8]),
+        ([-3, 2, 1, np.int8(4)], "real", [-3, 2, 1, 4]),
+        ([1, 0, None, 1], "categories", [1, 0, 0, 1]),
+        ([True, False, None, True], "categories", [1, 0, 0, 1]),
+    ],
+)
+def test_pythons_numbers_are_numbers(values, kind, x):
+    table = pd.DataFrame({"a": [1.5, 2.5, 3.5, 4.5], "b": pd.Series(values, dtype=object)})
+    table.index = pd.Index([0, 0, 1, 1])
+    read = data.from_table(table, standardize=False)
+    assert (read.domain.columns[1].kind, table["b"].dtype) == (kind, object)
+    np.testing.assert_array_equal(read.x[:, 1], x)
+
+
 def test_labels_of_new_rows_keep_their_numbers(path, tmp_path):
     birds = data.from_table(path, label="species")
     assert (birds.label_names, birds.num_classes) == (("adelie", "gentoo"), 2)

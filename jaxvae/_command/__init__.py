@@ -38,10 +38,8 @@ HELP = """Train a variational autoencoder on your data, and use it.
 
 DATA is a folder of pictures (PNG, JPEG, WebP), a .npy or .npz file whose array x is [N, ...], a .csv or .parquet table,
 or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It is data: nothing in it is
-run.
-or the name of a set such as digits or mnist. RUN is the directory that a training wrote. It holds the model as Python
-objects: give only what you or someone you trust has trained. What is compiled is kept in ~/.cache/jaxvae/programs
-($JAXVAE_CACHE_DIR/programs), at most half a gigabyte; JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+run. What is compiled is kept in ~/.cache/jaxvae/programs ($JAXVAE_CACHE_DIR/programs), at most half a gigabyte;
+JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
 
     jaxvae train pictures/ --out run
     jaxvae sample run

@@ -42,12 +42,12 @@ def training_data(
       FileNotFoundError: there is no such folder, file or set.
     """
     path = Path(source).expanduser()
-    is_file, domain = path.suffix in ARRAYS, _kind(values)
-    is_table = path.suffix in TABLES and not path.is_dir()
+    suffix, domain = path.suffix.lower(), _kind(values)
+    is_file, is_table = suffix in ARRAYS, suffix in TABLES and not path.is_dir()
     if not is_table:
         unused = {"--label": label is not None, "--drop": bool(drop), "--columns": bool(columns)}
         _refuse(unused, "a .csv or .parquet file", source)
-    if path.suffix != ".csv" or path.is_dir():
+    if suffix != ".csv" or path.is_dir():
         _refuse({"--decimal": decimal != ".", "--missing": bool(missing)}, "a .csv file", source)
     unused = {"--size": bool(size), "--fit": fit is not None, "--colour": colour is not None}
     unused["--skip-unreadable"] = skip_unreadable
@@ -93,7 +93,7 @@ def data_for(run: Run, directory: Path, source: str, *, split: str | None, skip_
     """
     path, stored, domain = Path(source).expanduser(), run.dataset.x.shape[1:], run.dataset.domain
     trained_on = f"the run was trained on x {('N', *stored)} of {_named_domain(domain)}"
-    is_file, is_table = path.suffix in ARRAYS, path.suffix in TABLES
+    is_file, is_table = path.suffix.lower() in ARRAYS, path.suffix.lower() in TABLES
     if not path.is_dir():
         _refuse({"--skip-unreadable": skip_unreadable}, "a folder of pictures", source)
     if path.is_dir() or is_file or is_table:
@@ -205,5 +205,5 @@ def _fit_of(directory: Path) -> Fit:
 
 def csv_options(directory: Path, path: Path) -> dict[str, Any]:
     """How numbers and missing entries were written in the table of the run, for another `.csv` file."""
-    known = _options(directory) if path.suffix == ".csv" else {}
+    known = _options(directory) if path.suffix.lower() == ".csv" else {}
     return {name: known[name] for name in ("decimal", "missing") if name in known}

@@ -14,6 +14,7 @@ SEPARATORS = ",;\t|"
 Decimal = Literal[".", ","]
 
 NUMBER = re.compile(r"[-+]?(\d[\d.,]*|[.,]\d+)(e[-+]?\d+)?\s*%?", re.IGNORECASE)
+PADDED = re.compile(r"0\d+")
 DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}\b.*|\d{1,2}([-/.])\d{1,2}\2(\d{2}|\d{4})\b.*|\d{1,2}:\d\d(:\d\d)?.*")
 
 
@@ -32,25 +33,31 @@ def read_table(
     decimal: Decimal = ".",
     missing: Sequence[str] = (),
     text: Collection[str] = (),
+    numbers: Collection[str] = (),
 ) -> "tuple[pd.DataFrame, str]":
-    """A table and its name: what `from_table` says of `decimal` and `missing`; columns `text` are not made numbers."""
+    """A table and its name: what `from_table` says of `decimal` and `missing`.
+
+    Columns `text` are not made numbers, nor are those with numbers that begin with 0, as codes do, unless in `numbers`.
+    """
     pd, unused = pandas(), decimal != "." or bool(missing)
     path = None if isinstance(table, pd.DataFrame) else Path(table).expanduser()
-    if unused and (path is None or path.suffix != ".csv"):
+    suffix = "" if path is None else path.suffix.lower()
+    if unused and suffix != ".csv":
         raise ValueError("decimal and missing are for .csv files: change the frame itself")
     if path is None:
         return table, "table"
-    if path.suffix not in SUFFIXES:
+    if suffix not in SUFFIXES:
         raise ValueError(f"expected a {' or '.join(SUFFIXES)} file or a pandas.DataFrame, got {path}")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         try:
             return pd.read_parquet(path, dtype_backend="numpy_nullable"), path.stem
         except ImportError as error:
             raise ImportError("Parquet files need pyarrow: pip install 'jaxvae[tables]'") from error
     try:
-        titles, separator = _checked_lines(path)
+        titles, separator, padded = _checked_lines(path)
+        text = {*text, *padded.difference(numbers)}
         frame = pd.read_csv(
             path,
             sep=separator,
@@ -60,14 +67,15 @@ def read_table(
             index_col=False,  # otherwise lines that are longer than the titles would lend their first field to it
             dtype={title: "string" for title in text if title in titles},
             dtype_backend="numpy_nullable",  # integers with holes stay integers
+            low_memory=False,  # in parts a long column would be numbers here and text there
         )
     except (csv.Error, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
     return frame, path.stem
 
 
-def _checked_lines(path: Path) -> tuple[list[str], str]:
-    """The titles and the separator of a file whose lines all have as many fields."""
+def _checked_lines(path: Path) -> tuple[list[str], str, set[str]]:
+    """The titles and the separator of a file whose lines all have as many fields, and the titles over 0 and digits."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
         separator = max(SEPARATORS, key=lambda each: len(_fields(first, each)))  # the comma, where several tie
@@ -85,13 +93,15 @@ def _checked_lines(path: Path) -> tuple[list[str], str]:
         file.seek(0)
         lines = csv.reader(file, delimiter=separator, skipinitialspace=True)
         next(lines)
+        padded = set()
         for fields in lines:
+            padded |= {title for title, field in zip(titles, fields, strict=False) if PADDED.fullmatch(field)}
             if fields and len(fields) != len(titles):
                 raise ValueError(
                     f"line {lines.line_num} of {path} has {len(fields)} fields, and there are {len(titles)} titles, "
                     f"separated by {separator!r}"
                 )
-    return titles, separator
+    return titles, separator, padded
 
 
 def _fields(line: str, separator: str) -> list[str]:
@@ -123,6 +133,11 @@ def check_text(values: "pd.Series[Any]", title: str) -> None:
         raise ValueError(
             f"column {title!r} is text by {value!r} in row {row}, and numbers otherwise: pass missing=[{value!r}] if "
             f"that stands for a hole in a .csv file, mend it, or pass {meant}"
+        )
+    if code := next(filter(PADDED.fullmatch, found), None):
+        raise ValueError(
+            f"column {title!r} holds numbers that begin with 0, such as {code!r}, as codes do: pass {meant}, or "
+            f"columns={{{title!r}: 'counts'}} if they are numbers"
         )
     raise ValueError(
         f"column {title!r} holds numbers as text, such as {next(iter(found))!r}: pass decimal=',' for a .csv file with "

@@ -112,14 +112,14 @@ def from_file(path: str | Path, *, domain: Kind | Domain | None = None, levels: 
       ValueError: another kind of file, one that holds Python objects, no "x" in it, or as `from_arrays`.
     """
     path = Path(path).expanduser()
-    if path.suffix not in (".npy", ".npz"):
+    if (suffix := path.suffix.lower()) not in (".npy", ".npz"):
         raise ValueError(f"expected a .npy or .npz file, got {path}")
     with path.open("rb") as file:
         try:
             loaded = np.load(file)  # no pickles: a file that holds objects is a ValueError
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
         except (EOFError, ValueError, BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
+            raise ValueError(f"{path} cannot be read as {suffix}: {error}") from error
     if "x" not in arrays:
         raise ValueError(f"{path} must have an array 'x', it has {', '.join(map(repr, arrays)) or 'none'}")
     if unknown := sorted(arrays.keys() - {"x", "label", "condition", "observed"}):

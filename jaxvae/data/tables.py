@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ColumnKind = Literal["real", "counts", "categories"]
 MOST_CATEGORIES = 1024
 FEW = 20  # values: more than these, and more than half as many as there are rows, are no categories
+NUMBERS = (int, float, np.integer, np.floating)
 VALUES = (str, bool, int, float, np.generic)  # what categories may be
 
 
@@ -63,18 +64,25 @@ def from_table(
       FileNotFoundError: no such file.
       TypeError: a column of dates, complex numbers, or of values of several types; titles that are no text.
       ValueError: lines of several lengths, a first line of numbers, no rows or columns, titles that are twice there or
-        not at all, a column without two values or that numbers the rows, an infinite number, text that is numbers or
-        no category (nearly every row has its own), counts that are none, or a category that the other set does not
-        have. Each names the column and the way out.
+        not at all, a column without two values or that numbers the rows, an infinite number, text that is numbers,
+        numbers in a .csv file that begin with 0 as codes do, of which nobody has said what they are, text that is no
+        category (nearly every row has its own), counts that are none, or a category that the other set does not have.
+        Each names the column and the way out.
     """
     kinds = columns if isinstance(columns, Mapping) else {}
     given = None if columns is None or isinstance(columns, Mapping) else tuple(columns)
     _check_options(kinds, given, label, drop)
     if label_names and label is None:
         raise ValueError("label_names are of a column of labels: pass its title as label")
-    frame, called = read_table(table, decimal=decimal, missing=missing, text=_of_text(given, label, label_names))
+    text = _of_text(given, label, label_names)
+    numbers = [title for title, kind in kinds.items() if kind != "categories"]
+    numbers += [column.name for column in given or () if column.name not in text]
+    frame, called = read_table(table, decimal=decimal, missing=missing, text=text, numbers=numbers)
     left_out = [*drop, *([] if label is None else [label])]
     _check_titles(frame, {*kinds, *left_out})
+    frame = frame.copy(deep=False)
+    for title in frame.columns:
+        frame[title] = _as_numbers(frame[title])
     arrays: dict[str, Any] = {}
     if label is not None:
         arrays["label"], label_names = _labels(frame[label], label, label_names)
@@ -159,6 +167,15 @@ def _check_titles(frame: "pd.DataFrame", wanted: set[str]) -> None:
         raise ValueError(
             f"the table has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, titles))}"
         )
+
+
+def _as_numbers(values: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column of Python's objects that are all numbers, as one of numbers; any other as it is."""
+    there = [] if values.dtype != object else values.dropna().tolist()
+    if not there or not all(isinstance(each, NUMBERS) and not isinstance(each, bool) for each in there):
+        return values
+    whole = all(isinstance(each, int | np.integer) and abs(int(each)) < 2**63 for each in there)
+    return values.astype("Int64" if whole else "Float64")
 
 
 def _column(values: "pd.Series[Any]", title: str, kind: ColumnKind | None, standardize: bool) -> Column:
