@@ -447,6 +447,24 @@ def test_a_table_with_holes_is_trained_on_and_filled_in(command, tmp_path):
     assert done.code == 2
     assert "does not say which entries are observed" in done.err
     assert command("encode", tmp_path / "run", tmp_path / "whole.npy", "--out", tmp_path / "codes.npy").code == 0
+    (tmp_path / "WHOLE.NPY").write_bytes((tmp_path / "whole.npy").read_bytes())
+    assert command("encode", tmp_path / "run", tmp_path / "WHOLE.NPY", "--out", tmp_path / "again.npy").code == 0
+    assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "codes.npy").read_bytes()
+    # What a command would write over what it was given, or needs.
+    (tmp_path / "link.npy").symlink_to(tmp_path / "holed.npy")
+    for name, option, lost in (
+        ("encode", "--out", "whole.npy"),
+        ("reconstruct", "--out", "whole.npy"),
+        ("impute", "--out", "link.npy"),
+        ("evaluate", "--json", "whole.npy"),
+        ("evaluate", "--json", "run/run.json"),
+        ("evaluate", "--json", "run/metrics.jsonl"),
+    ):
+        given = "holed.npy" if name == "impute" else "whole.npy"
+        before = (tmp_path / lost).read_bytes()
+        done = command(name, tmp_path / "run", tmp_path / given, option, tmp_path / lost)
+        assert (done.code, (tmp_path / lost).read_bytes()) == (2, before)
+        assert "itself, which would be lost: choose another file to write to" in " ".join(done.err.split())
 
 
 def test_zeros_and_ones_are_compressed_and_come_back(command, tmp_path):

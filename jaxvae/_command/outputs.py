@@ -21,6 +21,11 @@ from jaxvae.figures._page import FORMATS
 from jaxvae.keys import seed_key
 from jaxvae.run import Run
 
+# Of a run, without which it cannot be loaded or go on.
+PARTS = (
+    *("run.json", "weights.safetensors", "data.safetensors", "history.json"),
+    *("config.json", "options.json", "metrics.jsonl"),
+)
 NATS = {"nll": "-log p(x)", "negative_elbo": "-ELBO", "rate": "rate", "distortion": "distortion"}
 
 
@@ -29,6 +34,15 @@ def checked_suffix(path: Path, *allowed: str) -> Path:
     if path.suffix not in allowed:
         raise ValueError(f"--out must end in {' or '.join(allowed)}, got {path}")
     return path.expanduser()
+
+
+def spared(path: Path, run: Path, data: str) -> Path:
+    """The path; `ValueError` where what is written there would replace DATA or a part of RUN."""
+    path = path.expanduser()
+    for each in (Path(data).expanduser(), *(run.expanduser() / name for name in PARTS)):
+        if path.exists() and each.exists() and path.samefile(each):
+            raise ValueError(f"{path} is {each} itself, which would be lost: choose another file to write to")
+    return path
 
 
 def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:

@@ -42,6 +42,10 @@ class _OfData:
         """The run, and the data as its model takes them."""
         return read_data(self.run, self.data, split=self.split, skip_unreadable=self.skip_unreadable)
 
+    def target(self, path: Path) -> Path:
+        """The path to write to, unless DATA or the run itself would be lost by it."""
+        return outputs.spared(path, self.run, self.data)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -73,7 +77,7 @@ class Encode(_OfData):
 
     def __call__(self) -> None:
         """Encode and write."""
-        path = outputs.checked_suffix(self.out or self.run / "codes.npy", ".npy", ".csv")
+        path = self.target(outputs.checked_suffix(self.out or self.run / "codes.npy", ".npy", ".csv"))
         run, dataset = self.read()
         codes = run.encode(dataset)
         if isinstance(codes, tuple):  # of several groups of latents, those of z_1 first
@@ -95,7 +99,9 @@ class Reconstruct(_OfData):
         """Reconstruct and write."""
         run, dataset = self.read()
         suffix = outputs.picture_or_array(run)
-        path = outputs.checked_suffix(self.out or self.run / f"reconstructions{suffix}", *outputs.allowed(suffix))
+        path = self.target(
+            outputs.checked_suffix(self.out or self.run / f"reconstructions{suffix}", *outputs.allowed(suffix))
+        )
         if self.num < 1:
             raise ValueError(f"--num must be at least 1, got {self.num}")
         drawn = dataset.take(slice(self.num)) if path.suffix in outputs.FORMATS else dataset
@@ -118,7 +124,7 @@ class Impute(_OfData):
 
     def __call__(self) -> None:
         """Fill in and write."""
-        path = outputs.checked_suffix(self.out or self.run / "imputed.npz", ".npz", ".npy", ".csv")
+        path = self.target(outputs.checked_suffix(self.out or self.run / "imputed.npz", ".npz", ".npy", ".csv"))
         run, dataset = self.read()
         filled = run.impute(dataset, num_samples=self.num_samples, num_draws=self.num_draws, seed=self.seed)
         missing = int((~dataset.arrays["observed"]).sum())
@@ -147,9 +153,10 @@ class Evaluate(_OfData):
 
     def __call__(self) -> None:
         """Measure, print and write."""
+        path = None if self.json is None else self.target(self.json)
         run, dataset = self.read()
         measured = run.evaluate(dataset, num_samples=self.num_samples, seed=self.seed)
         outputs.print_measured({dataset.name: measured}, run, num_samples=self.num_samples)
-        if self.json is not None:
+        if path is not None:
             record = {"data": self.data, "examples": len(dataset), "num_samples": self.num_samples, **measured}
-            outputs.print_paths(figures=outputs.write_json(self.json, record))
+            outputs.print_paths(figures=outputs.write_json(path, record))
