@@ -11,7 +11,7 @@ from experiments.command import RunConfig
 from experiments.run import Run
 from jaxvae import figures
 from jaxvae.evaluation import active_latents
-from jaxvae.figures._page import COLORS, latent_name
+from jaxvae.figures._page import COLORS, latent_name, replace_file
 
 pytest.importorskip("matplotlib")
 RNG = np.random.default_rng(0)
@@ -55,6 +55,35 @@ def test_latents_are_numbered_from_one_and_alike_everywhere(tmp_path):
     assert "$z_{1}$" not in plane
     many = texts(figures.manifold(tmp_path / "manifold.svg", lambda latent: np.zeros((len(latent), 8, 8, 1)), size=2))
     assert {"$z_{1}$", "$z_{2}$"} <= set(many)
+
+
+def test_every_name_is_in_its_legend(tmp_path):
+    codes, name = RNG.normal(size=(4, 2)), "_background_noise_"  # of Speech Commands
+    plane = texts(figures.latent_scatter(tmp_path / "plane.svg", codes, [name, "cat", "dog", "cat"]))
+    assert {name, "cat", "dog"} <= set(plane)
+    curve = texts(figures.codec_curves(tmp_path / "codec.svg", {name: [(0.5, 20.0), (1.0, 25.0)]}))
+    assert name in curve
+    panel = figures.Panel(IMAGES, IMAGES, codes, [name, "a", "b", "c"], figures.prior_grid(2), IMAGES[:4])
+    assert {name, "a"} <= set(texts(figures.side_by_side(tmp_path / "side.svg", {"one": panel})))
+    for labels, names in (
+        ([1000001.0, 1000002.0, 3.0, 0.5], {"1000001", "1000002", "3", "0.5"}),
+        (np.float32([0.1, 0.2, 0.1, 2]), {"0.1", "0.2", "2"}),
+    ):
+        assert names <= set(texts(figures.latent_scatter(tmp_path / "plane.svg", codes, np.asarray(labels))))
+
+
+def test_a_path_may_begin_at_home_and_nothing_half_made_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert figures.image_grid("~/a.png", IMAGES) == tmp_path / "a.png"
+
+    def fail(unfinished):
+        unfinished.write_bytes(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        replace_file("b.png", (".png",), fail)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("labels", [None, ["p(z)", "q(z|x)"] * 20, np.arange(40) % 25])

@@ -256,6 +256,7 @@ def probe_accuracy(path: str | Path, probes: Sequence[Any], *, title: str | None
     )
     figure = new_figure(3.8 * len(classifiers), 3.4, layout="constrained")
     panels = figure.subplots(1, len(classifiers), squeeze=False, sharey=True)[0]
+    lines: dict[str, Any] = {}
     for axes, classifier in zip(panels, classifiers, strict=True):
         for i, name in enumerate(names):
             found = sorted(
@@ -270,7 +271,8 @@ def probe_accuracy(path: str | Path, probes: Sequence[Any], *, title: str | None
             reach = [[m - values.min() for m, (_, values) in zip(means, found, strict=True)]]
             reach += [[values.max() - m for m, (_, values) in zip(means, found, strict=True)]]
             color = COLORS[i % len(COLORS)]
-            axes.errorbar(counts, means, reach, color=color, marker="o", markersize=4, linewidth=1.5, label=name)
+            style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.5}
+            lines[name] = axes.errorbar(counts, means, reach, **style)
         axes.set_xscale("log")
         kinds = sorted({p.num_labels for p in probes})
         axes.set_xticks(kinds, [str(count) for count in kinds])
@@ -280,7 +282,7 @@ def probe_accuracy(path: str | Path, probes: Sequence[Any], *, title: str | None
         axes.grid(color="#e4e4e4", linewidth=0.7)
         tidy(axes)
     panels[0].set_ylabel("test accuracy")
-    panels[-1].legend(frameon=False, fontsize=9)
+    panels[-1].legend(lines.values(), lines, frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
     return save(figure, path)

@@ -193,16 +193,18 @@ def codec_curves(
         raise ValueError("there is no curve to draw")
     figure = new_figure(6.4, 4.6, layout="constrained")
     axes = figure.add_subplot()
+    lines: dict[str, Any] = {}
     for i, (name, points) in enumerate(curves.items()):
         values = host_reals(points, name)
         if values.ndim != 2 or values.shape[1] != 2 or not np.isfinite(values).all() or (values[:, 0] <= 0).any():
             raise ValueError(f"{name} must be [M, 2], bits a pixel above zero and dB, finite, got {values}")
         values = values[values[:, 0].argsort()]
         color = COLORS[i % len(COLORS)]
-        axes.plot(values[:, 0], values[:, 1], color=color, linewidth=1.4, marker="o", markersize=4, label=name)
+        style: dict[str, Any] = {"color": color, "linewidth": 1.4, "marker": "o", "markersize": 4}
+        (lines[name],) = axes.plot(values[:, 0], values[:, 1], **style)
     axes.set(xscale="log", xlabel="bits a pixel", ylabel="PSNR (dB)")
     tidy(axes)
-    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    axes.legend(lines.values(), lines, fontsize=9, frameon=False, labelcolor=INK)
     if title:
         axes.set_title(title, fontsize=11, color=INK)
     return save(figure, path)

@@ -206,13 +206,16 @@ def _place_images(figure: "Figure") -> None:
 
 def replace_file(path: str | Path, suffixes: Sequence[str], write_to: Callable[[Path], None]) -> Path:
     """Write a file beside `path` and move it there once it is whole; of several processes the first does it."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in suffixes:
         raise ValueError(f"path must end in {' or '.join(suffixes)}, got {path}")
     if jax.process_index() > 0:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    write_to(unfinished)
-    unfinished.replace(path)
+    try:
+        write_to(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # what is left of one that failed
     return path

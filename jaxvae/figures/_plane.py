@@ -139,9 +139,14 @@ def latent_scatter(
     if title:
         axes.set_title(title, fontsize=11, color=INK)
     if labels is not None:
-        for name, color in zip(classes, colors, strict=True):
-            axes.scatter([], [], s=36, color=color, label=_class_name(name))
-        figure.legend(loc="outside right center", frameon=False, handletextpad=0.1, ncols=legend_columns)
+        dots = [axes.scatter([], [], s=36, color=color) for color in colors]
+        options: dict[str, Any] = {
+            "loc": "outside right center",
+            "frameon": False,
+            "handletextpad": 0.1,
+            "ncols": legend_columns,
+        }
+        figure.legend(dots, _class_names(classes), **options)
     tidy(axes)
     return save(figure, path)
 
@@ -187,12 +192,18 @@ def side_by_side(path: str | Path, models: Mapping[str, Panel], *, title: str | 
         _scatter(axes, column.codes, point_colors[i], column.prior)
         tidy(axes)
         axes.xaxis.labelpad = axes.yaxis.labelpad = 1
-    for label, color in zip(classes, colors, strict=True):
-        axes.scatter([], [], s=36, color=color, label=_class_name(label))
+    dots = [axes.scatter([], [], s=36, color=color) for color in colors]
     anchor = (0.5, 1 - legend_top / page_height)
     spacing = {"borderaxespad": 0, "borderpad": 0, "handletextpad": 0.1, "columnspacing": 1.2}
     legend_columns = min(len(classes), 20)
-    figure.legend(loc="upper center", bbox_to_anchor=anchor, frameon=False, fontsize=9, ncols=legend_columns, **spacing)
+    options: dict[str, Any] = {
+        "loc": "upper center",
+        "bbox_to_anchor": anchor,
+        "frameon": False,
+        "fontsize": 9,
+        **spacing,
+    }
+    figure.legend(dots, _class_names(classes), ncols=legend_columns, **options)
     return save(figure, path)
 
 
@@ -283,9 +294,10 @@ def _scatter(axes: "Axes", points: np.ndarray, colors: np.ndarray, prior: bool) 
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel=latent_name(0), ylabel=latent_name(1))
 
 
-def _class_name(label: Any) -> str:
-    """A class as a reader writes it: 3, also where labels are floating."""
-    return f"{label:g}" if isinstance(label, np.floating) else str(label)
+def _class_names(labels: np.ndarray) -> list[str]:
+    """Classes as a reader writes them: 3, also where labels are floating."""
+    floating = np.issubdtype(labels.dtype, np.floating)
+    return [f"{float(str(label)):.15g}" if floating else str(label) for label in labels]
 
 
 def _class_colors(count: int) -> np.ndarray:
