@@ -116,6 +116,11 @@ def train(
     dataset = with_condition(model, dataset)
     _check_likelihood(model, dataset)
     training, held = _split(dataset, validation, seed)
+    if held is None and patience is not None:
+        raise ValueError(
+            f"patience={patience} counts epochs that were no better on a validation set, and there is none: leave it "
+            "out, or pass validation=0.1, a share of the data set"
+        )
     held = held if held is None else as_trained(model, training, held)
     size = min(len(training), LARGEST_BATCH) if batch_size is None else batch_size
     order = data.Order(len(training), size, epochs, seed)

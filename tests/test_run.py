@@ -335,6 +335,8 @@ def test_what_cannot_be_is_refused(run, tmp_path):
         quietly(semi, MINE)
     with pytest.raises(ValueError, match=r"0\.1 of 3 examples leaves none .*: pass validation=0, or a number"):
         quietly(vae(), MINE.take(slice(3)))
+    with pytest.raises(ValueError, match=r"patience=2 counts epochs .*, and there is none: leave it"):
+        quietly(vae(), MINE, validation=0, patience=2)
     with pytest.raises(ValueError, match="is larger than the split"):
         quietly(vae(), MINE, batch_size=1000)
     with pytest.raises(ValueError, match=r"expected x \('N', 4, 4, 1\), got \(120, 16\)"):
