@@ -43,7 +43,7 @@ def push(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write(kept, folder)
-        (folder / CARD).write_text(card(run, repo, measured, license))
+        (folder / CARD).write_text(card(run, repo, measured, license), encoding="utf-8")
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo, folder_path=str(folder), commit_message=f"Save a {type(run.model).__name__} of jaxvae"

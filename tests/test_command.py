@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import pickle
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import jaxvae
 from jaxvae import data
 from jaxvae.__main__ import main
 from jaxvae._command import models, train
+from jaxvae._command.outputs import write_codes
 from tests import commands
 
 N, SHAPE = 40, (30, 45, 3)
@@ -253,6 +255,13 @@ def test_models_that_cannot_be():
 
 
 # What a run is asked
+
+
+def test_names_that_are_no_text_stay_the_bytes_that_they_are(tmp_path):
+    names = (os.fsdecode(b"caf\xe9.png"), 'a,"b".png')
+    write_codes(tmp_path / "codes.csv", np.float32([[1], [2]]), names)
+    lines = (tmp_path / "codes.csv").read_bytes().splitlines()
+    assert lines[1:] == [b"caf\xe9.png,1", b'"a,""b"".png",2']
 
 
 def test_new_pictures_of_another_size_are_encoded(command, trained, tmp_path):

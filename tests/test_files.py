@@ -129,6 +129,12 @@ def test_sixteen_bits_keep_their_scale(tmp_path):
     np.testing.assert_array_equal(data.folder(tmp_path).x[0, ..., 0], np.rint(deep / 257))
 
 
+def test_sixteen_bits_are_black_where_they_are_transparent(tmp_path):
+    deep = np.uint16([[0, 257 * 9], [257 * 90, 257 * 9]])
+    Image.fromarray(deep).save(tmp_path / "a.png", transparency=257 * 9)
+    assert data.folder(tmp_path).x[0, ..., 0].tolist() == [[0, 0], [90, 0]]
+
+
 def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     picture, exif = Image.fromarray(COLOURS[0]), Image.Exif()
     exif[0x0112] = 6  # lies on its left side

@@ -78,7 +78,8 @@ def _write_table(path: Path, rows: np.ndarray, name: str, example_names: Sequenc
     """Rows [N, D] as CSV, under a line of names counted from 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     floating = np.issubdtype(rows.dtype, np.floating)
-    with path.open("w", newline="") as file:
+    # A name on the disk need not be text: its bytes are written as they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         first = ["path"] if example_names else []
         table.writerow([*first, *(f"{name}{i}" for i in range(1, rows.shape[1] + 1))])

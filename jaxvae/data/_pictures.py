@@ -52,7 +52,11 @@ def upright(picture: Image.Image) -> Image.Image:
 def fitted(picture: Image.Image, *, size: tuple[int, int], fit: str, grey: bool) -> np.ndarray:
     """A picture that is open, as `read` makes it."""
     if picture.mode.startswith("I"):  # sixteen bits, which a conversion would cut off at 255
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(picture, np.float64)
+        grey_values = (values / 257).round().clip(0, 255).astype(np.uint8)
+        if "transparency" in picture.info:  # the value that stands for nothing
+            grey_values[values == picture.info["transparency"]] = 0
+        picture = Image.fromarray(grey_values)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
