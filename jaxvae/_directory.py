@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxvae._json import read_json_object
+from jaxvae._json import parse_json, read_json_object
 from jaxvae.checkpoint import Checkpointer, check_settings
 from jaxvae.training.fit import Earlier, Progress
 from jaxvae.training.state import TrainState
@@ -28,6 +28,7 @@ class RunDirectory:
       settings: as JSON; kept in config.json and with every checkpoint.
       resume: whether the directory may hold a run.
       may_change: the settings that a resumed run may have other values of.
+      last_step: where training will end; the run must not be beyond it.
       way_out: what the caller can do where there is a run and `resume` is false.
 
     Attributes:
@@ -38,7 +39,8 @@ class RunDirectory:
     Raises:
       FileExistsError: the directory holds a run and `resume` is false.
       NotADirectoryError: it is a file.
-      ValueError: it holds a run with other settings, each of which is listed, or cannot be written.
+      ValueError: it holds a run with other settings, each of which is listed, or beyond `last_step`, or cannot be
+        written. A run that is refused is left as it was.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RunDirectory:
         *,
         resume: bool,
         may_change: Collection[str] = (),
+        last_step: int | None = None,
         way_out: str,
     ) -> None:
         self.path, self._step, self._by_step = path, 0, dict[str, Any]()
@@ -59,6 +62,10 @@ class RunDirectory:
             check_settings(read_json_object(config_file), settings, may_change=may_change)
         multihost_utils.sync_global_devices("all have seen what the directory holds")
         self.checkpointer = Checkpointer(path / CHECKPOINTS, meta={"config": settings})
+        if last_step is not None and (self.latest_step or 0) > last_step:
+            epochs = settings.get("epochs")
+            self.checkpointer.close()
+            raise ValueError(f"the run in {path} is at step {self.latest_step}, epochs={epochs} end at {last_step}")
         write_whole(config_file, json.dumps(settings, indent=2) + "\n")
 
     def restore(self, state: TrainState) -> TrainState:
@@ -123,11 +130,21 @@ class RunDirectory:
         self.checkpointer.wait()
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl so far. One that a kill cut short is dropped."""
+        """The lines of metrics.jsonl so far. One that a kill cut short is dropped; `ValueError` names a damaged one."""
         if not (self.path / METRICS).exists():
             return []
-        lines = (self.path / METRICS).read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = (self.path / METRICS).read_bytes().splitlines(keepends=True)
+        return [self._record(line, i) for i, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            match parse_json(line):
+                case {"step": int()} as record:
+                    return record
+            reason = "it holds no evaluation"
+        except ValueError as error:
+            reason = str(error)
+        raise ValueError(f"line {number} of {self.path / METRICS} is damaged: {reason}; remove it to go on")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl; by the first process."""

@@ -143,11 +143,9 @@ def train(
         settings |= _description(training) | {"model": _described(model), "loss": _described(loss)}
         settings["validation"] = _described(validation)
         describe(run_of(state.params, state.model_state, history=[], step=0))  # now, and not after hours
-    with _opened(place, settings, resume) as files, _shown(progress) as show:
+    with _opened(place, settings, resume, order.total_steps) as files, _shown(progress) as show:
         watch = Watch(evaluated, held, seed, report, files, run_of)
         state, earlier = watch.resume(state)
-        if watch.step > order.total_steps:
-            raise ValueError(f"the run in {place} is at step {watch.step}, epochs={epochs} end at {order.total_steps}")
         reached = fit(
             state,
             train_epoch,
@@ -184,7 +182,9 @@ def _place(out: str | Path | None, resume: bool) -> Path | None:
 
 
 @contextmanager
-def _opened(place: Path | None, settings: dict[str, Any], resume: bool) -> Iterator["RunDirectory | None"]:
+def _opened(
+    place: Path | None, settings: dict[str, Any], resume: bool, last_step: int
+) -> Iterator["RunDirectory | None"]:
     """The run's directory, whose checkpoints are all written when this ends; None where there is none."""
     if place is None:
         yield None
@@ -192,7 +192,8 @@ def _opened(place: Path | None, settings: dict[str, Any], resume: bool) -> Itera
     from jaxvae._directory import RunDirectory
 
     way_out = "continue it with resume=True or choose another out="
-    with RunDirectory(place, settings, resume=resume, may_change={"epochs"}, way_out=way_out) as files:
+    options: dict[str, Any] = {"may_change": {"epochs"}, "last_step": last_step, "way_out": way_out}
+    with RunDirectory(place, settings, resume=resume, **options) as files:
         yield files
 
 

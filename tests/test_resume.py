@@ -159,6 +159,16 @@ def test_more_epochs_and_not_fewer(tmp_path):
     check_same(train(out=tmp_path, epochs=2, resume=True, **options), train(epochs=2, **options))
     with pytest.raises(ValueError, match=r"is at step 12, epochs=1 end at 6"):
         train(out=tmp_path, epochs=1, resume=True, **options)
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 2  # what was refused changes nothing
+
+
+@pytest.mark.parametrize(("line", "reason"), [("garbage", "Expecting value"), ('{"epoch": 1}', "it holds no eval")])
+def test_a_damaged_line_of_metrics_is_named(tmp_path, line, reason):
+    train(out=tmp_path, epochs=1)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(f"{line}\n" + metrics.read_text())
+    with pytest.raises(ValueError, match=rf"line 1 of .*metrics\.jsonl is damaged: {reason}.*; remove it to go on"):
+        train(out=tmp_path, epochs=2, resume=True)
 
 
 @pytest.mark.slow
