@@ -222,6 +222,7 @@ def test_the_test_sees_a_wrong_import(tmp_path):
     assert set(imported(wrong, inside_functions=True)) == {"jaxvae.models.vae", "orbax"}
 
 
+FOR_MODELS = ("flax", "optax", "jaxvae.models", "jaxvae.training")  # not for the losses
 HEAVY = [
     *("tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "PIL", "sklearn", "pandas", "soundfile"),
     *("scipy.stats", "tyro"),
@@ -231,8 +232,14 @@ IN_A_FRESH_PROCESS = f"""
 import contextlib, importlib, io, json, sys
 
 import jaxvae
+from jaxvae.losses import gaussian_kl
 
-said = dict(heavy=[name for name in {[*HEAVY, *sorted(NOT_FROM_THE_TOP)]} if name in sys.modules])
+said = dict(for_models=[name for name in {FOR_MODELS} if name in sys.modules])
+jaxvae.VAE, jaxvae.fit, jaxvae.objectives
+said["missing"] = [name for name in {FOR_MODELS} if name not in sys.modules]
+for name in jaxvae.__all__:
+    getattr(jaxvae, name)
+said |= dict(heavy=[name for name in {[*HEAVY, *sorted(NOT_FROM_THE_TOP)]} if name in sys.modules])
 said["lazy"] = set({LAZY}) <= set(dir(jaxvae))
 said["twice"] = len(dir(jaxvae)) - len(set(dir(jaxvae)))
 
@@ -278,6 +285,10 @@ def said():
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_losses_come_without_what_models_need(said):
+    assert (said["for_models"], said["missing"]) == ([], [])
 
 
 def test_import_jaxvae_is_light_and_the_rest_comes_on_first_use(said):
@@ -355,9 +366,15 @@ def test_importing_starts_no_device(said):
     assert said["backends"] == []
 
 
-def test_the_top_level_imports_all_but_the_heavy_rooms():
-    names = set(imported(MODULES["jaxvae"], inside_functions=False))
-    assert not any(is_within(name, room) for name in names for room in NOT_FROM_THE_TOP)
+def test_type_checkers_are_told_what_the_top_level_brings():
+    """The imports for them, against the tables that `__getattr__` reads."""
+    import jaxvae
+
+    told = set(imported(MODULES["jaxvae"], inside_functions=True)) - {"importlib", "importlib.metadata"}
+    brought = {f"jaxvae.{room}" for room in jaxvae.ROOMS}
+    brought |= {f"{home}.{name}" for home, names in jaxvae.HOMES.items() for name in names}
+    assert told - {"typing.Any", "typing.TYPE_CHECKING"} == brought
+    assert set(jaxvae.NEED_EXTRAS) == set(LAZY) and not set(imported(MODULES["jaxvae"], False)) & brought
 
 
 def test_every_public_name_exists():

@@ -63,7 +63,7 @@ def names(room: str) -> list[str]:
     """What a room exports, without other rooms: its `__all__`, or else what its file defines."""
     module = importlib.import_module(room)
     if room == PACKAGE:
-        exported = [*module.__all__, *module.OF_RUN]
+        exported = [*module.__all__, *module.HOMES["jaxvae.run"]]
     elif hasattr(module, "__all__"):
         exported = list(module.__all__)
     else:
