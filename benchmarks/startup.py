@@ -2,9 +2,9 @@
 
     python -m benchmarks.startup [--workloads "VAE,VQ-VAE"] [--processes N] [--json FILE]
 
-Import of all that jaxvae has for training (with JAX), the initial state (compiled and run), tracing and lowering an epoch program, compiling it,
-and one step of it. Then the same with JAX's persistent compilation cache, which an earlier process has filled
-(JAX_COMPILATION_CACHE_DIR). The workloads are those of `benchmarks.limits`.
+Import of all that jaxvae has for training (with JAX), the initial state (compiled and run), tracing and lowering an
+epoch program, compiling it, and one step of it. Then the same with JAX's persistent compilation cache, which an
+earlier process has filled (JAX_COMPILATION_CACHE_DIR). The workloads are those of `benchmarks.limits`.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from experiments import classifier, vae
 from experiments.command import RunConfig, check_guidance, console, counter, file_errors, parse, user_errors
 from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of
 from experiments.hierarchy import averaged
+from experiments.other_run import checksum
 from experiments.report import as_pictures, evaluator, over_set, prepared
 from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, load_splits
@@ -319,13 +320,12 @@ def of_latents(config: Config) -> None:
         config = dataclasses.replace(config, run=config.run.expanduser().resolve())
         trained, params, model_state, settings = checkpoint.load(config.run, vae.make_model)
         if not isinstance(trained, jaxvae.VAE):
-            raise ValueError(
-                f"{config.run} holds a {type(trained).__name__}; latents needs a VAE with one layer of them"
-            )
+            raise ValueError(f"{config.run} holds a {type(trained).__name__}; latents needs a VAE, with one layer")
         of_vae = SimpleNamespace(**vars(settings) | {"smoke": config.smoke})
         splits = load_splits(of_vae, validation=0 if config.smoke else settings.validation)
         order = data.Order(len(splits.train), config.batch_size, config.epochs, config.seed)
-        run = Run("diffusion", config, latent_dim=settings.latent_dim, decay_epochs=config.epochs)
+        derived = {"latent_dim": settings.latent_dim, "run_checksum": checksum(params, model_state)}
+        run = Run("diffusion", config, **derived, decay_epochs=config.epochs)
         model = make_model(SimpleNamespace(**run.settings))
     before = SimpleNamespace(params=params, model_state=model_state)
     codes = over_set(partial(_draws, trained), before, splits.train)

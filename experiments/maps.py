@@ -19,6 +19,7 @@ from experiments import vq_vae
 from experiments.codes import choose_indices, indices_of
 from experiments.command import console, file_errors
 from experiments.drawing import BLOCK, in_blocks
+from experiments.other_run import check_unchanged, checksum
 from experiments.report import as_pictures, evaluator, over_set
 from experiments.run import Run, init_of
 from experiments.signals import FEW, SIGNALS, save_pairs
@@ -45,6 +46,7 @@ class Maps(NamedTuple):
       image_nll: -log p(image|map) of the test images, [N] nats; None where the maps are the images, or the decoder's
         likelihood is no density of images.
       images: the images themselves.
+      run_checksum: of the VQ-VAE whose codes they are; None for pixels.
     """
 
     train: data.Dataset
@@ -55,6 +57,7 @@ class Maps(NamedTuple):
     as_images: Callable[[Array], Array]
     image_nll: np.ndarray | None
     images: Splits
+    run_checksum: str | None = None
 
     @property
     def signals(self) -> bool:
@@ -66,7 +69,8 @@ class Maps(NamedTuple):
         """For config.json: what a model's sizes follow from."""
         books = isinstance(self.num_values, tuple)
         shape = self.train.x.shape[1:-1] if books else self.train.x.shape[1:]
-        return {"num_values": self.num_values, "shape": shape, "num_classes": self.num_classes}
+        sizes = {"num_values": self.num_values, "shape": shape, "num_classes": self.num_classes}
+        return sizes if self.run_checksum is None else sizes | {"run_checksum": self.run_checksum}
 
 
 def run_first(argv: Sequence[str] | None, presets: Sequence[str], preset: str) -> list[str]:
@@ -91,6 +95,8 @@ def load_codes(config: Any) -> Maps:
     """The codes of a trained VQ-VAE for the images, sounds or videos of its own data."""
     directory = config.run.expanduser().resolve()
     vq, params, model_state, settings = checkpoint.load(directory, vq_vae.make_model)
+    run_checksum = checksum(params, model_state)
+    check_unchanged(config, directory, run_checksum)
     signals = settings.data in SIGNALS
     options = {"few": FEW, "pictures": False} if signals else {}
     named = SimpleNamespace(data=settings.data, smoke=config.smoke)
@@ -115,7 +121,8 @@ def load_codes(config: Any) -> Maps:
     def as_images(maps: Array) -> Array:
         return vq.decode_indices(params, model_state, maps).mean
 
-    return Maps(train, test, num_values, splits.test.x[0].size, splits.num_classes, as_images, image_nll, splits)
+    sizes = num_values, splits.test.x[0].size, splits.num_classes
+    return Maps(train, test, *sizes, as_images, image_nll, splits, run_checksum)
 
 
 def draw_maps(
@@ -129,7 +136,9 @@ def draw_maps(
     if settings.run is None:
         as_images = partial(pixels_as_images, num_values=settings.num_values)
     else:
-        vq, vq_params, vq_state, _ = checkpoint.load(Path(settings.run).expanduser().resolve(), vq_vae.make_model)
+        of_codes = Path(settings.run).expanduser().resolve()
+        vq, vq_params, vq_state, _ = checkpoint.load(of_codes, vq_vae.make_model)
+        check_unchanged(settings, of_codes, checksum(vq_params, vq_state))
         as_images = jax.jit(lambda maps: vq.decode_indices(vq_params, vq_state, maps).mean)
     told = {name: getattr(settings, name) for name in options}
 

@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {"training images": measure(real, read(*reader, training), splits, config)}
     drawn = {"training images": training}
     for source in sources:
-        images, seconds = draw(source, splits, config)
+        with user_errors():
+            images, seconds = draw(source, splits, config)
         console.print(f"measuring {source.name} ...", highlight=False)
         found = measure(real, read(*reader, images), splits, config)
         rows[source.name] = found | {"seconds_per_sample": seconds / len(images)} | of_training(source)

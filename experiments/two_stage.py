@@ -25,6 +25,7 @@ import jaxvae
 from experiments import classifier, latents
 from experiments.command import RunConfig, console, file_errors, parse, user_errors
 from experiments.drawing import means_of
+from experiments.other_run import checksum
 from experiments.report import EVALUATION_SEED, as_pictures, evaluator, importance_sampled, posteriors, prepared
 from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, load_splits
@@ -173,6 +174,7 @@ def fit_prior(
     """The second stage, in a directory of its own within the run's: the model with its prior, and its state."""
     console.print(f"fitting a {name} to the codes", highlight=False)
     derived = {"image_shape": outer.settings["image_shape"], "decay_epochs": config.prior_epochs}
+    derived["run_checksum"] = checksum(state.params, state.model_state)
     with user_errors():
         own = dataclasses.replace(config, preset=name, out=outer.directory / name, epochs=config.prior_epochs)
         run = Run("two_stage", own, **derived)

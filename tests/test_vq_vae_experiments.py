@@ -9,6 +9,7 @@ import pytest
 from commands import result_of, run
 
 from experiments import maps, pixelcnn, prior, vq_vae
+from experiments.other_run import checksum
 from experiments.splits import load_splits
 from jaxvae import checkpoint, data
 
@@ -94,6 +95,30 @@ def test_a_transformer_over_the_codes_generates(trained, tmp_path):
     drawn = model.sample(params, 3, key=jax.random.key(0), label=np.arange(3), guidance=0.5)
     assert drawn.shape == (3, 4, 4)
     assert config.num_classes == 10
+    assert prior.draw(tmp_path / "prior", 3, key=jax.random.key(0)).shape == (3, 8, 8, 1)
+
+    _, params, model_state, _ = checkpoint.load(out, vq_vae.make_model)  # as if the VQ-VAE were trained further
+    file, known = tmp_path / "prior" / "config.json", checksum(params, model_state)
+    file.write_text(file.read_text().replace(known, "0123456789abcdef"))
+    with pytest.raises(ValueError, match=f"trained further since.* {known}, this run stands on 0123456789abcdef"):
+        prior.draw(tmp_path / "prior", 3, key=jax.random.key(0))
+    done = run(prior.main, out, *small, *options, "--out", tmp_path / "prior", "--resume")
+    assert done.code == 2
+    assert f"run_checksum: 0123456789abcdef -> {known}" in done.said
+
+
+def test_a_checksum_sees_every_number_its_place_and_its_type():
+    one = {"params": {"a": np.arange(3.0), "b": np.zeros((2, 1), np.float32)}}
+    same = {"params": {"b": np.zeros((2, 1), np.float32), "a": np.arange(3.0)}}
+    others = [
+        {"params": one["params"] | {"a": np.array([0.0, 1.0, np.nextafter(2, 3)])}},
+        {"params": one["params"] | {"b": np.zeros((1, 2), np.float32)}},
+        {"params": one["params"] | {"b": np.zeros((2, 1), np.int32)}},
+        {"params": {"c": one["params"]["a"], "b": one["params"]["b"]}},
+    ]
+    assert checksum(one, ()) == checksum(same, ())
+    assert len({checksum(each) for each in (one, *others)}) == 5
+    assert checksum(one) != checksum((), one)
 
 
 @pytest.mark.slow
