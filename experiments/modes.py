@@ -83,7 +83,7 @@ class Config(RunConfig):
 
 PRESETS = {
     "ring": ("8 Gaussians on a circle.", Config("ring", 45, 256)),
-    "grid": ("25 Gaussians, five by five.", Config("grid", 45, 256)),
+    "grid": ("25 Gaussians, five by five.", Config("grid", 90, 256)),
 }
 
 
