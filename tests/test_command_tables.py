@@ -8,6 +8,7 @@ import pytest
 
 import jaxvae
 from jaxvae.__main__ import main
+from jaxvae._command import outputs
 from tests import commands
 
 TRAIN = (
@@ -120,3 +121,25 @@ def test_mistakes_are_one_line(trained):
         done = commands.run(main, *arguments)
         assert done.code == 2, arguments
         assert text in done.said, (arguments, done.said)
+
+
+@pytest.mark.parametrize("kind", ["array", "arrays", "table"])
+def test_an_output_that_fails_leaves_the_one_before(kind, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    rows = np.arange(6.0).reshape(3, 2)
+    path = tmp_path / {"array": "codes.npy", "arrays": "imputed.npz", "table": "codes.csv"}[kind]
+    values = {"mean": rows} if kind == "arrays" else rows
+    write = outputs.write_codes if kind == "table" else outputs.save_array
+    write(path, values)
+    known = path.read_bytes()
+    if kind == "table":
+        assert known == b"z1,z2\r\n0,1\r\n2,3\r\n4,5\r\n"
+    else:
+        np.testing.assert_array_equal(np.load(path)["mean"] if kind == "arrays" else np.load(path), rows)
+        monkeypatch.setattr(np, "save" if kind == "array" else "savez", fail)
+    monkeypatch.setattr(outputs, "csv", SimpleNamespace(writer=lambda file: SimpleNamespace(writerow=fail)))
+    with pytest.raises(OSError, match="no space left"):
+        write(path, values)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (known, [path])

@@ -11,6 +11,7 @@ from jaxvae._command import outputs
 from jaxvae._command.use import Out, RunDirectory, read_data
 from jaxvae._terminal import console, counter
 from jaxvae.evaluation import compress, decompress
+from jaxvae.figures._page import replace_file
 from jaxvae.keys import seed_key
 from jaxvae.run import load
 
@@ -37,8 +38,7 @@ class Compress:
         x = np.asarray(dataset.prepared(len(dataset), key=seed_key(0))["x"])
         parts = (run.model, run.params, run.model_state)
         written = compress(*parts, x, batch_size=self.batch_size, progress=counter("compressing, batch"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(written)
+        replace_file(path, (SUFFIX,), lambda unfinished: unfinished.write_bytes(written))
         console.print(f"{len(written):,} bytes, {8 * len(written) / x.size:.4f} bits for each value", highlight=False)
         outputs.print_paths(compressed=path)
 
@@ -60,7 +60,6 @@ class Decompress:
         run = load(self.run)
         show = counter("decompressing, batch")
         x = decompress(run.model, run.params, run.model_state, self.file.expanduser().read_bytes(), progress=show)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, x)
+        outputs.save_array(path, x)
         console.print(f"x {x.shape} of zeros and ones", highlight=False)
         outputs.print_paths(decompressed=path)

@@ -17,7 +17,7 @@ from jaxvae._terminal import console
 from jaxvae.data import to_frame
 from jaxvae.data._table_files import read_table
 from jaxvae.evaluation import Imputed
-from jaxvae.figures._page import FORMATS
+from jaxvae.figures._page import FORMATS, replace_file
 from jaxvae.keys import seed_key
 from jaxvae.run import Run
 
@@ -52,7 +52,7 @@ def write_samples(path: Path, run: Run, *, num: int, seed: int) -> Path:
     samples = run.sample(num, seed=seed)
     if path.suffix in FORMATS:
         return figures.image_grid(path, samples, title=f"{num} samples (means)")
-    return _save(path, samples)
+    return save_array(path, samples)
 
 
 def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
@@ -63,30 +63,32 @@ def write_reconstructions(path: Path, run: Run, dataset: Any) -> Path:
     if path.suffix in FORMATS:
         images = np.asarray(dataset.prepared(len(dataset), key=seed_key(0))["x"])
         return figures.reconstructions(path, images, reconstructed, title="x over its reconstructions (means)")
-    return _save(path, reconstructed)
+    return save_array(path, reconstructed)
 
 
 def write_codes(path: Path, codes: np.ndarray, example_names: Sequence[str] = ()) -> Path:
     """Codes [N, ...] as an array, or as a table with a row for each x, after its name where it has one, and titles."""
     if path.suffix == ".npy":
-        return _save(path, codes)
+        return save_array(path, codes)
     rows = codes.reshape(len(codes), -1)
     return _write_table(path, rows, "z" if np.issubdtype(rows.dtype, np.floating) else "code", example_names)
 
 
 def _write_table(path: Path, rows: np.ndarray, name: str, example_names: Sequence[str] = ()) -> Path:
     """Rows [N, D] as CSV, under a line of names counted from 1."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     floating = np.issubdtype(rows.dtype, np.floating)
-    # A name on the disk need not be text: its bytes are written as they are.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        first = ["path"] if example_names else []
-        table.writerow([*first, *(f"{name}{i}" for i in range(1, rows.shape[1] + 1))])
-        for i, row in enumerate(rows):
-            values = (f"{value:.9g}" if floating else int(value) for value in row)
-            table.writerow([*example_names[i : i + 1], *values])
-    return path
+
+    def write_to(unfinished: Path) -> None:
+        # A name on the disk need not be text: its bytes are written as they are.
+        with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file)
+            first = ["path"] if example_names else []
+            table.writerow([*first, *(f"{name}{i}" for i in range(1, rows.shape[1] + 1))])
+            for i, row in enumerate(rows):
+                values = (f"{value:.9g}" if floating else int(value) for value in row)
+                table.writerow([*example_names[i : i + 1], *values])
+
+    return replace_file(path, (path.suffix,), write_to)
 
 
 def _sampled_rows(run: Run, num: int, seed: int) -> np.ndarray:
@@ -98,9 +100,8 @@ def _sampled_rows(run: Run, num: int, seed: int) -> np.ndarray:
 
 def _write_frame(path: Path, rows: np.ndarray, run: Run) -> Path:
     """Rows [N, C] as a table with the titles and in the units of the run's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_frame(rows, run.dataset.domain.columns).to_csv(path, index=False)
-    return path
+    frame = to_frame(rows, run.dataset.domain.columns)
+    return replace_file(path, (path.suffix,), lambda unfinished: frame.to_csv(unfinished, index=False))
 
 
 def _most_frequent(draws: np.ndarray) -> np.ndarray:
@@ -127,24 +128,18 @@ def write_imputed(path: Path, filled: Imputed, run: Run, *, table: Mapping[str, 
         means = to_frame(rows, columns).set_axis(whole.index)
         for title in means:
             whole[title] = whole[title].astype(object).where(whole[title].notna(), means[title])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole.to_csv(path, index=False)
-        return path
+        return replace_file(path, (path.suffix,), lambda unfinished: whole.to_csv(unfinished, index=False))
     if path.suffix == ".npz":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **filled._asdict())
-        return path
+        return save_array(path, filled._asdict())
     if path.suffix == ".npy":
-        return _save(path, filled.mean)
+        return save_array(path, filled.mean)
     return _write_table(path, filled.mean.reshape(len(filled.mean), -1), "x")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> Path:
     """The record, indented."""
-    path = path.expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    text = json.dumps(record, indent=1) + "\n"
+    return replace_file(path, (path.suffix,), lambda unfinished: unfinished.write_text(text))
 
 
 def print_measured(measured: dict[str, dict[str, float]], run: Run, *, num_samples: int) -> None:
@@ -193,7 +188,11 @@ def _cell(measured: dict[str, float], name: str) -> str:
     return f"{measured[name]:.{2 if abs(measured[name]) >= 1 else 4}f}{error}"
 
 
-def _save(path: Path, values: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, values)
-    return path
+def save_array(path: Path, values: np.ndarray | dict[str, Any]) -> Path:
+    """An array, or several by their names."""
+
+    def write_to(unfinished: Path) -> None:
+        with unfinished.open("wb") as file:  # to a path NumPy would append .npy
+            np.savez(file, **values) if isinstance(values, dict) else np.save(file, values)
+
+    return replace_file(path, (path.suffix,), write_to)

@@ -204,7 +204,7 @@ def _place_images(figure: "Figure") -> None:
         image.remove()
 
 
-def replace_file(path: str | Path, suffixes: Sequence[str], write_to: Callable[[Path], None]) -> Path:
+def replace_file(path: str | Path, suffixes: Sequence[str], write_to: Callable[[Path], object]) -> Path:
     """Write a file beside `path` and move it there once it is whole; of several processes the first does it."""
     path = Path(path).expanduser()
     if path.suffix not in suffixes:
