@@ -53,6 +53,9 @@ def name_of(part: Any, where: str) -> str:
     if inspect.ismethod(part) and not isinstance(part.__self__, type):  # its name would say nothing of the object
         way_out = f"functools.partial({part.__qualname__}, the object)"
         raise UnknownPartError(f"{where} is {part.__qualname__}, a method of an object: make it {way_out}")
+    if inspect.ismethod(part) and part.__name__ not in vars(part.__self__):  # its name is of the class it comes from
+        found = f"{getattr(part.__self__, '__qualname__', '')}.{part.__name__}"
+        raise UnknownPartError(f"{where} is {found}, which goes by the name {part.__qualname__}: make it a function")
     home: str = getattr(part, "__module__", None) or ""
     called: str = getattr(part, "__qualname__", None) or ""
     if isinstance(part, type) and issubclass(part, nn.Module) and getattr(nn, called, None) is part:

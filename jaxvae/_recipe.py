@@ -6,11 +6,12 @@ modules, records and functions of jaxvae that compute, layers of `flax.linen`, f
 What is the user's own is found among the parts that the user hands over.
 """
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.core
@@ -28,11 +29,13 @@ class Describer:
     Attributes:
       arrays: name -> array, of all that was described.
       parts: classes and functions of the user's own that were named.
+      beside: what records keep beside their constructors' arguments.
     """
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
         self.parts: list[Any] = []
+        self.beside: list[Any] = []
         self._known: list[tuple[Any, str]] = []
         self._modules: dict[int, tuple[Any, str, dict[str, Any]]] = {}
 
@@ -51,7 +54,7 @@ class Describer:
             return {"same": name}
         if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # a longdouble is its own item
             return {"scalar": [value.dtype.name, self.describe(value.item(), where)]}
-        if isinstance(value, float) and not math.isfinite(value):
+        if type(value) is float and not math.isfinite(value):
             return {"float": repr(value)}
         if value is None or type(value) in (bool, int, float, str):
             return value
@@ -59,7 +62,7 @@ class Describer:
             return {"array": value.name}
         if isinstance(value, np.ndarray | jax.Array):
             return self._array(value, where)
-        if isinstance(value, np.dtype):
+        if isinstance(value, np.dtype) and value.isnative:
             return {"dtype": value.name}
         return self._container(value, where)
 
@@ -94,10 +97,15 @@ class Describer:
     def _array(self, value: Any, where: str) -> dict[str, str]:
         if isinstance(value, np.ma.MaskedArray):
             raise UnknownPartError(f"{where} is a masked array, whose mask no file of arrays holds")
+        if isinstance(value, np.ndarray) and type(value) not in (np.ndarray, np.memmap):
+            raise UnknownPartError(
+                f"{where} is {_article(type(value).__name__)}, of which a file keeps the array alone"
+            )
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype.kind not in "biufcV":
             raise UnknownPartError(f"{where} is an array of {value.dtype}, which no file of arrays holds")
-        self.arrays[where] = np.asarray(value)
-        return {"numpy" if isinstance(value, np.ndarray) else "array": where}
+        name = _fresh(where, self.arrays)
+        self.arrays[name] = np.asarray(value)
+        return {"numpy" if isinstance(value, np.ndarray) else "array": name}
 
     def _instance(self, value: Any, where: str) -> dict[str, Any]:
         """A record or a module by what it was made with; any other object of the user's by its attributes."""
@@ -108,12 +116,33 @@ class Describer:
         if is_record(kind):
             recipe = {"new": name, "with": dict(self._arguments(value, where))}
             if isinstance(value, nn.Module):
-                self._modules[id(value)] = (value, where, recipe)
+                called = _fresh(where, {each for _, each, _ in self._modules.values()})
+                self._modules[id(value)] = (value, called, recipe)
+            self._look_beside(value, where)
             return recipe
         if name.split(".")[0].split(":")[0] in ("jaxvae", "jax", "flax", "builtins") or _is_slotted(kind):
             raise UnknownPartError(f"{where} is {_article(kind.__name__)}, which is no data")
         attributes = {key: self.describe(each, f"{where}.{key}") for key, each in vars(value).items()}
         return {"new": name, "attributes": attributes}
+
+    def _look_beside(self, record: Any, where: str) -> None:
+        """Note what a record keeps beside its arguments, which its constructor has to find again."""
+        kind = type(record)
+        arguments = (
+            {field.name for field in dataclasses.fields(kind) if field.init}
+            if dataclasses.is_dataclass(kind)
+            else set()
+        )
+        names = set(vars(record)) if hasattr(record, "__dict__") else set()
+        if isinstance(record, nn.Module):  # what Flax keeps beside them is of no account
+            names &= {field.name for field in dataclasses.fields(kind)}
+        for name in sorted(names - arguments):
+            if isinstance(getattr(kind, name, None), functools.cached_property):
+                continue
+            aside = Describer()
+            with contextlib.suppress(UnknownPartError):  # such as a function that the constructor makes
+                recipe = aside.describe(getattr(record, name), f"{where}.{name}")
+                self.beside.append((recipe, {each: values.tobytes() for each, values in aside.arrays.items()}))
 
     def _arguments(self, value: Any, where: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, tuple):
@@ -145,7 +174,7 @@ def described(value: Any, where: str, model: Any = None) -> tuple[Any, Describer
         recipe = describer.describe(value, where)
         rebuilder = Rebuilder(describer.arrays, Parts(describer.parts))
         rebuilder.remember(model, "model")
-        same = second.describe(rebuilder.rebuild(recipe), where) == recipe
+        same = second.describe(rebuilder.rebuild(recipe), where) == recipe and second.beside == describer.beside
     except UnknownPartError:
         raise
     except Exception as error:
@@ -156,6 +185,13 @@ def described(value: Any, where: str, model: Any = None) -> tuple[Any, Describer
             f"{where}, made again from what it holds, is another: a constructor changes what it gets"
         )
     return recipe, describer
+
+
+def _fresh(name: str, taken: Container[str]) -> str:
+    """The name, marked where it is taken: a partial's keyword may be called as an attribute of its function is."""
+    while name in taken:
+        name += "'"
+    return name
 
 
 class _Named:
@@ -234,8 +270,11 @@ class Rebuilder:
             case {"new": str(name), "attributes": dict(attributes)} if len(recipe) == 2:
                 return self._with_attributes(name, attributes)
             case {"partial": function, "args": list(args), "keywords": dict(keywords)} if len(recipe) == 3:
-                given = {key: self.rebuild(each) for key, each in keywords.items()}
-                return functools.partial(self.rebuild(function), *self.rebuild(args), **given)
+                given = self.rebuild(
+                    args
+                )  # in the order in which they were described: a module is made where first met
+                named = {key: self.rebuild(each) for key, each in keywords.items()}
+                return functools.partial(self.rebuild(function), *given, **named)
             case {"member": {"name": str(name)}, "called": str(called)} if len(recipe) == 2:
                 kind = self._found(name)
                 if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
