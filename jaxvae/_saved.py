@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def read(place: Path, parts: Parts, model: Any) -> dict[str, Any]:
     if type(record["step"]) is not int or not isinstance(record["stopped"], str | None):
         raise ValueError(f"{RECORD} says no step, or not why the run ended")
     _check_parts(place, record, parts, model)
+    _warn_of_wide(place, weights)
     rebuilder = Rebuilder(examples, parts)
     model = rebuilder.rebuild(record["model"]) if model is None else model
     rebuilder.remember(model, "model")
@@ -203,6 +205,18 @@ def _check_parts(place: Path, record: Mapping[str, Any], parts: Parts, model: An
         raise UnknownPartsError(
             f"the run in {place} has parts that are not jaxvae's: {listed}. No file makes Python import them: pass "
             f"load(directory, parts=[{short}])"
+        )
+
+
+def _warn_of_wide(place: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Say where an array of 64 bits becomes one of 32, as all do unless JAX is told to keep them."""
+    narrow = {name: jax.dtypes.canonicalize_dtype(values.dtype) for name, values in weights.items()}
+    if changed := sorted(name for name, values in weights.items() if values.dtype.itemsize > narrow[name].itemsize):
+        first = changed[0]
+        warnings.warn(
+            f"the run in {place} was saved with {_quoted(first)} in {weights[first].dtype.name}, which is read as "
+            f"{narrow[first].name}: to keep it, call jax.config.update('jax_enable_x64', True) before",
+            stacklevel=6,  # whoever calls jaxvae.load
         )
 
 

@@ -120,3 +120,13 @@ def test_a_state_of_ones_own_comes_back_and_is_asked_for(tmp_path):
 def test_parameters_that_no_file_holds_are_refused_before_training(params, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
         describe(run_of(params))
+
+
+def test_float64_that_is_read_as_float32_is_told(tmp_path):
+    params = {"a": np.float64([1 / 3]), "b": np.ones(1, np.float32)}
+    write(run_of(params), tmp_path)
+    with pytest.warns(UserWarning, match=r"with a in float64, which is read as float32: .*jax_enable_x64") as told:
+        assert jaxvae.load(tmp_path).params["a"] == np.float32(1 / 3)
+    assert [each.filename for each in told] == [__file__]
+    with jax.enable_x64(True):
+        assert jaxvae.load(tmp_path).params["a"] == 1 / 3
