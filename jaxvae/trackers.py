@@ -48,7 +48,12 @@ class Tracker(NamedTuple):
         if self.pictures is None or progress.evaluation is None:
             return
         for name, image in self.pictures(progress).items():
-            image = np.asarray(image, np.float32)
+            image = np.asarray(image)
+            if image.dtype.kind in "iu":  # 0..255 would all be white
+                raise TypeError(
+                    f"the picture {name!r} must be floating, in [0, 1], got {image.dtype}: divide it by 255"
+                )
+            image = image.astype(np.float32)
             if image.ndim != 3 or image.shape[-1] not in (1, 3):
                 raise ValueError(f"the picture {name!r} must be [H, W, 1 or 3], got {image.shape}")
             self.picture(name, np.clip(image, 0, 1), progress.step)

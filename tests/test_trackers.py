@@ -172,3 +172,19 @@ def test_the_end_is_asked_for_after_all_were_told():
     assert report(FIRST) is True
     assert told == [FIRST]
     assert trackers.together(told.append)(SECOND) is False
+
+
+def test_a_picture_of_bytes_is_refused_and_not_shown_white():
+    shown = []
+    tracker = trackers.Tracker(
+        lambda values, step: None,
+        lambda name, image, step: shown.append(image),
+        lambda: None,
+        lambda progress: {
+            "grey": np.full((2, 2, 1), progress.epoch > 0, bool),
+            "bytes": np.full((2, 2, 1), 3, np.uint8),
+        },
+    )
+    with pytest.raises(TypeError, match=r"picture 'bytes' must be floating, in \[0, 1\], got uint8: divide it by 255"):
+        tracker(SECOND)
+    assert [image.dtype for image in shown] == [np.float32]
