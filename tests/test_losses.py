@@ -283,3 +283,17 @@ def test_value_and_gradient_are_finite_at_the_extremes(loss, values):
 def test_certain_and_wrong_costs_the_logit():
     nats = losses.bernoulli_nll(jnp.float32([[1e4], [-1e4]]), jnp.float32([[0], [1]]))
     np.testing.assert_array_equal(nats, [1e4, 1e4])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (0, 4)])
+def test_no_examples_have_no_losses(shape):
+    none, logits, targets = jnp.zeros(shape), jnp.zeros((*shape, 5)), jnp.zeros(shape, int)
+    for values in (
+        losses.bernoulli_nll(none, none),
+        losses.gaussian_kl(none, none),
+        losses.categorical_nll(logits, targets),
+        losses.categorical_kl(logits, logits),
+        losses.real_nll(none),
+        losses.r1_penalty(lambda x: x.sum(axis=tuple(range(1, x.ndim))), none),
+    ):
+        assert values.shape == (0,)

@@ -41,11 +41,16 @@ def aligned(**arrays: Array) -> list[Array]:
     for other, values in arrays.items():
         values = floating(values, other)
         try:
-            one = jnp.broadcast_to(values, shape).reshape(shape[0], -1)
+            one = flat_examples(jnp.broadcast_to(values, shape))
         except ValueError:
             raise ValueError(f"{other} must broadcast to {name} {shape}, got {values.shape}") from None
         flat.append(one if len(shape) == 2 else lax.optimization_barrier(one))
     return flat
+
+
+def flat_examples(values: Array) -> Array:
+    """[B, ...] -> [B, n], of no examples too."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def sum_example(terms: Array) -> Array:

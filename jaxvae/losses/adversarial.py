@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxvae.losses._arrays import floating, softplus
+from jaxvae.losses._arrays import flat_examples, floating, softplus
 
 LARGEST_WEIGHT = 1e4
 
@@ -151,7 +151,7 @@ def _each(values: Array) -> Array:
     """[B, ...] -> [B], the mean over the example's own."""
     if not values.ndim:
         raise ValueError("logits must have a batch axis, [B, ...], got a scalar")
-    return values if values.ndim == 1 else values.reshape(len(values), -1).mean(axis=1)
+    return values if values.ndim == 1 else flat_examples(values).mean(axis=1)
 
 
 def _squared_slope(critic: Callable[[Array], Array], x: Array) -> Array:
@@ -161,7 +161,7 @@ def _squared_slope(critic: Callable[[Array], Array], x: Array) -> Array:
             raise ValueError(f"the critic must return logits ({len(x)}, ...), got one for each of {len(logits)}")
         return logits.sum()
 
-    return jnp.square(jax.grad(total)(x)).reshape(len(x), -1).sum(axis=1)
+    return flat_examples(jnp.square(jax.grad(total)(x))).sum(axis=1)
 
 
 def _uniform(key: Array, count: int) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxvae.losses._arrays import aligned, floating, sum_example
+from jaxvae.losses._arrays import aligned, flat_examples, floating, sum_example
 
 
 def gaussian_kl(mean: Array, log_var: Array) -> Array:
@@ -107,7 +107,7 @@ def categorical_kl_terms(logits: Array, prior_logits: Array) -> Array:
     p = jnp.exp(log_p)
     # 0 log 0 = 0, also where a logit is -inf: there the difference would be NaN.
     terms = jnp.where(p > 0, p * jnp.where(p > 0, log_p - log_q, 0), 0)
-    return terms.sum(axis=-1).reshape(len(logits), -1)
+    return flat_examples(terms.sum(axis=-1))
 
 
 def iwae_bound(log_weights: Array) -> Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxvae.losses._arrays import LOG_2PI, aligned, floating, softplus, sum_example
+from jaxvae.losses._arrays import LOG_2PI, aligned, flat_examples, floating, softplus, sum_example
 
 
 def gaussian_nll(mean: Array, log_var: Array, targets: Array) -> Array:
@@ -86,7 +86,7 @@ def categorical_nll(logits: Array, targets: Array) -> Array:
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="fill", fill_value=jnp.nan).squeeze(-1)
     chosen = jnp.where(targets < 0, jnp.nan, chosen)  # an index below zero would count from the end
     nats = jax.nn.logsumexp(logits, axis=-1) - chosen
-    return sum_example(nats.reshape(len(nats), -1))
+    return sum_example(flat_examples(nats))
 
 
 def discretized_logistic_nll(mean: Array, log_scale: Array, targets: Array, levels: int = 256) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxvae.losses._arrays import LOG_2PI, floating
+from jaxvae.losses._arrays import LOG_2PI, flat_examples, floating
 from jaxvae.losses.likelihoods import discretized_logistic_log_mass
 
 
@@ -46,7 +46,7 @@ def discretized_logistic_mixture_nll(
     Array([0.6931472], dtype=float32)
     """
     mass = discretized_logistic_mixture_log_mass(logits, locations, log_scales, coefficients, targets, levels)
-    return -mass.reshape(len(mass), -1).sum(axis=1)
+    return -flat_examples(mass).sum(axis=1)
 
 
 def discretized_logistic_mixture_log_mass(
