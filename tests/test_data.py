@@ -182,7 +182,7 @@ print(data.load("tiny", "train", progress=wait).x.sum())
     np.testing.assert_array_equal(data.load("tiny", "train", data_dir=tmp_path).x, images)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "shape", "meta", "label"])
+@pytest.mark.parametrize("damage", ["truncate", "empty", "shape", "meta", "entries", "label", "labels"])
 def test_a_damaged_cache_is_made_again(tmp_path, cache_dir, damage):
     images, labels = random_images(50), np.arange(50) % 10
     write_set(tmp_path, "tiny", images, labels)
@@ -196,6 +196,10 @@ def test_a_damaged_cache_is_made_again(tmp_path, cache_dir, damage):
         np.save(folder / "image.npy", images[:40])
     elif damage == "meta":
         (folder / "meta.json").write_text("{")
+    elif damage == "entries":
+        (folder / "meta.json").write_text("{}")
+    elif damage == "labels":
+        np.save(folder / "label.npy", labels[:40])
     else:
         (folder / "label.npy").unlink()
     calls = []
@@ -474,6 +478,14 @@ def test_binarisation_depends_on_the_key_and_the_index_only(key):
 
 
 # Orders and feeds
+
+
+def test_an_order_of_narrow_integers_does_not_overflow():
+    order = data.Order(num_examples=100, batch_size=np.int8(10), epochs=np.int8(100), seed=np.uint8(1))
+    assert (order.total_steps, order) == (1000, data.Order(100, 10, 100, 1))
+    np.testing.assert_array_equal(order.indices(30, 2), data.Order(100, 10, 100, 1).indices(30, 2))
+    hundreds = data.from_arrays("hundreds", np.zeros((300, 2), np.float32))
+    assert data.evaluation_feed(hundreds, np.int8(100))[1].shape == (3, 100)
 
 
 def test_an_order_resumes_at_any_step():

@@ -127,11 +127,17 @@ def _read_cache(folder: Path) -> Decoded:
         label = np.load(folder / "label.npy") if meta["labelled"] else None
         factor_names = tuple(meta.get("factor_names", ()))  # copies made before factors were kept have none
         factors = np.load(folder / "factors.npy") if factor_names else None
-    except (OSError, EOFError, ValueError) as error:
+        expected, levels = [*meta["shape"], "uint8"], meta["levels"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the decoded copy {folder} is damaged ({error}); remove it") from error
-    if [*image.shape, str(image.dtype)] != [*meta["shape"], "uint8"]:
+    if [*image.shape, str(image.dtype)] != expected:
         raise ValueError(f"the decoded copy {folder} is damaged ({image.dtype} {image.shape}); remove it")
-    return Decoded(image, label, meta["levels"], factors, factor_names)
+    for each in (label, factors):
+        if each is not None and len(each) != len(image):
+            raise ValueError(
+                f"the decoded copy {folder} is damaged ({len(each)} labels, {len(image)} images); remove it"
+            )
+    return Decoded(image, label, levels, factors, factor_names)
 
 
 def _decode(source: "_Source", cached: Path, progress: Progress) -> Decoded:

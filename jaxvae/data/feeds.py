@@ -40,6 +40,7 @@ class Resident:
         self.batch_size = order.batch_size
         self.chunk = min(order.total_steps, RESIDENT_STEPS) if chunk is None else chunk
         at_least(1, chunk=self.chunk)
+        self.chunk = int(self.chunk)  # an int8 would overflow
         self._order, self._device = order, device
         self._source: Batch = _put(per_example(dataset), device)
 
@@ -76,6 +77,7 @@ class Streamed:
         steps = STREAMED_BYTES // (order.batch_size * size)
         self.chunk = min(order.total_steps, max(1, steps)) if chunk is None else chunk
         at_least(1, chunk=self.chunk)
+        self.chunk = int(self.chunk)  # an int8 would overflow
         self._order, self._device = order, device
         self._share = order.batch_size
         if isinstance(device, NamedSharding):
@@ -119,6 +121,7 @@ def evaluation_feed(dataset: Dataset, batch_size: int) -> tuple[Batch, Array]:
     at_least(1, batch_size=batch_size)
     if not len(dataset):
         raise ValueError(f"{dataset.name!r} has no examples")
+    batch_size = int(batch_size)  # an int8 would overflow
     indices = np.arange(-(-len(dataset) // batch_size) * batch_size, dtype=np.int32)
     indices[len(dataset) :] = -1
     return jax.device_put((per_example(dataset), indices.reshape(-1, batch_size)))

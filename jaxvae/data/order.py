@@ -32,6 +32,8 @@ class Order:
             raise ValueError(f"a batch of {self.batch_size} is larger than the split of {self.num_examples} examples")
         at_least(1, epochs=self.epochs)
         check_seed(self.seed)
+        for name in ("num_examples", "batch_size", "epochs", "seed"):  # an int8 would overflow in the products below
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     @property
     def steps_per_epoch(self) -> int:
