@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxvae._json import MOST_BYTES, parse_json, read_file
@@ -70,7 +71,10 @@ def _describe_tree(tree: Any, field: str, prefix: str) -> tuple[Any, dict[str, n
             raise ValueError(f"two arrays have the name {name} in {WEIGHTS}: use names without '/'")
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.extended):
             raise TypeError(f"{name} is an array of {leaf.dtype}, which no file of weights holds")
-        arrays[name] = np.asarray(jax.device_get(leaf))
+        if isinstance(leaf, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array, whose mask no file of weights holds")
+        number = type(leaf) in (bool, int, float)  # of the type that JAX would give it
+        arrays[name] = np.asarray(jnp.asarray(leaf) if number else jax.device_get(leaf))
     check_types(arrays)
     describer = Describer()
     recipe = describe_tree(describer, tree, field, names)

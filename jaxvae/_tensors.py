@@ -24,6 +24,7 @@ NAMES = {
 }
 LARGEST_HEADER = 100_000_000  # bytes; that of the package
 MOST_AXES = 32
+METADATA = "__metadata__"  # an entry of the header that is no array
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -52,7 +53,9 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def check_types(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Name -> what the format calls its element type; `TypeError` where it has none."""
+    """Name -> what the format calls its element type; `TypeError` where it has none, or has no array of that name."""
+    if METADATA in arrays:
+        raise TypeError(f"no file of weights holds an array called {METADATA}, which means something else there")
     of_type = {jnp.dtype(name): code for code, name in NAMES.items()}
     types = {name: values.dtype.newbyteorder("=") for name, values in arrays.items()}
     if strange := [f"{name} is {dtype}" for name, dtype in types.items() if dtype not in of_type]:
@@ -75,7 +78,7 @@ def parse_tensors(content: bytes) -> dict[str, np.ndarray]:
     header = parse_json(content[8 : 8 + length])
     if not isinstance(header, dict):
         raise ValueError("the header is no object")
-    header.pop("__metadata__", None)
+    header.pop(METADATA, None)
     data = memoryview(content)[8 + length :]
     found = {name: _parsed(name, entry, len(data)) for name, entry in header.items()}
     expected = 0

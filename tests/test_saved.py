@@ -115,6 +115,8 @@ def test_a_state_of_ones_own_comes_back_and_is_asked_for(tmp_path):
         ({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, "two arrays"),
         ({"a": jnp.zeros(2, jnp.int4)}, "a is int4"),
         ({"noise": jax.random.key(0)}, r"noise is an array of key<fry>"),
+        ({"a": np.ma.masked_array(np.float32([1, 2]), [0, 1])}, "a is a masked array"),
+        ({"__metadata__": jnp.ones(2)}, "an array called __metadata__"),
     ],
 )
 def test_parameters_that_no_file_holds_are_refused_before_training(params, reason):
@@ -130,3 +132,9 @@ def test_float64_that_is_read_as_float32_is_told(tmp_path):
     assert [each.filename for each in told] == [__file__]
     with jax.enable_x64(True):
         assert jaxvae.load(tmp_path).params["a"] == 1 / 3
+
+
+def test_a_number_among_the_parameters_has_the_type_that_jax_gives_it(tmp_path):
+    write(run_of({"a": 1.5, "b": True}), tmp_path)
+    params = jaxvae.load(tmp_path).params
+    assert {name: (each.dtype, each.item()) for name, each in params.items()} == {"a": ("float32", 1.5), "b": (bool, 1)}
