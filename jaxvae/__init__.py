@@ -191,11 +191,13 @@ __all__ = sorted({*ROOMS, *_HOME_OF} - {*NEED_EXTRAS, *HOMES["jaxvae.run"]})
 
 
 def __getattr__(name: str) -> Any:
-    if name in ROOMS:
-        return importlib.import_module(f"jaxvae.{name}")
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
+    if name not in ROOMS and name not in _HOME_OF:
+        raise AttributeError(f"module 'jaxvae' has no attribute {name!r}")
+    home = f"jaxvae.{name}" if name in ROOMS else _HOME_OF[name]
+    # The outer before what is in it: threads that import a part and its whole at once find them half made.
+    for module in ("jax", ".".join(home.split(".")[:2]), home):
+        found = importlib.import_module(module)
+    return found if name in ROOMS else getattr(found, name)
 
 
 def __dir__() -> list[str]:
