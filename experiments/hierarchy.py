@@ -82,6 +82,8 @@ class Config(RunConfig):
     """Of AdamW: grown over an epoch, then falling to 0 over all epochs, which cannot then change."""
     weight_decay: float = 1e-4
     """Of AdamW."""
+    b2: float = 0.999
+    """Of AdamW: the decay of its average of squared gradients, of which the first are enormous."""
     clip: float = 200.0
     """The largest norm of the gradient; a larger one is scaled down to it."""
     skip_above: float = 1e5
@@ -105,20 +107,15 @@ class Config(RunConfig):
         super().__post_init__()
         self.check_numbers(
             counts=(
-                "widths",
-                "groups",
-                "latents",
-                "blocks",
-                "bottleneck",
-                "evaluate_every",
-                "nll_samples",
-                "num_labels",
+                *("widths", "groups", "latents", "blocks", "bottleneck"),
+                *("evaluate_every", "nll_samples", "num_labels"),
             ),
             weights=("free_bits", "beta_warmup", "weight_decay"),
             positive=("learning_rate", "clip", "skip_above"),
         )
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), 0 for none, got {self.ema}")
+        for name in ("ema", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.balanced and not self.beta_warmup:
             raise ValueError("groups are balanced while beta grows: pass --beta-warmup EPOCHS")
         if self.flat and (self.shrinks or self.groups or len(self.latents) != 1):
@@ -174,7 +171,10 @@ VDVAE = dataclasses.replace(
     checkpoint=True,
 )
 PRESETS = {
-    "mnist": ("MNIST, binarised anew at every step: convolutional, six groups.", MNIST),
+    "mnist": (
+        "MNIST, binarised anew at every step: convolutional, six groups.",
+        dataclasses.replace(MNIST, widths=(24, 48, 256), epochs=16, batch_size=64, b2=0.95),
+    ),
     "ladder": ("The same images: dense, five groups.", LADDER),
     "digits": ("scikit-learn's 1,797 digits of 8×8 pixels, binarised; needs no data.", DIGITS),
     "flat": (
@@ -270,7 +270,7 @@ def make_optimizer(config: Config, order: data.Order) -> optax.GradientTransform
     """AdamW at the scheduled rate, its gradient clipped, its parameters averaged."""
     warm = min(order.steps_per_epoch, order.total_steps // 2)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, max(1, warm), order.total_steps)
-    adam = optax.adamw(rate, weight_decay=config.weight_decay)
+    adam = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), adam)
     return with_ema(optimizer, config.ema) if config.ema else optimizer
 

@@ -15,6 +15,7 @@ def test_bad_options():
     for options, said in (
         (("digits", "--widths", 8), "every stage needs a width, a shrink, groups and latents"),
         (("digits", "--ema", 1.0), "ema must lie in [0, 1)"),
+        (("digits", "--b2", 1.0), "b2 must lie in [0, 1), got 1.0"),
         (("digits", "--free-bits", -1), "free_bits must be a finite number, zero or more"),
         (("digits", "--skip-above", 0), "skip_above must be a positive number"),
         (("digits", "--nll-images", 0), "nll_images must be at least 1"),
