@@ -270,9 +270,8 @@ class Rebuilder:
             case {"new": str(name), "attributes": dict(attributes)} if len(recipe) == 2:
                 return self._with_attributes(name, attributes)
             case {"partial": function, "args": list(args), "keywords": dict(keywords)} if len(recipe) == 3:
-                given = self.rebuild(
-                    args
-                )  # in the order in which they were described: a module is made where first met
+                # In the order in which they were described: a module is made where it is first met.
+                given = self.rebuild(args)
                 named = {key: self.rebuild(each) for key, each in keywords.items()}
                 return functools.partial(self.rebuild(function), *given, **named)
             case {"member": {"name": str(name)}, "called": str(called)} if len(recipe) == 2:

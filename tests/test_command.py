@@ -20,7 +20,7 @@ from PIL import Image
 import jaxvae
 from jaxvae import data
 from jaxvae.__main__ import main
-from jaxvae._command import models, train
+from jaxvae._command import models, outputs, train
 from jaxvae._command.outputs import write_codes
 from tests import commands
 
@@ -460,6 +460,8 @@ def test_a_table_with_holes_is_trained_on_and_filled_in(command, tmp_path):
     assert command("encode", tmp_path / "run", tmp_path / "WHOLE.NPY", "--out", tmp_path / "again.npy").code == 0
     assert (tmp_path / "again.npy").read_bytes() == (tmp_path / "codes.npy").read_bytes()
     # What a command would write over what it was given, or needs.
+    kept = {path.name for path in (tmp_path / "run").iterdir() if path.suffix in (".json", ".jsonl", ".safetensors")}
+    assert "weights.safetensors" in kept <= {*outputs.PARTS}
     (tmp_path / "link.npy").symlink_to(tmp_path / "holed.npy")
     for name, option, lost in (
         ("encode", "--out", "whole.npy"),

@@ -304,6 +304,21 @@ class TestPlugged:
         terms = model.apply(params, x, key=key, num_samples=2, method="terms")
         assert [rates.shape for rates in terms.rates.values()] == [(2, 2, 2), (2, 2, 3)]
 
+    def test_a_posterior_of_ones_own_is_told_of_training(self, key):
+        told = []
+
+        def posterior(prior, mean, log_var, *, train):
+            told.append(train)
+            return DiagGaussian(mean, log_var)
+
+        model, x = self.model(encoder=lambda x: [x[:, :4]] * 2, posterior=posterior), jnp.ones((2, 9))
+        params = model.init(key, x)
+        for rngs, train in (({"dropout": key}, True), ({}, False)):
+            told.clear()
+            model.apply(params, x, key=key, num_samples=1, method="terms", rngs=rngs)
+            assert told == [train] * len(told)
+            assert told
+
     def test_latents_that_do_not_fit(self, params):
         with pytest.raises(ValueError, match="tuple of z_1 to z_2, got 1 of them"):
             MODEL.apply(params, (jnp.zeros((2, 3)),), method="decode")

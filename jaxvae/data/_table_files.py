@@ -95,7 +95,8 @@ def _checked_lines(path: Path) -> tuple[list[str], str, set[str]]:
         next(lines)
         padded = set()
         for fields in lines:
-            padded |= {title for title, field in zip(titles, fields, strict=False) if PADDED.fullmatch(field)}
+            pairs = zip(titles, fields, strict=False)
+            padded |= {title for title, field in pairs if field[:1] == "0" and PADDED.fullmatch(field)}
             if fields and len(fields) != len(titles):
                 raise ValueError(
                     f"line {lines.line_num} of {path} has {len(fields)} fields, and there are {len(titles)} titles, "

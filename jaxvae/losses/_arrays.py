@@ -30,7 +30,7 @@ def floating(values: Array, name: str) -> Array:
 def aligned(**arrays: Array) -> list[Array]:
     """Widen to at least float32, broadcast all to the first one's shape, which carries the batch, and flatten: [B, n].
 
-    Flat, because XLA on CPU runs loops over [28, 28, 1] at a hundredth of the speed of those over [784]; behind a
+    Flat, because XLA on CPU runs loops over [28, 28, 1] at a fraction of the speed of those over [784]; behind a
     barrier, because it would move the reshape to after the loop.
     """
     name, first = next(iter(arrays.items()))
