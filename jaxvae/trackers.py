@@ -31,13 +31,13 @@ class Tracker(NamedTuple):
     Attributes:
       numbers: called with name -> value and the step.
       picture: called with a name, an image [H, W, 1 or 3] in [0, 1] and the step.
-      close: called once, in the end.
+      close: called once, in the end, with whether an error ended the run.
       pictures: what to draw after an evaluation, or None.
     """
 
     numbers: Callable[[dict[str, float], int], object]
     picture: Callable[[str, np.ndarray, int], object]
-    close: Callable[[], object]
+    close: Callable[[bool], object]
     pictures: Pictures | None = None
 
     def __call__(self, progress: Progress) -> None:
@@ -64,7 +64,7 @@ class Tracker(NamedTuple):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(error is not None)
 
 
 def together(*reports: Report) -> Callable[[Progress], bool]:
@@ -106,13 +106,13 @@ def tensorboard(
     def picture(name: str, image: np.ndarray, step: int) -> None:
         writer.add_image(name, image, step, dataformats="HWC")
 
-    return Tracker(numbers, picture, writer.close, pictures)
+    return Tracker(numbers, picture, lambda failed: writer.close(), pictures)
 
 
 def wandb(
     project: str, *, settings: Mapping[str, Any] | None = None, pictures: Pictures | None = None, **options: Any
 ) -> Tracker:
-    """A run of Weights & Biases.
+    """A run of Weights & Biases; failed, where an error leaves the `with`.
 
     Args:
       project: of the run.
@@ -135,7 +135,7 @@ def wandb(
     def numbers(values: dict[str, float], step: int) -> None:
         run.log(values, step=step)
 
-    return Tracker(numbers, picture, run.finish, pictures)
+    return Tracker(numbers, picture, lambda failed: run.finish(exit_code=int(failed)), pictures)
 
 
 def mlflow(
@@ -147,6 +147,8 @@ def mlflow(
     run_id: str | None = None,
 ) -> Tracker:
     """A run of MLflow, by a client of its own: what the process has set as its active run stays.
+
+    It is failed, where an error leaves the `with`.
 
     Args:
       experiment: made if it does not exist.
@@ -180,7 +182,10 @@ def mlflow(
     def picture(name: str, image: np.ndarray, step: int) -> None:
         client.log_image(run, np.uint8(np.rint(255 * image)), key=name, step=step)
 
-    return Tracker(numbers, picture, lambda: client.set_terminated(run), pictures)
+    def close(failed: bool) -> None:
+        client.set_terminated(run, "FAILED" if failed else "FINISHED")
+
+    return Tracker(numbers, picture, close, pictures)
 
 
 def _text(settings: Mapping[str, Any]) -> str:

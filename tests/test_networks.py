@@ -225,6 +225,21 @@ def test_a_network_that_does_not_ask_is_not_told():
     np.testing.assert_array_equal(run(dense, jnp.ones((1, 1)), train=True), [[2, 2]])
 
 
+def test_a_network_of_fewer_or_more_arrays_is_named_with_the_way_out():
+    takes = r"takes 1 array, and the model has 2 for it: .*jaxvae\.Conditioned"
+    for network in (nn.Dense(2), lambda x: x, partial(lambda c, x: x, 1), lambda x, train: x):
+        with pytest.raises(TypeError, match=takes):
+            run(network, 1.0, 2.0, train=True)
+    with pytest.raises(
+        TypeError, match="<lambda> needs 2 arrays, and the model has 1 for it: give the batches the cond"
+    ):
+        run(lambda x, condition, key: x, 1.0, train=True)
+    with pytest.raises(TypeError, match="Conditioned needs 2 arrays, and the model has 1 for it"):
+        run(Conditioned(nn.Dense(2)), 1.0, train=True)
+    assert run(lambda *arrays: len(arrays), 1.0, 2.0, 3.0, train=True) == 3
+    assert run(lambda x, weight=1, /: weight, 1.0, train=True) == 1
+
+
 @pytest.mark.parametrize("wrapper", [Conditioned, Unconditioned])
 def test_bodies_train_where_there_is_a_dropout_key(key, wrapper):
     x, condition = jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, (64, 5)), jnp.float32), jnp.ones((64, 1))

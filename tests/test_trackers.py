@@ -79,7 +79,8 @@ def test_a_training_reports_to_several(tmp_path):
 def test_weights_and_biases_is_told_the_same(monkeypatch):
     calls = []
     run = SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finished")
+        log=lambda values, step: calls.append((step, values)),
+        finish=lambda exit_code: calls.append(f"ended with {exit_code}"),
     )
     library = ModuleType("wandb")
     library.init = lambda **options: calls.append(options) or run
@@ -93,8 +94,12 @@ def test_weights_and_biases_is_told_the_same(monkeypatch):
         (5, {"epoch": 0.5, "train/loss": 3.0, "train/rate": 1.5}),
         (10, {"epoch": 1.0, "train/loss": 2.0, "evaluation/loss": 2.5}),
         (10, {"grey": ("image", 0.0, 1.0, (3, 4, 1))}),
-        "finished",
+        "ended with 0",
     ]
+    with pytest.raises(KeyError), trackers.wandb("mine") as tracker:  # noqa: PT012, it is what the run ends with
+        tracker(FIRST)
+        raise KeyError
+    assert calls[-1] == "ended with 1"
 
 
 @pytest.mark.parametrize("known", [None, "7"])
@@ -123,8 +128,8 @@ def test_mlflow_is_told_the_same(monkeypatch, known):
         def log_image(self, run, image, *, key, step):
             calls.append((run, key, step, image.dtype, int(image.max())))
 
-        def set_terminated(self, run):
-            calls.append(("ended", run))
+        def set_terminated(self, run, status):
+            calls.append((status, run))
 
     library = ModuleType("mlflow")
     library.MlflowClient = Client
@@ -141,8 +146,11 @@ def test_mlflow_is_told_the_same(monkeypatch, known):
             {("epoch", 10): 1.0, ("train/loss", 10): 2.0, ("evaluation/loss", 10): 2.5},
         ),  # NaN is none of its numbers
         (run, "grey", 10, np.uint8, 255),
-        ("ended", run),
+        ("FINISHED", run),
     ]
+    with pytest.raises(KeyError), trackers.mlflow("mine"):
+        raise KeyError
+    assert calls[-1] == ("FAILED", run)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,7 @@ def test_a_missing_package_is_named(monkeypatch, module, call, extra):
 
 
 def test_pictures_of_another_shape_are_refused():
-    tracker = trackers.Tracker(lambda *_: None, lambda *_: None, lambda: None, lambda _: {"flat": np.zeros(3)})
+    tracker = trackers.Tracker(lambda *_: None, lambda *_: None, lambda _: None, lambda _: {"flat": np.zeros(3)})
     with pytest.raises(ValueError, match=r"the picture 'flat' must be \[H, W, 1 or 3\], got \(3,\)"):
         tracker(SECOND)
     tracker(FIRST)  # nothing was evaluated, so nothing is drawn
@@ -179,7 +187,7 @@ def test_a_picture_of_bytes_is_refused_and_not_shown_white():
     tracker = trackers.Tracker(
         lambda values, step: None,
         lambda name, image, step: shown.append(image),
-        lambda: None,
+        lambda failed: None,
         lambda progress: {
             "grey": np.full((2, 2, 1), progress.epoch > 0, bool),
             "bytes": np.full((2, 2, 1), 3, np.uint8),
