@@ -74,6 +74,9 @@ class RunDirectory:
             state = self.checkpointer.restore(state)
         self._step = int(state.step)
         self._by_step = self.checkpointer.notes.get("by_step", {}) if self._step else {}
+        if self._step and not (self.path / METRICS).exists():
+            lost = "the history begins anew, and early stopping knows nothing of what came before"
+            warnings.warn(f"{self.path / METRICS} is missing at step {self._step}: {lost}", stacklevel=3)
         kept = [record for record in self.records() if record["step"] <= int(state.step)]
         write_whole(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         return state

@@ -171,6 +171,14 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path, line, reason):
         train(out=tmp_path, epochs=2, resume=True)
 
 
+def test_a_history_that_was_removed_is_missed(tmp_path):
+    train(out=tmp_path, epochs=1)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl is missing at step 6: the history begins anew, and early"):
+        run = train(out=tmp_path, epochs=2, resume=True)
+    assert [record["step"] for record in run.history] == [12]
+
+
 @pytest.mark.slow
 def test_what_is_not_evaluated_is_not_saved(tmp_path, monkeypatch):
     """A feed that fails between an epoch's last step and its evaluation: the epoch before it is what is left."""
