@@ -1,5 +1,6 @@
 """What a program says to the person who typed it: progress, and mistakes in one line."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ except ModuleNotFoundError as error:
 SECONDS_BETWEEN_LINES = 30.0  # where no line can be written over
 
 console = Console(soft_wrap=True)
+if not (console.is_terminal or console.is_jupyter or "COLUMNS" in os.environ):
+    console.width = 160  # a file has no edge at which the columns of a table would have to be cut
 
 
 def complain(kind: str, message: object) -> None:
