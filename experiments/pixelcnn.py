@@ -51,6 +51,8 @@ class Config(RunConfig):
     """Each widens what a position sees by half a kernel."""
     kernel: int = 3
     """Width of a window."""
+    dilations: tuple[int, ...] = (1,)
+    """Steps between the places of a window, of one layer after the other and from the first again (pixelcnn)."""
     components: int = 10
     """Of a pixel's mixture (pixelcnn++)."""
     dropout: float = 0.0
@@ -67,12 +69,14 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_numbers(
-            counts=("channels", "layers", "components"),
+            counts=("channels", "layers", "components", "dilations"),
             weights=("weight_decay",),
             positive=("learning_rate", "temperature"),
         )
         if self.kernel < 3 or self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 3, got {self.kernel}")
+        if self.dilations != (1,) and self.network != "pixelcnn":
+            raise ValueError(f"dilations need --network pixelcnn, got {self.network}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.dropout and self.network != "pixelcnn++":
@@ -145,8 +149,10 @@ def make_model(config: Any) -> jaxvae.PixelCNN | jaxvae.PixelRNN | jaxvae.PixelC
     if network == "pixelcnn++":
         options = {"components": config.components, "dropout": config.dropout}
         return jaxvae.PixelCNNPP(shape, config.num_values, dtype=dtype, **sizes, **options)
-    model = jaxvae.PixelRNN if network == "pixelrnn" else jaxvae.PixelCNN
-    return model(config.num_values, shape, dtype=dtype, **sizes)
+    if network == "pixelrnn":
+        return jaxvae.PixelRNN(config.num_values, shape, dtype=dtype, **sizes)
+    dilations = tuple(getattr(config, "dilations", (1,)))  # earlier runs have none
+    return jaxvae.PixelCNN(config.num_values, shape, dtype=dtype, dilations=dilations, **sizes)
 
 
 def of_network(arguments: list[str]) -> list[str]:

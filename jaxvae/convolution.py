@@ -9,7 +9,7 @@ the gain.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec
 
 import flax.linen as nn
@@ -50,6 +50,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: DTypeLike | None = None
     kernel_init: Initializer = lecun_normal
+    dilation: int = 1
 
     def __post_init__(self) -> None:
         """Make tuples of sequences: a list could not be hashed."""
@@ -60,7 +61,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Return the convolution of `x`."""
         x, kernel, bias = _promoted(self, x)
-        return _add_bias(conv(x, kernel, strides=self.strides, padding=self.padding), bias)
+        options = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
+        return _add_bias(conv(x, kernel, **options), bias)
 
 
 class ConvTranspose(nn.Module):
@@ -86,7 +88,9 @@ class ConvTranspose(nn.Module):
         return _add_bias(conv_transpose(x, kernel, strides=self.strides, padding=self.padding), bias)
 
 
-def conv(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1, padding: str = "SAME") -> Array:
+def conv(
+    x: Array, kernel: Array, *, strides: int | Sequence[int] = 1, padding: str = "SAME", dilation: int = 1
+) -> Array:
     """Convolution in 1, 2 or 3 dimensions, channels last; equals `lax.conv_general_dilated`.
 
     Args:
@@ -94,16 +98,19 @@ def conv(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1, padding: 
       kernel: `[*window, C, O]`, of the type of `x`.
       strides: one for all spatial axes, or one for each.
       padding: "SAME" (output: size / stride, rounded up) or "VALID".
+      dilation: steps between the places of a window, along every axis; above 1 only with strides of 1.
 
     Returns:
       `[B, *output, O]` in the type of `x`; narrow types accumulate in float32.
 
     Raises:
       TypeError: `x` is not floating, or `kernel` has another type.
-      ValueError: shapes, strides and padding do not fit together.
+      ValueError: shapes, strides, padding and dilation do not fit together.
     """
     strides = _checked_strides(x, kernel, strides, padding)
-    spatial, window = x.shape[1:-1], kernel.shape[:-2]
+    if dilation < 1 or (dilation > 1 and math.prod(strides) > 1):
+        raise ValueError(f"dilation must be 1, or above 1 with strides of 1, got {dilation} with strides {strides}")
+    spatial, window = x.shape[1:-1], tuple((w - 1) * dilation + 1 for w in kernel.shape[:-2])
     if padding == "VALID" and any(n < w for n, w in zip(spatial, window, strict=True)):
         raise ValueError(f'padding "VALID" needs x to cover the window {window} of kernel, got {x.shape}')
     if math.prod(window) == math.prod(strides) == 1:
@@ -117,10 +124,11 @@ def conv(x: Array, kernel: Array, *, strides: int | Sequence[int] = 1, padding: 
         pads.append((low, extent - n - low))
 
     def products(x: Array, kernel: Array) -> Array:
-        return _conv_products(widen(x), widen(kernel), strides, pads).astype(x.dtype)
+        return _conv_products(widen(x), widen(kernel), strides, pads, dilation).astype(x.dtype)
 
     def stock(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUTS[x.ndim])
+        options = {"rhs_dilation": (dilation,) * len(strides), "dimension_numbers": LAYOUTS[x.ndim]}
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     return lax.platform_dependent(x, kernel, cpu=products, default=stock)
 
@@ -172,7 +180,7 @@ def _not_inlined(*static: int) -> Callable[[Callable[P, Array]], Callable[P, Arr
     return decorate
 
 
-def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
+def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, dilation: int = 1) -> Array:
     """Convolution as one matrix product, on the phases of `x` where the strides divide the window.
 
     The s·s phases of an image are channels of a smaller one, and the convolution over them has stride 1: its
@@ -188,7 +196,7 @@ def _conv_products(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads
         kernel = kernel.reshape(*kernel.shape[: len(strides)], -1, features)
         strides, pads = unit, [(0, 0)] * len(unit)
     shifted = _shifted_axes(kernel.shape) if strides == unit else 0
-    return _beside_and_shifted(x, kernel, strides, pads, shifted)
+    return _beside_and_shifted(x, kernel, strides, pads, shifted, dilation)
 
 
 def _shifted_axes(shape: tuple[int, ...]) -> int:
@@ -227,7 +235,9 @@ def _conv_transpose_products(x: Array, kernel: Array, strides: tuple[int, ...], 
     return _pad(_join_phases(y, strides), crops)
 
 
-def _beside_and_shifted(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, shifted: int) -> Array:
+def _beside_and_shifted(
+    x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, shifted: int, dilation: int
+) -> Array:
     """One product for a convolution: of what windows cover along the last axes, to a map for each place on the first.
 
     All axes beside each other would be im2col, which writes w·w·C numbers for each position, all axes shifted w·w·O;
@@ -237,33 +247,39 @@ def _beside_and_shifted(x: Array, kernel: Array, strides: tuple[int, ...], pads:
     first, last = kernel.shape[:shifted], kernel.shape[shifted:rank]
     unit, none = (1,), ((0, 0),)
     x = _pad(x, [*none * shifted, *pads[shifted:]])
-    windows = _windows_beside(x, unit * shifted + last, strides)
+    windows = _windows_beside(x, unit * shifted + last, strides, dilation)
     kernel = jnp.moveaxis(kernel, range(shifted), range(rank - shifted + 1, rank + 1))  # [*last, C, *first, O]
     maps = _matmul(windows, kernel.reshape(windows.shape[-1], -1))
     if not shifted:
         return maps
-    return _add_shifted(maps, first + unit * (rank - shifted), (*pads[:shifted], *none * (rank - shifted)))
+    return _add_shifted(maps, first + unit * (rank - shifted), (*pads[:shifted], *none * (rank - shifted)), dilation)
 
 
-def _windows_beside(x: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+def _windows_beside(x: Array, window: tuple[int, ...], strides: tuple[int, ...], dilation: int) -> Array:
     """[B, *spatial, C] -> [B, *output, w·w·C], what each window covers; a slice for each position in it."""
     slices = []
-    for offset in itertools.product(*map(range, window)):
-        stop = [n - w + 1 + o for n, w, o in zip(x.shape[1:-1], window, offset, strict=True)]
+    for offset in _offsets(window, dilation):
+        ends = zip(x.shape[1:-1], window, offset, strict=True)
+        stop = [n - (w - 1) * dilation + o for n, w, o in ends]
         start, limit = (0, *offset, 0), (x.shape[0], *stop, x.shape[-1])
         slices.append(lax.slice(x, start, limit, (1, *strides, 1)))
     return lax.concatenate(slices, x.ndim - 1)
 
 
-@_not_inlined(1, 2)
-def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads) -> Array:
+def _offsets(window: tuple[int, ...], dilation: int) -> Iterator[tuple[int, ...]]:
+    """Where the places of a window lie."""
+    return itertools.product(*(range(0, w * dilation, dilation) for w in window))
+
+
+@_not_inlined(1, 2, 3)
+def _add_shifted(maps: Array, window: tuple[int, ...], pads: Pads, dilation: int) -> Array:
     """[B, *spatial, w·w·O] -> [B, *output, O]: the sum of the maps, each where its place in the window puts it."""
     features = maps.shape[-1] // math.prod(window)
     parts = lax.split(maps, [features] * math.prod(window), axis=maps.ndim - 1)
     shifted = []
-    for part, offset in zip(parts, itertools.product(*map(range, window)), strict=True):
+    for part, offset in zip(parts, _offsets(window, dilation), strict=True):
         ends = zip(pads, offset, window, strict=True)
-        shifted.append(_pad(part, [(low - o, high + o - w + 1) for (low, high), o, w in ends]))
+        shifted.append(_pad(part, [(low - o, high + o - (w - 1) * dilation) for (low, high), o, w in ends]))
     return functools.reduce(jnp.add, shifted)
 
 

@@ -1,6 +1,7 @@
 """Our convolutions against the stock ones: values, gradients, and what each platform's program is made of."""
 
 import pickle
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -86,6 +87,30 @@ def test_values_and_gradients_equal_the_stock_operation(ours, stock, case, paddi
     if padding == "VALID" and ours is conv and any(n < w for n, w in zip(case[0], case[1], strict=True)):
         pytest.skip("the window does not fit")
     assert_close(*values_and_gradients((ours, stock), x, kernel, strides, padding), 1e-4)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("shifted", [0, 1, 2])
+def test_dilated_windows_equal_the_stock_operation(padding, shifted, monkeypatch):
+    monkeypatch.setattr(convolution, "_shifted_axes", lambda shape: min(shifted, len(shape) - 2))
+    for spatial, window, dilation in (((9, 8), (2, 3), 3), ((11,), (4,), 2), ((3, 9), (1, 3), 4)):
+        x, kernel = draw((2, *spatial, 3), (*window, 3, 2))
+
+        def stock(x, kernel, *, strides, padding, by=dilation):
+            options = {"rhs_dilation": (by,) * len(strides), "dimension_numbers": LAYOUTS[x.ndim]}
+            return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+        ours = partial(conv, dilation=dilation)
+        assert_close(*values_and_gradients((ours, stock), x, kernel, (1,) * len(spatial), padding), 1e-4)
+    layer = Conv(2, (2,), dilation=3, padding="VALID")
+    x = jnp.arange(8.0).reshape(1, 8, 1)
+    params = {"params": {"kernel": jnp.array([[[1.0, 0]], [[0, 1]]]), "bias": jnp.zeros(2)}}
+    np.testing.assert_array_equal(layer.apply(params, x)[0, :, 1], [3, 4, 5, 6, 7])
+    for strides, dilation in ((2, 2), (1, 0)):
+        with pytest.raises(ValueError, match="dilation must be 1, or above 1 with strides of 1, got"):
+            conv(x, jnp.ones((2, 1, 1)), strides=strides, dilation=dilation)
+    with pytest.raises(ValueError, match=r"needs x to cover the window \(10,\)"):
+        conv(x, jnp.ones((4, 1, 1)), dilation=3, padding="VALID")
 
 
 @both

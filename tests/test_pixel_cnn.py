@@ -19,6 +19,7 @@ from jaxvae.objectives import pixel_cnn_loss
 TINY = PixelCNN(2, (3, 3), channels=8, layers=2)
 CLASSES = PixelCNN(5, (4, 6), channels=8, layers=2, num_classes=3)
 IMAGE = PixelCNN(4, [5, 4, 1], channels=8, layers=2, kernel=5)
+FAR = PixelCNN(3, (6, 7), channels=8, layers=3, dilations=[1, 4])
 LABEL = jnp.array([0, 1, 2, 1])
 KINDS = (PixelCNN, 5, (3, 3)), (PixelRNN, 5, (3, 3)), (PixelCNNPP, (3, 3, 3), 5)
 KEY = jax.random.key(0)
@@ -70,10 +71,18 @@ def whole_passes(model, params, num, **options):
     return values
 
 
-@pytest.mark.parametrize(("layers", "kernel"), [(2, 3), (3, 5)])
-def test_a_position_depends_on_every_earlier_one_in_reach_and_on_no_other(layers, kernel):
-    side, reach = 7, layers * (kernel // 2)
-    model = PixelCNN(3, (side, side), channels=8, layers=layers, kernel=kernel)
+@pytest.mark.parametrize(
+    ("layers", "kernel", "dilations"), [(2, 3, (1,)), (3, 5, (1,)), (2, 3, (1, 2)), (3, 3, (1, 2)), (2, 3, (2,))]
+)
+def test_a_position_depends_on_every_earlier_one_in_reach_and_on_no_other(layers, kernel, dilations):
+    side = 7
+    model = PixelCNN(3, (side, side), channels=8, layers=layers, kernel=kernel, dilations=dilations)
+    # How far up, and to the left in a row, and how far to either side in the rows above.
+    up, sideways = {0}, {0}
+    for each in list(itertools.islice(itertools.cycle(dilations), layers)):
+        taps = range(-(kernel // 2) * each, 1, each)
+        up = {a - b for a in up for b in taps}
+        sideways = {a + b for a in sideways for b in (*taps, *(-tap for tap in taps))}
     params = init(model)
     values = maps(model, 1)
     # Every single change of one position, as one batch: [changed, H·W].
@@ -86,8 +95,8 @@ def test_a_position_depends_on_every_earlier_one_in_reach_and_on_no_other(layers
     expected = np.zeros((side**2, side**2), bool)
     for changed, seen_from in itertools.product(np.ndindex(side, side), repeat=2):
         (row, column), (i, j) = changed, seen_from
-        above = i - 1 - reach <= row < i and abs(column - j) <= reach
-        left = row == i and j - 1 - reach <= column < j
+        above = i - 1 - row in up and column - j in sideways
+        left = row == i and j - 1 - column in up
         expected[row * side + column, i * side + j] = above or left
     np.testing.assert_array_equal(moved, expected)
 
@@ -116,8 +125,8 @@ def test_samples_come_as_often_as_they_are_probable(key):
 
 @pytest.mark.parametrize(
     ("model", "label", "temperature"),
-    [(TINY, None, 1.0), (TINY, None, 0.0), (CLASSES, LABEL, 0.5), (IMAGE, None, 1.0)],
-    ids=["tiny", "greedy", "classes", "image"],
+    [(TINY, None, 1.0), (TINY, None, 0.0), (CLASSES, LABEL, 0.5), (IMAGE, None, 1.0), (FAR, None, 1.0)],
+    ids=["tiny", "greedy", "classes", "image", "far"],
 )
 def test_samples_equal_those_of_whole_passes(model, label, temperature, key):
     params = init(model)
@@ -311,6 +320,12 @@ REFUSED = {
     ),
     "one value": (lambda p: PixelCNN(1, (3, 3)), ValueError, "num_values must be at least 2, got 1"),
     "no classes": (lambda p: PixelCNN(2, (3, 3), num_classes=0), ValueError, "num_classes must be at least 1, got 0"),
+    "no dilation": (lambda p: PixelCNN(2, (3, 3), dilations=()), ValueError, "dilations must hold at least one number"),
+    "dilation 0": (
+        lambda p: PixelCNN(2, (3, 3), dilations=(1, 0)),
+        ValueError,
+        r"dilations must be at least 1, got \(1, 0",
+    ),
     "no height": (lambda p: PixelCNN(2, (0, 3)), ValueError, r"shape must be at least 1, got \(0, 3\)"),
 }
 

@@ -51,9 +51,9 @@ def moved(features: Array, *, axis: int) -> Array:
     return jnp.concatenate([first, kept], axis=axis)
 
 
-def sideways(rows: Array, kernel: int) -> Array:
-    """Rows [B, R, W, C] with k // 2 columns of zeros at either side."""
-    return jnp.pad(rows, ((0, 0), (0, 0), (kernel // 2, kernel // 2), (0, 0)))
+def sideways(rows: Array, sides: int) -> Array:
+    """Rows [B, R, W, C] with so many columns of zeros at either side."""
+    return jnp.pad(rows, ((0, 0), (0, 0), (sides, sides), (0, 0)))
 
 
 def check_map(model: Any) -> None:

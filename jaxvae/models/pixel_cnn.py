@@ -7,6 +7,7 @@ References:
   van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from jaxvae.models._pixels import (
     moved,
     sideways,
 )
+from jaxvae.networks._arrays import as_tuples
 from jaxvae.types import Array, PRNGKey, PyTree
 
 
@@ -54,7 +56,9 @@ class PixelCNN(nn.Module):
         pixels:  features, a pixel right   --> [right] ---> [right] ---> ... [right] ---> logits
 
     A link goes down only, never from the pixels to the rows: so a row of the vertical stack needs the rows above and no
-    pixel of its own. After L layers a position sees L·(k // 2) columns to either side and that many rows and one.
+    pixel of its own. After L layers a position sees k // 2 times the sum of their dilations columns to either side, and
+    that many rows and one. What it does not see it cannot go on from: where that is much less than the map, samples
+    begin anew below what they have drawn.
 
     Attributes:
       num_values: K, at least 2.
@@ -65,6 +69,8 @@ class PixelCNN(nn.Module):
       num_classes: of the labels, for a class-conditional model.
       dtype: of the computation; parameters and logits are float32.
       context: F, of features that each pixel is told by what made them, such as the decoder of a `pixel_vae`.
+      dilations: steps between the places of a window, of one layer after the other and from the first again, such as
+        (1, 2, 4, 8): far more is seen at the same cost.
     """
 
     num_values: int
@@ -75,11 +81,16 @@ class PixelCNN(nn.Module):
     num_classes: int | None = None
     dtype: DTypeLike = jnp.float32
     context: int | None = None
+    dilations: Sequence[int] = (1,)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a shape, a kernel or a size that does not fit."""
         check_map(self)
         check_kernel(kernel=self.kernel)
+        as_tuples(self, "dilations")
+        at_least(1, dilations=self.dilations)
+        if not self.dilations:
+            raise ValueError("dilations must hold at least one number, (1,) for windows without gaps")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -88,8 +99,8 @@ class PixelCNN(nn.Module):
             self.num_values, self.channels, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0)
         )
         self.stack = [
-            GatedLayer(self.channels, self.kernel, self.num_classes, self.dtype, self.context is not None)
-            for _ in range(self.layers)
+            GatedLayer(self.channels, self.kernel, self.num_classes, self.dtype, self.context is not None, dilation)
+            for dilation in self.of_layers()
         ]
         self.hidden = Conv(self.channels, (1, 1), dtype=self.dtype)
         self.output = Conv(self.num_values, (1, 1), dtype=self.dtype)
@@ -176,13 +187,18 @@ class PixelCNN(nn.Module):
         return categorical_choice(logits, keys, temperature)
 
     @nn.nowrap
+    def of_layers(self) -> tuple[int, ...]:
+        """The dilation of each layer."""
+        return tuple(itertools.islice(itertools.cycle(self.dilations), self.layers))
+
+    @nn.nowrap
     def begin(self, num: int) -> Begun:
         """What stands before the first of N maps."""
         part = partial(blank, num, channels=self.channels, dtype=self.dtype)
-        width, sides = self.shape[1], self.kernel // 2
-        rows, pixels = part(rows=sides, columns=width), part(rows=1, columns=sides)
+        width, sides = self.shape[1], [self.kernel // 2 * dilation for dilation in self.of_layers()]
         above, left = part(rows=1, columns=width), part(rows=1, columns=1)
-        return Begun(above, (), (rows,) * self.layers, left, (pixels,) * self.layers)
+        rows = tuple(part(rows=each, columns=width) for each in sides)
+        return Begun(above, (), rows, left, tuple(part(rows=1, columns=each) for each in sides))
 
     def embed(self, values: Array) -> Array:
         """Values [B, H, W] -> features [B, H, W, C]."""
@@ -198,7 +214,7 @@ class PixelCNN(nn.Module):
         Args:
           rows: [B, R, W, C], the features of the rows above each.
           made: nothing, here.
-          before: for each layer its k // 2 rows of input before these, [B, k // 2, W, C].
+          before: for each layer its k // 2 · dilation rows of input before these, [B, rows, W, C].
           told: label [B] and context [B, R, W, F], or None.
 
         Returns:
@@ -209,7 +225,7 @@ class PixelCNN(nn.Module):
         links, after = [], []
         for layer, window in zip(self.stack, before, strict=True):
             seen = jnp.concatenate([window, rows], axis=1)
-            after.append(seen[:, -(self.kernel // 2) :])
+            after.append(seen[:, rows.shape[1] :])
             rows, link = layer.vertical(seen, label, told.context)
             links.append(link)
         return tuple(links), tuple(after)
@@ -221,7 +237,7 @@ class PixelCNN(nn.Module):
 
         Args:
           pixels: [B, R, P, C], the features of the pixels to the left of each.
-          before: for each layer its k // 2 columns of input before these, [B, R, k // 2, C].
+          before: for each layer its k // 2 · dilation columns of input before these, [B, R, columns, C].
           links: from `vertical`, each [B, R, P, 2C].
 
         Returns:
@@ -230,7 +246,7 @@ class PixelCNN(nn.Module):
         after = []
         for layer, window, link in zip(self.stack, before, links, strict=True):
             seen = jnp.concatenate([window, pixels], axis=2)
-            after.append(seen[:, :, -(self.kernel // 2) :])
+            after.append(seen[:, :, pixels.shape[2] :])
             pixels = layer.horizontal(seen, link)
         logits = self.output(nn.relu(self.hidden(nn.relu(pixels))))
         return widen(logits), (), tuple(after)
@@ -244,12 +260,13 @@ class GatedLayer(nn.Module):
     num_classes: int | None
     dtype: DTypeLike
     context: bool
+    dilation: int
 
     def setup(self) -> None:
         """Make the convolutions."""
         conv = partial(Conv, padding="VALID", dtype=self.dtype)
-        self.down = conv(2 * self.channels, (self.kernel // 2 + 1, self.kernel))
-        self.right = conv(2 * self.channels, (1, self.kernel // 2 + 1))
+        self.down = conv(2 * self.channels, (self.kernel // 2 + 1, self.kernel), dilation=self.dilation)
+        self.right = conv(2 * self.channels, (1, self.kernel // 2 + 1), dilation=self.dilation)
         self.link = conv(2 * self.channels, (1, 1))
         self.residual = conv(self.channels, (1, 1))
         if self.num_classes is not None:
@@ -258,8 +275,8 @@ class GatedLayer(nn.Module):
             self.context_bias = conv(2 * self.channels, (1, 1))
 
     def vertical(self, rows: Array, label: Array | None, context: Array | None) -> tuple[Array, Array]:
-        """[B, k // 2 + R, W, C] -> the next layer's rows [B, R, W, C], and the link [B, R, W, 2C]."""
-        sums = self.down(sideways(rows, self.kernel))
+        """[B, k // 2 · dilation + R, W, C] -> the next layer's rows [B, R, W, C], and the link [B, R, W, 2C]."""
+        sums = self.down(sideways(rows, self.kernel // 2 * self.dilation))
         if label is not None:
             sums += self.label_bias(label)[:, None, None]
         if context is not None:
@@ -267,8 +284,8 @@ class GatedLayer(nn.Module):
         return _gate(sums), self.link(sums)
 
     def horizontal(self, pixels: Array, link: Array) -> Array:
-        """[B, R, k // 2 + P, C] and the link [B, R, P, 2C] -> the next layer's pixels [B, R, P, C]."""
-        return pixels[:, :, self.kernel // 2 :] + self.residual(_gate(self.right(pixels) + link))
+        """[B, R, k // 2 · dilation + P, C] and the link [B, R, P, 2C] -> the next layer's pixels [B, R, P, C]."""
+        return pixels[:, :, self.kernel // 2 * self.dilation :] + self.residual(_gate(self.right(pixels) + link))
 
 
 def _gate(sums: Array) -> Array:

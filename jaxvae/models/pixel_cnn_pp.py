@@ -252,7 +252,7 @@ class Block(nn.Module):
 
     def vertical(self, rows: Array, entered: Array | None, label: Array | None, told: Told) -> tuple[Array, Array]:
         """[B, k // 2 + R, W, C] -> the next block's rows [B, R, W, C], and the link of that shape."""
-        sums = self.down(sideways(concat_elu(rows), self.kernel))
+        sums = self.down(sideways(concat_elu(rows), self.kernel // 2))
         if entered is not None:
             sums += self.down_short_cut(concat_elu(entered))
         gate = self.down_gate(self.dropped(concat_elu(sums)))

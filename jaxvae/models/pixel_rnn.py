@@ -178,7 +178,7 @@ class PixelRNN(nn.Module):
         seen = jnp.concatenate([before, above], axis=1)
         layers = zip(self.stack, made, strict=True)
         sums = tuple((layer.from_above(hidden, label), cell) for layer, (hidden, cell) in layers)
-        return (self.down(sideways(seen, self.first_kernel)), sums), seen[:, 1:]
+        return (self.down(sideways(seen, self.first_kernel // 2)), sums), seen[:, 1:]
 
     def horizontal(
         self, pixels: Array, before: tuple[Array, tuple[Array, ...]], links: Any
@@ -225,7 +225,7 @@ class RowLSTM(nn.Module):
 
     def from_above(self, hidden: Array, label: Array | None) -> Array:
         """The hidden state of the row above [B, 1, W, C] -> its part of the gates' sums, [B, 1, W, 4C]."""
-        sums = self.of_state(sideways(hidden, self.kernel))
+        sums = self.of_state(sideways(hidden, self.kernel // 2))
         return sums if label is None else sums + self.label_bias(label)[:, None, None]
 
     def step(self, seen: Array, above: Array, cell: Array) -> tuple[Array, tuple[Array, Array]]:
