@@ -3,7 +3,7 @@
   python -m experiments.pixelcnn RUN          a gated PixelCNN over the codes of a run directory of experiments.vq_vae
   python -m experiments.pixelcnn codes --run RUN --class-conditional     the same, given the class
   python -m experiments.pixelcnn digits       grey pixels of scikit-learn's digits, 17 values; needs no data
-  python -m experiments.pixelcnn mnist        dynamically binarised MNIST (needs TFDS_DATA_DIR); for a GPU
+  python -m experiments.pixelcnn mnist        dynamically binarised MNIST (needs TFDS_DATA_DIR)
   python -m experiments.pixelcnn mnist --no-binarize     its 256 grey values
   python -m experiments.pixelcnn cifar10      PixelCNN++ on colour images; for a GPU
   python -m experiments.pixelcnn mnist --network pixelrnn     row LSTMs in place of the PixelCNN (van den Oord, 2016)
@@ -96,7 +96,16 @@ PRESETS = {
     ),
     "mnist": (
         "MNIST, pixel by pixel.",
-        Config(preset="mnist", binarize=True, epochs=10, batch_size=64, channels=32, layers=10, kernel=5),
+        Config(
+            preset="mnist",
+            binarize=True,
+            epochs=2,
+            batch_size=32,
+            channels=24,
+            layers=8,
+            dilations=(1, 2, 4, 8),
+            learning_rate=3e-3,
+        ),
     ),
     "cifar10": (
         "CIFAR-10 by PixelCNN++, 256 values of each colour.",
