@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 MOST_BYTES = 512 * 2**20
 LEAST_SECONDS = 0.1  # what is compiled faster is hardly slower than reading it back
 OLDEST_SECONDS = 90 * 86_400.0
+FOLDER = r"jax-.*-\d+-cores-[0-9a-f]{12}"  # as `_machine` names it
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
@@ -88,7 +90,11 @@ def _remove_halves(folder: Path) -> None:
 
 
 def _forget_old(folder: Path) -> None:
-    """Remove the folders of other versions and processors that no program has asked for in three months."""
-    for other in folder.parent.iterdir():
-        if other != folder and time.time() - other.stat().st_mtime > OLDEST_SECONDS:
+    """Remove the folders of other versions and processors that no program has asked for in three months.
+
+    Those that are named as `_machine` names them: the root may be a folder of the user's, with a `programs` of its own.
+    """
+    others = [other for other in folder.parent.iterdir() if other != folder and re.fullmatch(FOLDER, other.name)]
+    for other in others:
+        if time.time() - other.stat().st_mtime > OLDEST_SECONDS:
             shutil.rmtree(other, ignore_errors=True)

@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(root, monkeypatch):
 
 
 def test_each_machine_has_its_own_folder_and_old_ones_go(root, monkeypatch):
-    old, recent = root / "programs" / "jax-0.1", root / "programs" / "jax-0.2"
+    old, recent = (root / "programs" / f"jax-0.{i}-x86_64-2-cores-0123456789ab" for i in (1, 2))
     for folder in (old, recent):
         folder.mkdir(parents=True)
     os.utime(old, times=(0, time.time() - 91 * 86_400))
@@ -207,3 +207,15 @@ def test_the_command_keeps_programs_and_a_resumed_run_compiles_none_of_them(tmp_
     assert resumed[0][2] <= 2  # what only a resumed run needs, to read its checkpoint
     assert resumed[1] == (resumed[1][0], resumed[1][0], 0, 1)
     assert bits(without) == bits(first) == bits(second)
+
+
+def test_a_root_of_the_users_own_loses_nothing_else(root):
+    """`~` as the root has whatever else the user keeps in ~/programs."""
+    names = ("mine", "jax-0.1", "jax-0.1-x86_64-2-cores-notes", "jax-0.1-x86_64-2-cores-0123456789ab")
+    for name in names:
+        (root / "programs" / name).mkdir(parents=True)
+        (root / "programs" / name / "work").write_text("all of it")
+        os.utime(root / "programs" / name, times=(0, 0))
+    folder = keep_programs()
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, *names[:3]}
+    assert (root / "programs" / "mine" / "work").read_text() == "all of it"
