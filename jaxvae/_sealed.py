@@ -4,12 +4,15 @@
 the environment and the best step, itself under a checksum. Both are orbax items.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +31,8 @@ except ImportError as error:
 
 # Orbax logs some 60 lines per save, and pages of traceback for each error, which it raises too.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+LOCK = ".lock"  # an empty file: whoever writes to the directory holds a lock of it
 
 # Where a VQVAE kept its codes before there was a "quantizer" in its parameters and its state.
 FORMER_CODES = ({"model_state/frequency", "model_state/moment"}, {"params/codebook/codes"})
@@ -75,6 +80,8 @@ def read_record(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = sealed["record"]
         if _digest(record) != sealed["sha256"]:
             raise ValueError("the record does not match its checksum")
+        if path.name.isdecimal() and record["step"] != int(path.name):
+            raise ValueError(f"it holds step {record['step']}: call it that again")
         return record
 
 
@@ -130,6 +137,29 @@ def place(values: Any, like: Any) -> Any:
         return values[()]
     sharding = like.sharding if getattr(like, "committed", True) else None
     return jax.device_put(values, sharding, may_alias=False)
+
+
+def hold(owner: object, directory: Path) -> Callable[[], object] | None:
+    """Hold a directory against other processes until this is called, or the owner or the process is no more.
+
+    Two that write would remove each other's unfinished checkpoints and mix their histories. Where files cannot be
+    locked nothing is held.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    release = weakref.finalize(owner, os.close, lock)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            release()
+            raise ValueError(
+                f"another process writes to {directory}: wait until it has ended, or choose another directory"
+            ) from error
+    return release
 
 
 class KeepPolicy:

@@ -4,8 +4,9 @@ A checkpoint is a directory named by its step with two orbax items: `state`, a f
 array, and `meta`, a JSON record of each array's type and SHA-256, the settings, the environment and the best
 step. Whatever happens to the files, they restore exactly or raise `DamagedCheckpointError`.
 
-Only one process may write to a directory; any number may read it, and reading changes nothing there. Of the processes
-of a distributed run (`jax.distributed`) the first writes and all read: the directory must be one that all of them see.
+Only one process may write to a directory, and a second is refused; any number may read it, and reading changes nothing
+there. Of the processes of a distributed run (`jax.distributed`) the first writes and all read: the directory must be
+one that all of them see.
 """
 
 import json
@@ -34,6 +35,7 @@ from jaxvae._sealed import (
     differences,
     environment,
     flatten,
+    hold,
     nested,
     orbax_files,
     orbax_manager,
@@ -67,7 +69,7 @@ class Checkpointer:
 
     Raises:
       TypeError: `meta` is not JSON, `keep` is not an integer.
-      ValueError: `directory` is relative, a file, or cannot be written; `keep` is below one.
+      ValueError: `directory` is relative, a file, cannot be written, or another process does; `keep` is below one.
       DamagedCheckpointError: the directory holds checkpoints and none is readable.
     """
 
@@ -82,6 +84,7 @@ class Checkpointer:
                 pass
         except OSError as error:
             raise ValueError(f"cannot write checkpoints in {self.directory}: {error}") from error
+        self._release = hold(self, self.directory) if self._writes else None
         self.latest_step: int | None = None
         self.best_step: int | None = None
         self.best_value: float | None = None
@@ -191,9 +194,13 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            with self._writing():
-                if self._writes:
-                    self._manager.close()
+            try:
+                with self._writing():
+                    if self._writes:
+                        self._manager.close()
+            finally:
+                if self._release is not None:
+                    self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -277,8 +284,8 @@ def load(
 
     Raises:
       FileNotFoundError: `run_dir`, its configuration, or the checkpoint does not exist.
-      ValueError: `run_dir` is relative, its configuration is damaged, or the checkpoint holds a VQ-VAE of an earlier
-        version, which kept its codes elsewhere.
+      ValueError: `run_dir` is relative, its configuration is damaged or of another model, or the checkpoint holds a
+        VQ-VAE of an earlier version, which kept its codes elsewhere.
       DamagedCheckpointError: the checkpoint is damaged.
     """
     run_dir = _absolute(run_dir, "run_dir")
@@ -295,7 +302,20 @@ def load(
     else:
         arrays, record = read_arrays(_existing(directory, step))
     check_codes_are_found(directory / str(step), record)
-    return make_model(config), nested(arrays, record, "params"), nested(arrays, record, "model_state"), config
+    model = _made(make_model, config, config_file)
+    return model, nested(arrays, record, "params"), nested(arrays, record, "model_state"), config
+
+
+def _made(make_model: Callable[[SimpleNamespace], Model], config: SimpleNamespace, file: Path) -> Model:
+    """The model of a configuration; `ValueError` where that lacks what the model is made of."""
+    try:
+        return make_model(config)
+    except AttributeError as error:
+        if error.obj is not config:
+            raise
+        raise ValueError(
+            f"{file} has no setting {error.name!r}, which this model is made of: it is of a run of another kind"
+        ) from error
 
 
 def check_settings(saved: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:

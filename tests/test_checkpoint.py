@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import resource
+import shutil
+import subprocess
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -203,7 +206,7 @@ def test_a_directory_that_vanished_raises_at_once(tmp_path):
         for thread in threading.enumerate():  # orbax cleans up there at first, in the background
             if "_target_setting_result" in thread.name:
                 thread.join()
-        directory.rmdir()
+        shutil.rmtree(directory)
         directory.write_text("in the way")
         with pytest.raises(OSError, match="Not a directory"):
             checkpointer.save(make_state(1))
@@ -283,7 +286,7 @@ def test_a_failed_state_is_kept_apart(tmp_path):
     with Checkpointer(tmp_path, meta={}) as checkpointer:
         assert (checkpointer.latest_step, checkpointer.best_step) == (30, 30)
         assert_same(checkpointer.restore(broken), make_state(30, seed=1))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["30", "failed"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "30", "failed"]
 
 
 def test_a_changed_environment_is_named(tmp_path, monkeypatch):
@@ -517,3 +520,51 @@ def test_nothing_sound_is_not_nothing(tmp_path):
     checkpointer = Checkpointer(tmp_path, meta={})
     with checkpointer, pytest.raises(DamagedCheckpointError, match=nothing_sound):
         checkpointer.restore(make_state(0))
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_a_second_process_that_writes_is_refused_until_the_first_has_ended(tmp_path):
+    save_all(tmp_path, [1.0])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", HOLD, tmp_path / ".lock"], **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=rf"another process writes to {tmp_path}: wait until it has ended, or"):
+            Checkpointer(tmp_path, meta={})
+        assert read_checkpoint(tmp_path / "10", make_state(10))[1]["step"] == 10  # any number may read
+        other.stdin.close()
+        other.wait()
+    with Checkpointer(tmp_path, meta={}) as checkpointer:
+        held = subprocess.run([sys.executable, "-S", "-c", HOLD, tmp_path / ".lock"], capture_output=True, check=False)
+        assert b"BlockingIOError" in held.stderr
+        assert checkpointer.latest_step == 10
+    freed = subprocess.run([sys.executable, "-S", "-c", HOLD, tmp_path / ".lock"], input=b"", capture_output=True)
+    assert freed.stdout == b"held\n"
+
+
+def test_a_checkpoint_under_another_step_is_not_taken_for_it(tmp_path):
+    save_all(tmp_path, [1.0, 2.0])
+    (tmp_path / "20").rename(tmp_path / "30")
+    said = r"30 is damaged \(ValueError: it holds step 20.*falling back to step 10"
+    with pytest.warns(UserWarning, match=said), Checkpointer(tmp_path, meta={}) as checkpointer:
+        assert checkpointer.latest_step == 10
+    with pytest.raises(DamagedCheckpointError, match="it holds step 20: call it that again"):
+        read_checkpoint(tmp_path / "30", make_state(20))
+
+
+def test_settings_of_another_model_are_named(tmp_path):
+    save_all(tmp_path / "checkpoints", [1.0])
+    (tmp_path / "config.json").write_text('{"latent_dim": 2}')
+    assert load(tmp_path, lambda config: config.latent_dim)[0] == 2
+    with pytest.raises(ValueError, match=r"config.json has no setting 'hidden', which this model is made of: it is of"):
+        load(tmp_path, lambda config: config.hidden)
+    with pytest.raises(AttributeError, match="'int' object has no attribute"):  # no fault of the file's
+        load(tmp_path, lambda config: config.latent_dim.nothing)

@@ -171,7 +171,7 @@ def test_two_processes_reach_what_one_device_reaches_and_one_of_them_writes_it(t
     out, said = two_processes
     assert_same_parameters(out / "run", one_device, step=44)
     assert_only_the_first_reports(said)
-    assert sorted(d for d in os.listdir(out / "run" / "checkpoints")) == ["44"]
+    assert sorted(os.listdir(out / "run" / "checkpoints")) == [".lock", "44"]
     (two,), (one, _) = records(out / "run"), records(one_device)
     assert two["test"] == pytest.approx(one["test"], rel=1e-5)
     assert two["train"] == pytest.approx(one["train"], rel=1e-5)
