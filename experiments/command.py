@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal, TypeVar
 
 import jax
 import numpy as np
 import tyro
+from rich.markup import escape
 
 from experiments.sweep_processes import cores, run_all
 from jaxvae._cache import keep_programs
@@ -95,6 +97,8 @@ def check_guidance(guidance: float, condition_dropout: float) -> None:
 
 def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[str] | None = None) -> ConfigT:
     """Read the command line: a preset, then options that change it. With --distributed, join the other processes."""
+    if argv is None:
+        sys.excepthook = _say_of_interrupts
     with user_errors():
         first = next(iter(sys.argv[1:] if argv is None else argv), "-")
         if not first.startswith("-") and first not in presets:
@@ -108,6 +112,14 @@ def parse(presets: Mapping[str, tuple[str, ConfigT]], doc: str, argv: Sequence[s
         else:
             keep_programs()
         return config
+
+
+def _say_of_interrupts(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of a traceback where Ctrl-C came while nothing was trained, such as amid a measurement."""
+    if issubclass(kind, KeyboardInterrupt):
+        complain("stopped", "by Ctrl-C; what is in the run directory is whole: continue with --out DIR --resume")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _join() -> None:
@@ -127,12 +139,12 @@ def _join() -> None:
 
 
 @contextmanager
-def file_errors() -> Iterator[None]:
-    """Where a result or a picture cannot be written, say so in one line and exit with 1."""
+def file_errors(again: str = "continue with --resume") -> Iterator[None]:
+    """Where a result or a picture cannot be written, say so and what to do then in one line, and exit with 1."""
     try:
         yield
     except OSError as error:
-        complain("error", f"{error}; once that can be written, continue with --resume")
+        complain("error", f"{error}; once that can be written, {again}")
         sys.exit(1)
 
 
@@ -142,7 +154,7 @@ def run_or_leave(commands: Mapping[str, Sequence[str]], logs: Path, *, go_on: st
     try:
         run_all(commands, logs, report=lambda name, done, total: console.print(f"{name}: done, {done} of {total}"))
     except RuntimeError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, markup=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print(f"stopped; {go_on}", highlight=False)

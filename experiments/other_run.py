@@ -20,6 +20,15 @@ def checksum(*arrays: PyTree) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_made_by(settings: Any, directory: Path, experiment: str) -> None:
+    """Raise `ValueError` where a run was made by another experiment, whose settings may mean another model."""
+    made_by = getattr(settings, "experiment", experiment)  # of earlier runs it is not known
+    if made_by != experiment:
+        raise ValueError(
+            f"{directory} holds a run of experiments.{made_by}; pass the directory of one of experiments.{experiment}"
+        )
+
+
 def check_unchanged(settings: Any, directory: Path, found: str) -> None:
     """Raise `ValueError` where `directory` holds other parameters than the run with these settings stands on."""
     expected = getattr(settings, "run_checksum", None)

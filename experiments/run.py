@@ -5,6 +5,7 @@ A run directory holds config.json, metrics.jsonl (one object per evaluation), re
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 import time
@@ -25,6 +26,7 @@ import jaxvae
 from experiments.command import RunConfig, complain, console, file_errors, user_errors
 from jaxvae import data
 from jaxvae._directory import RunDirectory, write_whole
+from jaxvae._run import absolute
 from jaxvae.keys import seed_key
 from jaxvae.progress import ProgressBar
 from jaxvae.training.epoch import TrainEpoch
@@ -160,13 +162,16 @@ class Run:
         every = options.get("evaluate_every") or feed.steps_per_epoch
         if self.settings["profile"]:
             train_epoch = _profiled(train_epoch, feed.total_steps, self.directory / "profile")
+        with user_errors():
+            self._files.check_end(int(state.step), feed.total_steps, feed.total_steps // feed.steps_per_epoch)
+            earlier = self._files.earlier(split, options.get("monitor"))
         try:
             with ProgressBar(console) as bar:
                 result = jaxvae.fit(
                     *(state, train_epoch, feed),
                     checkpointer=self._files,
                     report=partial(self._report, bar, split, every),
-                    earlier=self._files.earlier(split, options.get("monitor")),
+                    earlier=earlier,
                     **options,
                 )
         except (jaxvae.NonFiniteError, OSError) as error:
@@ -292,10 +297,11 @@ def _mesh(config: RunConfig) -> Mesh | None:
 
 def _directory(experiment: str, config: RunConfig) -> Path:
     if config.out is not None:
-        directory = config.out.expanduser().resolve()
+        directory = absolute(config.out, "--out")
     else:
         prefix = f"{experiment}-{config.preset}-"
-        earlier = sorted(Path("runs").glob(f"{prefix}*")) if config.resume else []
+        of_this = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")  # no other preset's, nor one that --out named
+        earlier = [path for path in sorted(Path("runs").glob("*")) if config.resume and of_this.fullmatch(path.name)]
         directory = (earlier[-1] if earlier else Path("runs") / f"{prefix}{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"--out {directory} is a file; choose a directory")

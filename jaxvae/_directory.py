@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,18 +56,52 @@ class RunDirectory:
     ) -> None:
         self.path, self._step, self._by_step = path, 0, dict[str, Any]()
         config_file = path / CONFIG
-        self.resumed = config_file.exists()
-        if self.resumed:
-            if not resume:
-                raise FileExistsError(f"{path} holds a run already; {way_out}")
+        described = config_file.exists()
+        self.resumed = described or _holds_parts(path)
+        if self.resumed and not resume:
+            raise FileExistsError(f"{path} holds a run already; {way_out}")
+        if described:
             check_settings(read_json_object(config_file), settings, may_change=may_change)
         multihost_utils.sync_global_devices("all have seen what the directory holds")
         self.checkpointer = Checkpointer(path / CHECKPOINTS, meta={"config": settings})
+        if self.resumed and not described:
+            with self._closed_by_errors():
+                check_settings(self._settings_of_checkpoint(), settings, may_change=may_change)
         if last_step is not None and (self.latest_step or 0) > last_step:
             epochs = settings.get("epochs")
             self.checkpointer.close()
             raise ValueError(f"the run in {path} is at step {self.latest_step}, epochs={epochs} end at {last_step}")
+        self._former = config_file.read_text() if described else None
         write_whole(config_file, json.dumps(settings, indent=2) + "\n")
+
+    def check_end(self, step: int, last_step: int, epochs: int) -> None:
+        """Raise `ValueError` where a resumed run is beyond its end, and leave its settings as they were."""
+        if step <= last_step:
+            return
+        if self._former is not None:
+            write_whole(self.path / CONFIG, self._former)
+        raise ValueError(
+            f"the run in {self.path} is at step {step}, and {epochs} epochs end at {last_step}: ask for more, or "
+            "begin another run in another directory"
+        )
+
+    @contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self.checkpointer.close()
+            raise
+
+    def _settings_of_checkpoint(self) -> dict[str, Any]:
+        """What config.json held, which is missing: every checkpoint has it too."""
+        saved = (self.checkpointer.saved_meta or {}).get("config")
+        if not isinstance(saved, dict):
+            raise ValueError(
+                f"{self.path} holds parts of a run and no {CONFIG}, so nothing says what they are of: put it back, or "
+                "choose another directory"
+            )
+        return saved
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest sound checkpoint, or `state` itself where there is none; forgets later lines of metrics.jsonl."""
@@ -94,6 +129,11 @@ class RunDirectory:
         """What is known of the steps before the state that `restore` gave; `metric` is what `fit` monitors."""
         by_step = {name: np.asarray(one["values"], one["dtype"]) for name, one in self._by_step.items()}
         evaluated = [record[split] for record in self.records() if split in record]
+        if metric is not None and not all(isinstance(each, dict) and metric in each for each in evaluated):
+            raise ValueError(
+                f"{self.path / METRICS} is damaged: an evaluation lacks {split} {metric}, which the best state was "
+                "chosen by; remove its line to go on"
+            )
         return Earlier(by_step, [] if metric is None else [each[metric] for each in evaluated])
 
     def note(self, progress: Progress, *, interval_ends: bool) -> None:
@@ -160,6 +200,13 @@ class RunDirectory:
 
     def __exit__(self, *exception: object) -> None:
         self.checkpointer.close()
+
+
+def _holds_parts(path: Path) -> bool:
+    """Whether there are metrics or checkpoints, which a run would go on from or write over."""
+    metrics = path / METRICS
+    steps = any(entry.name.isdecimal() for entry in (path / CHECKPOINTS).glob("*"))
+    return steps or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from matplotlib import image as png
 
-from experiments import vae
+from experiments import command, vae
+from experiments import run as experiment_run
+from experiments.other_run import check_made_by
 from experiments.vae import PRESETS, main, make_model, make_optimizer, start_at_the_mean
 from jaxvae import checkpoint, data
 
@@ -425,3 +427,33 @@ def test_resuming_nothing_starts_afresh_and_says_so_and_a_relative_directory_is_
     out, said = digits
     assert f"nothing to resume in {out}: starting afresh" in said
     assert (out / "result.json").exists()
+
+
+def test_resume_finds_the_newest_run_of_its_own_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("x-vdvae-20260101-000000", "x-vdvae-20260102-000000", "x-vdvae-cifar10-20260103-000000", "x-vdvae-mine")
+    for name in names:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    config = SimpleNamespace(out=None, preset="vdvae", resume=True)
+    assert experiment_run._directory("x", config) == tmp_path / "runs" / names[1]
+
+
+def test_a_home_that_nobody_has_is_one_line():
+    config = SimpleNamespace(out=Path("~nobody-at-all/run"), preset="digits", resume=False)
+    with pytest.raises(ValueError, match="--out must be the path of a directory, got '~nobody-at-all/run'"):
+        experiment_run._directory("vae", config)
+
+
+def test_a_run_of_another_experiment_is_refused_by_its_name():
+    check_made_by(SimpleNamespace(), Path("/run"), "vae")  # of an earlier version
+    check_made_by(SimpleNamespace(experiment="vae"), Path("/run"), "vae")
+    with pytest.raises(ValueError, match=r"/run holds a run of experiments\.latents; pass .* of experiments\.vae"):
+        check_made_by(SimpleNamespace(experiment="latents"), Path("/run"), "vae")
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(capsys):
+    command._say_of_interrupts(KeyboardInterrupt, KeyboardInterrupt(), None)
+    said = capsys.readouterr().err
+    assert said == "stopped: by Ctrl-C; what is in the run directory is whole: continue with --out DIR --resume\n"
+    command._say_of_interrupts(KeyError, KeyError("mine"), None)
+    assert "KeyError: 'mine'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 
 import jaxvae
 from jaxvae import _saved, data
+from jaxvae._directory import RunDirectory
 from jaxvae.checkpoint import Checkpointer
 from jaxvae.training import fit as fit_module
 
@@ -273,3 +274,60 @@ def test_what_a_checkpoint_notes_comes_back_with_it(tmp_path):
         checkpointer.save(state.replace(step=state.step + 2), notes=notes)
     with Checkpointer(tmp_path, meta={}) as checkpointer:
         assert checkpointer.notes == notes
+
+
+def directory_of(path, settings, **options):
+    return RunDirectory(path, settings, way_out="choose another", **{"resume": False, **options})
+
+
+def saved_state():
+    state = jaxvae.init_train_state(
+        lambda *, key: ({"a": jax.random.normal(key, (2,))}, ()), optax.sgd(0.1), key=jax.random.key(0)
+    )
+    return state.replace(step=state.step + 7)
+
+
+def test_a_run_whose_settings_were_removed_is_not_gone_on_with_under_others(tmp_path):
+    with directory_of(tmp_path, {"seed": 3}) as files:
+        files.checkpointer.save(saved_state())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileExistsError, match="holds a run already; choose another"):
+        directory_of(tmp_path, {"seed": 4})
+    with pytest.raises(ValueError, match="seed: 3 -> 4"):
+        directory_of(tmp_path, {"seed": 4}, resume=True)
+    assert not (tmp_path / "config.json").exists()
+    with directory_of(tmp_path, {"seed": 3}, resume=True) as files:
+        assert (files.resumed, files.latest_step) == (True, 7)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 3}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_metrics_of_something_else_are_not_written_over(resume, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(mine := '{"step": 9, "mine": 1}\n')
+    said = "no config.json, so nothing says" if resume else "holds a run already; choose another"
+    with pytest.raises((ValueError, FileExistsError), match=said):
+        directory_of(tmp_path, {"seed": 3}, resume=resume)
+    assert (tmp_path / "metrics.jsonl").read_text() == mine
+
+
+def test_an_evaluation_without_what_is_monitored_is_named(tmp_path):
+    with directory_of(tmp_path, {"seed": 3}) as files:
+        for validation in ({"loss": 2.5}, {"rate": 1.0}):
+            files.append({"step": 1, "validation": validation})
+        with pytest.raises(ValueError, match=r"metrics.jsonl is damaged: an evaluation lacks validation loss, which"):
+            files.earlier("validation", "loss")
+        assert files.earlier("validation", None).values == []
+
+
+def test_a_run_beyond_its_end_is_refused_and_keeps_its_settings(tmp_path):
+    with directory_of(tmp_path, {"epochs": 4}) as files:
+        files.checkpointer.save(saved_state())
+    with directory_of(tmp_path, {"epochs": 2}, resume=True, may_change={"epochs"}) as files:
+        files.check_end(7, 7, 2)
+        assert json.loads((tmp_path / "config.json").read_text()) == {"epochs": 2}
+    with (
+        directory_of(tmp_path, {"epochs": 1}, resume=True, may_change={"epochs"}) as files,
+        pytest.raises(ValueError, match="is at step 7, and 1 epochs end at 4: ask for more, or"),
+    ):
+        files.check_end(7, 4, 1)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"epochs": 2}
