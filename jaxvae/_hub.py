@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,8 +110,7 @@ def card(run: Any, repo: str, measured: Mapping[str, Mapping[str, float]], licen
     about: dict[str, Any] = {"library_name": "jaxvae", "tags": [*TAGS, model.lower()]}
     about |= {} if license is None else {"license": license}
     about |= {"model-index": [{"name": repo.rpartition("/")[2], "results": results}]} if results else {}
-    # JSON is YAML, so whatever is in a name stays within its quotes.
-    head = "\n".join(f"{name}: {json.dumps(value)}" for name, value in about.items())
+    head = "\n".join(f"{name}: {_yaml(value)}" for name, value in about.items())
     rows = [
         f"| {_cell(split)} | {_cell(UNITS.get(name, name))} | {value:.5g} |"
         for split, figures in measured.items()
@@ -142,6 +142,28 @@ as data, with a checksum of every file. Nothing here is code, and loading it run
 {repr(run.model).replace("```", "'''")}
 ```
 """
+
+
+def _yaml(value: Any) -> str:
+    """JSON, which is YAML but for two things; whatever is in a name stays within its quotes.
+
+    YAML 1.1, which hubs read, takes 1e-05 for a word, 1.0e-05 for a number, and half of a character for a whole one.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_yaml(str(name))}: {_yaml(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    text = json.dumps(value)
+    if isinstance(value, float):
+        return re.sub(r"^(-?\d+)e", r"\1.0e", text)
+    halves = r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})"
+    return re.sub(halves, _whole, text)
+
+
+def _whole(halves: re.Match[str]) -> str:
+    """A character that JSON escapes in two halves, in one."""
+    character = json.loads(f'"{halves[0]}"')
+    return f"\\U{ord(character):08x}"
 
 
 def _cell(text: str) -> str:

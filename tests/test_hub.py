@@ -130,3 +130,11 @@ def test_the_real_package_has_the_calls_that_are_made():
         wanted = set(inspect.signature(getattr(Folder, name)).parameters)
         assert wanted <= set(inspect.signature(getattr(real, name)).parameters)
     assert real(library_name="jaxvae").library_name == "jaxvae"
+
+
+def test_every_value_of_a_card_is_read_as_what_it_is():
+    yaml = pytest.importorskip("yaml", reason="needs the hub extra")
+    values = {"tiny": 1e-05, "large": -1e20, "plain": 0.25, "whole": 3, "yes": True, "none": None}
+    values |= {"face": "\U0001f600 \u00e9", "ends": '"}\n---\nx: 1', "several": [{"value": 2e-07}]}
+    assert yaml.safe_load(f"head: {_hub._yaml(values)}") == {"head": values}
+    assert json.loads(_hub._yaml({"a": 1e-05, "b": [1, "c"]})) == {"a": 1e-05, "b": [1, "c"]}
