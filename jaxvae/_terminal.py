@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 
 SECONDS_BETWEEN_LINES = 30.0  # where no line can be written over
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, markup=False)  # a path or a name may have brackets in it
 if not (console.is_terminal or console.is_jupyter or "COLUMNS" in os.environ):
     console.width = 160  # a file has no edge at which the columns of a table would have to be cut
 

@@ -33,7 +33,7 @@ class ProgressBar:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"),
             BarColumn(bar_width=8),  # the rest fits a terminal of 80 columns
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),  # a metric may have brackets in its name
             console=self._console,
             disable=not self._live or self._notebook is not None,
             transient=True,
@@ -79,6 +79,7 @@ class ProgressBar:
             self._console.print(
                 f"epoch {progress.epoch:6.1f}  train {_nats(progress.train)}{evaluation}  {pace}",
                 highlight=False,
+                markup=False,
                 soft_wrap=not self._live,  # a line stays one, whatever width a file is taken to have
             )
 

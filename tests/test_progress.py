@@ -129,3 +129,16 @@ def test_a_count_on_a_terminal_stays_on_one_line(monkeypatch):
     show(1, 2)
     show(2, 2)
     assert file.getvalue() == "reading: 1 of 2\rreading: 2 of 2\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_the_name_of_a_metric_are_shown(terminal):
+    said = printed(report(train={"kl[z]": 2.5, "end[/z]": 1.5}, evaluation={"kl[z]": 3.5}), terminal=terminal)
+    assert "train kl[z] 2.50 end[/z] 1.50  evaluation kl[z] 3.50" in said
+
+
+def test_brackets_in_a_path_are_shown(capsys, monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(_terminal.console, "file", file)
+    _terminal.console.print("run directory: /runs/[beta]/[/x]", highlight=False)
+    assert file.getvalue() == "run directory: /runs/[beta]/[/x]\n"
