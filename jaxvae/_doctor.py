@@ -4,6 +4,7 @@ Nothing here is changed, downloaded or sent. Where JAX itself cannot be imported
 part of a package that imports it, is not reached.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -166,13 +167,17 @@ def _memory(device: jax.Device) -> str:
 def _paths(problems: list[str]) -> dict[str, str]:
     data, cache = data_root(), cache_root()
     found = {"jaxvae": str(Path(__file__).parent)}
-    if data.is_dir():
+    if os.path.isdir(data):  # unlike pathlib's it is false, and no error, below a folder that is closed to the user
         names = sorted({str(folder.parent.relative_to(data)) for folder in prepared_folders(data)})
         found["prepared sets"] = f"{data}: {', '.join(names) or 'none'}"
     else:
-        found["prepared sets"] = f"{data} does not exist; digits, sprites, speech and moving_sprites need no files"
+        found["prepared sets"] = (
+            f"{data} does not exist or is closed to you; digits, sprites, speech and moving_sprites need no files"
+        )
         if os.environ.get("TFDS_DATA_DIR"):
-            problems.append(f"TFDS_DATA_DIR={data} does not exist: prepare a set there, or unset it")
+            problems.append(
+                f"TFDS_DATA_DIR={data} does not exist or is closed to you: prepare a set there, or unset it"
+            )
     found["decoded sets"] = f"{cache}: {_size(_bytes_in(cache))}"
     if not _can_write(cache):
         problems.append(
@@ -191,16 +196,16 @@ def _paths(problems: list[str]) -> dict[str, str]:
 
 def _can_write(folder: Path) -> bool:
     """Whether a folder can be written, or made."""
-    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), folder)
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def _bytes_in(folder: Path) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            path = Path(place, name)
-            total += path.lstat().st_size if path.exists() else 0
+            with contextlib.suppress(OSError):  # another process may remove it meanwhile
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
 
 

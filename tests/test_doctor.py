@@ -82,7 +82,10 @@ def test_paths_that_cannot_serve_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     said = problems_of()
     assert len(said) == 2
-    assert f"TFDS_DATA_DIR={tmp_path / 'none'} does not exist: prepare a set there, or unset it" in said
+    assert (
+        f"TFDS_DATA_DIR={tmp_path / 'none'} does not exist or is closed to you: prepare a set there, or unset it"
+        in said
+    )
     assert f"nothing can be written to {tmp_path / 'file' / 'cache'}" in said[1]
 
 
@@ -127,3 +130,25 @@ def test_it_speaks_where_the_command_line_itself_cannot_be_read():
     assert done.returncode == 2
     assert "pip install 'jaxvae[all]'" in done.stderr
     assert done.stdout.startswith("versions:\n")
+
+
+def test_a_folder_that_is_closed_to_the_user_is_named(monkeypatch, tmp_path):
+    (tmp_path / "sets").mkdir()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
+
+    def closed(self, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(_doctor.os.path, "isdir", lambda path: str(path) != str(tmp_path / "sets"))
+    monkeypatch.setattr(type(tmp_path), "stat", closed)  # what pathlib asks
+    paths = _doctor._paths(problems := [])
+    assert "does not exist or is closed to you" in paths["prepared sets"]
+    assert problems == [
+        f"TFDS_DATA_DIR={tmp_path / 'sets'} does not exist or is closed to you: prepare a set there, or unset it"
+    ]
+
+
+def test_files_that_vanish_while_they_are_counted_are_not_missed(monkeypatch, tmp_path):
+    (tmp_path / "array").write_bytes(bytes(10))
+    monkeypatch.setattr(_doctor.os, "walk", lambda folder: [(str(folder), [], ["array", "gone"])])
+    assert _doctor._bytes_in(tmp_path) == 10
