@@ -1,5 +1,6 @@
 """Sets by name, their cache, the errors for what is not there, and the feeds."""
 
+import errno
 import hashlib
 import os
 import pickle
@@ -9,6 +10,7 @@ import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import pytest
 from tfds_sets import random_images, write_set
 
 from jaxvae import data
-from jaxvae.data import digits
+from jaxvae.data import _prepared, digits
 
 TFDS_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
 needs_mnist = pytest.mark.skipif(
@@ -666,3 +668,34 @@ def test_a_chunk_is_1000_steps_of_rows_or_64_mib_of_images():
     assert data.Streamed(images, order).chunk == 64 * 2**20 // (256 * (32 * 32 * 3 + 4))  # each with its index
     short = data.Order(len(images), 256, 1, 0)
     assert data.Resident(images, short).chunk == data.Streamed(images, short).chunk == 16
+
+
+def test_a_disk_without_room_for_a_map_is_found_before_it_kills(tmp_path, monkeypatch):
+    asked = []
+
+    def full(file, start, size):
+        asked.append((start, size))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_prepared.os, "posix_fallocate", full, raising=False)
+    image = np.arange(24, dtype=np.uint8).reshape(3, 2, 4, 1)
+
+    def decode(out, progress):
+        out[:] = image
+        return _prepared.Decoded(out, None, 256, None, ())
+
+    source = SimpleNamespace(name="mine", shape=image.shape, decode=decode)
+    with pytest.warns(UserWarning, match="decoded into memory, .*No space left on device"):
+        decoded = _prepared._decode(source, tmp_path / "cache" / "train", lambda done, total: None)
+    np.testing.assert_array_equal(decoded.image, image)
+    assert asked == [(0, 24 + 128)]  # with NumPy's header
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_description_of_a_set_is_named(tmp_path):
+    folder = tmp_path / "mine" / "1.0.0"
+    folder.mkdir(parents=True)
+    for text, said in (("{", "is damaged: Expecting"), ("{}", "it lists no splits"), ('{"splits": [1]}', "no splits")):
+        (folder / "dataset_info.json").write_text(text)
+        with pytest.raises(ValueError, match=f"dataset_info.json is damaged: .*{said.removeprefix('is damaged: ')}"):
+            data.load("mine", "train", data_dir=tmp_path, cache_dir=tmp_path)

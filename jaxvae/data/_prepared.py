@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvae._cache import cache_root, expanded
+from jaxvae._json import read_json_object
 
 DECODE_BATCH = 1000  # examples
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
@@ -55,8 +56,11 @@ def load_prepared(
     if not versions:
         return _load_cached(name, split, cache, data_dir)
     folder = max(versions, key=lambda version: tuple(map(int, version.name.split("."))))
-    info = json.loads((folder / "dataset_info.json").read_text())
-    sizes = {each["name"]: sum(map(int, each.get("shardLengths", []))) for each in info["splits"]}
+    info = read_json_object(folder / "dataset_info.json")
+    try:
+        sizes = {each["name"]: sum(map(int, each.get("shardLengths", []))) for each in info["splits"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'dataset_info.json'} is damaged: it lists no splits; prepare it again") from error
     if split not in sizes:
         raise ValueError(f"{name!r} has no split {split!r}; it has {', '.join(sizes)}")
     if not sizes[split]:
@@ -147,6 +151,12 @@ def _decode(source: "_Source", cached: Path, progress: Progress) -> Decoded:
             raise OSError(f"no home directory is known for {cached}")
         cached.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=f".{cached.name}-", dir=cached.parent)
+        made = Path(scratch.name) / cached.name
+        try:
+            image = _new_map(made, source.shape)
+        except OSError:
+            scratch.cleanup()
+            raise
     except OSError as error:
         warnings.warn(
             f"{source.name!r} is decoded into memory, now and in every later run, because its copy cannot be written "
@@ -155,9 +165,6 @@ def _decode(source: "_Source", cached: Path, progress: Progress) -> Decoded:
         )
         return source.decode(np.empty(source.shape, np.uint8), progress)
     with scratch:
-        made = Path(scratch.name) / cached.name
-        made.mkdir()
-        image = np.lib.format.open_memmap(made / "image.npy", "w+", np.uint8, source.shape)
         decoded = source.decode(image, progress)
         image.flush()
         if decoded.label is not None:
@@ -177,6 +184,16 @@ def _decode(source: "_Source", cached: Path, progress: Progress) -> Decoded:
             if not cached.exists():  # else another process was faster, and its copy is used
                 raise
     return _read_cache(cached)
+
+
+def _new_map(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a new folder, for which there is room: the process would die where a map finds the disk full."""
+    folder.mkdir()
+    image = np.lib.format.open_memmap(folder / "image.npy", "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with (folder / "image.npy").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return image
 
 
 class _Source:
