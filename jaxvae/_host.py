@@ -45,10 +45,13 @@ def host_integers(values: ArrayLike, name: str, hint: str = "") -> np.ndarray:
 
     Raises:
       TypeError: they are masked, or no integers; `hint` says the way out.
+      ValueError: one is too large for int64, where it would be negative.
     """
     values = host_array(values, name)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got {values.dtype}{hint}")
+    if values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must be below 2**63, got {values.max()}: number what is there, as np.unique does")
     return values.astype(np.int64, copy=False)
 
 

@@ -17,6 +17,7 @@ from variants import SHAPE, VARIANTS, batch
 import jaxvae
 from experiments import beta_vae, cvae, modes, pixelcnn, rate_distortion, semi_supervised, vae, vae_gan, vq_vae
 from jaxvae import codebook, data, evaluation, objectives
+from jaxvae._host import host_integers
 from jaxvae.distributions import Bernoulli, Categorical
 from jaxvae.networks import logistic_image
 
@@ -533,3 +534,12 @@ def test_an_output_directory_that_is_a_file_is_refused_before_training(main, pre
     done = run(main, *preset, "--out", tmp_path / "file")
     assert done.code == 2
     assert f"--out {tmp_path / 'file'} is a file; choose a directory" in done.said
+
+
+def test_an_integer_that_int64_would_make_negative_is_refused():
+    large = np.array([[2**63 + 5], [7]], np.uint64)
+    with pytest.raises(
+        ValueError, match=r"factors must be below 2\*\*63, got 9223372036854775813: number what is there"
+    ):
+        host_integers(large, "factors")
+    np.testing.assert_array_equal(host_integers(large - np.uint64(6), "factors")[0], [2**63 - 1])
