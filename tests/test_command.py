@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import jaxvae
+import jaxvae._command
 from jaxvae import data
 from jaxvae.__main__ import main
 from jaxvae._command import models, outputs, train
@@ -491,3 +492,14 @@ def test_zeros_and_ones_are_compressed_and_come_back(command, tmp_path):
     done = commands.run(main, "decompress", tmp_path / "run", tmp_path / "x.bits")
     assert done.code == 2
     assert "these bytes are not of jaxvae.evaluation.compress" in done.said
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jaxvae._command.Doctor, "__call__", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        jaxvae._command.run(["doctor"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped: by Ctrl-C\n"

@@ -57,6 +57,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         except NonFiniteError as error:  # nobody's mistake that the command line shows
             complain("error", error)
             sys.exit(1)
+        except KeyboardInterrupt:  # while nothing was trained: a training notes it and ends with a checkpoint
+            complain("stopped", "by Ctrl-C")
+            sys.exit(130)
 
 
 def _as_typed(message: str) -> str:
