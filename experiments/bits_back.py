@@ -24,10 +24,13 @@ from rich.table import Table
 
 import jaxvae
 from experiments import vae
-from experiments.command import console, counter, keep_programs, user_errors
+from experiments.command import console, counter, file_errors, keep_programs, user_errors
+from experiments.other_run import check_made_by
 from experiments.report import evaluator, prepared
 from experiments.splits import load_split
 from jaxvae import checkpoint, data
+from jaxvae._directory import write_whole
+from jaxvae._run import absolute
 from jaxvae.evaluation import compress, decompress
 
 
@@ -53,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
         keep_programs()
-        directory = config.run.expanduser().resolve()
+        directory = absolute(config.run, "the run")
         model, params, model_state, settings = checkpoint.load(directory, vae.make_model)
+        check_made_by(settings, directory, "vae")
         if not getattr(settings, "binarize", False):
             raise ValueError(f"{directory} was not trained on binarised images, and bits back codes zeros and ones")
         test = load_split(settings.data, "test").take(slice(config.images))
@@ -75,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     speeds = {"compressed_per_second": len(x) / (middle - start), "decompressed_per_second": len(x) / (end - middle)}
     console.print(", ".join(f"{speed:,.0f} images {name.replace('_', ' ')}" for name, speed in speeds.items()))
     result = {"images": len(x), "bits_per_pixel": {name: size / x.size for name, size in sizes.items()}} | speeds
-    (directory / "bits_back.json").write_text(json.dumps(result, indent=2) + "\n")
+    with file_errors("run this again"):
+        write_whole(directory / "bits_back.json", json.dumps(result, indent=2) + "\n")
     console.print(str(directory / "bits_back.json"), highlight=False)
 
 

@@ -24,11 +24,15 @@ from PIL import Image
 from rich.table import Table
 
 from experiments import prior
-from experiments.command import PictureFormat, console, counter, keep_programs, user_errors
+from experiments.command import PictureFormat, console, counter, file_errors, keep_programs, user_errors
+from experiments.drawing import data_of, settings_of
 from experiments.maps import load_codes
+from experiments.other_run import check_made_by
 from experiments.report import as_pictures, prepared
 from experiments.vq_vae import JPEG_CAVEAT
 from jaxvae import checkpoint, figures
+from jaxvae._directory import write_whole
+from jaxvae._run import absolute
 from jaxvae.evaluation import compress_codes, decompress_codes
 
 QUALITIES = (1, 5, 10, 20, 35, 50, 70, 85, 95)
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
         keep_programs()
-        runs = [directory.expanduser().resolve() for directory in config.runs]
+        runs = [absolute(directory, "a run") for directory in config.runs]
         names = names_of(config.runs, runs)
         sources = {directory: source_of(directory) for directory in runs}
         if len(set(sources.values())) > 1:
@@ -71,15 +75,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = {"tokeniser and prior": learned} | of_formats(images)
     show(points, curves)
 
-    source, out = sources[runs[0]], (config.out or runs[0]).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
+    source, out = sources[runs[0]], absolute(config.out or runs[0], "--out")
     written = {"images": len(images), "runs": points, "curves": curves}
-    (out / "codec.json").write_text(
-        json.dumps(written | ({"caveat": JPEG_CAVEAT} if source == "cifar10" else {})) + "\n"
-    )
+    written |= {"caveat": JPEG_CAVEAT} if source == "cifar10" else {}
     lines = {name: [(point["bits_per_pixel"], point["psnr"]) for point in each] for name, each in curves.items()}
     title = f"{len(images):,} test images of {source} on one sheet"
-    picture = figures.codec_curves(out / f"codec.{config.picture_format}", lines, title=title)
+    with file_errors("run this again"):
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "codec.json", json.dumps(written) + "\n")
+        picture = figures.codec_curves(out / f"codec.{config.picture_format}", lines, title=title)
     for path in (picture, out / "codec.json"):
         console.print(str(path), highlight=False)
 
@@ -94,15 +98,16 @@ def names_of(typed: Sequence[Path], runs: Sequence[Path]) -> list[str]:
 
 def source_of(directory: Path) -> str:
     """The name of the set whose codes a run of experiments.prior models."""
-    own = json.loads((directory / "config.json").read_text())
+    own = settings_of(directory)
     if not own.get("run"):
         raise ValueError(f"{directory} is no run of experiments.prior: it names no tokeniser")
-    return str(json.loads((Path(own["run"]) / "config.json").read_text())["data"])
+    return data_of(directory)
 
 
 def of_run(directory: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
     """Bits a pixel and PSNR of a run's codec, and the images [N, H, W, C] that it was given."""
     model, params, _, settings = checkpoint.load(directory, prior.make_model)
+    check_made_by(settings, directory, "prior")
     maps = load_codes(SimpleNamespace(**vars(settings) | {"run": Path(settings.run), "smoke": False}))
     count = min(count, len(maps.test))
     images = np.asarray(prepared(maps.images.test, count)["x"])

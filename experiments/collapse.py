@@ -28,10 +28,11 @@ import tyro
 from rich.table import Table
 
 import jaxvae
-from experiments.command import PictureFormat, console, keep_programs, user_errors
+from experiments.command import PictureFormat, console, file_errors, keep_programs, user_errors
 from experiments.splits import load_split
 from jaxvae import data, figures
 from jaxvae._directory import write_whole
+from jaxvae._run import absolute
 from jaxvae.distributions import DiagGaussian
 from jaxvae.evaluation import active_units, aggregate_posterior
 from jaxvae.keys import check_seed, seed_key
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train, test = (load_split(config.data, split) for split in ("train", "test"))
         change = in_unit_interval if config.model == "dense" else binarized
         train, test = change(train), change(test)
-    out = (config.out or Path("runs", f"collapse-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser().resolve()
+        out = absolute(config.out or Path("runs", f"collapse-{time.strftime('%Y%m%d-%H%M%S')}"), "--out")
     measured, drawn = {}, {}
     x = np.asarray(test.prepared(len(test), key=seed_key(0))["x"])
     for name, (model, loss) in make_models(config, train).items():
@@ -132,11 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured[name] = measure(run, x, means)
         drawn[name] = means[:DRAWN].clip(0, 1)
     record = json.dumps({"test": measured, **dataclasses.asdict(config)}, indent=2, default=str)
-    write_whole(out / "collapse.json", record + "\n")
     names, title = ["test image", *drawn], "test digits and their reconstructions (means)"
     rows = np.concatenate([x[:DRAWN], *drawn.values()])
     path = out / f"collapse.{config.picture_format}"
-    figures.image_grid(path, rows, columns=len(x[:DRAWN]), row_names=names, title=title)
+    with file_errors():
+        write_whole(out / "collapse.json", record + "\n")
+        figures.image_grid(path, rows, columns=len(x[:DRAWN]), row_names=names, title=title)
     show(measured)
     for written in (path, out / "collapse.json"):
         console.print(str(written), highlight=False)

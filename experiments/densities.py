@@ -21,8 +21,10 @@ import optax
 import tyro
 from rich.table import Table
 
-from experiments.command import PictureFormat, console, keep_programs, user_errors
+from experiments.command import PictureFormat, console, file_errors, keep_programs, user_errors
 from jaxvae import figures
+from jaxvae._directory import write_whole
+from jaxvae._run import absolute
 from jaxvae.distributions import DiagGaussian
 from jaxvae.flows import FlowPosterior, FullCovariance, SplineCoupling
 from jaxvae.keys import check_seed, seed_key
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=argv)
         keep_programs()
-    out = (config.out or Path("runs", f"densities-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser()
+        out = absolute(config.out or Path("runs", f"densities-{time.strftime('%Y%m%d-%H%M%S')}"), "--out")
     grid, area = make_grid()
     kl: dict[str, dict[str, float]] = {}
     pictures = []
@@ -129,15 +131,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             drawn.append(np.exp(log_q))
         console.print(f"{name}: " + ", ".join(f"{family} {value:.3f}" for family, value in kl[name].items()))
         pictures += [density / density.max() for density in drawn]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "densities.json").write_text(
-        json.dumps({"kl": kl, **dataclasses.asdict(config)}, indent=2, default=str) + "\n"
-    )
     images = np.stack(pictures).reshape(-1, CELLS, CELLS, 1)[:, ::-1][:, ::3, ::3].astype(np.float32)
     names = {"row_names": list(DENSITIES), "column_names": ["p", *FAMILIES]}
     title = "densities p of two variables, and the best q of each family"
     path = out / f"densities.{config.picture_format}"
-    figures.image_grid(path, images, columns=1 + len(FAMILIES), title=title, **names)
+    with file_errors("run this again"):
+        out.mkdir(parents=True, exist_ok=True)
+        record = json.dumps({"kl": kl, **dataclasses.asdict(config)}, indent=2, default=str)
+        write_whole(out / "densities.json", record + "\n")
+        figures.image_grid(path, images, columns=1 + len(FAMILIES), title=title, **names)
     show(kl)
     for written in (path, out / "densities.json"):
         console.print(str(written), highlight=False)

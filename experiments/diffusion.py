@@ -9,7 +9,6 @@ images reads as a digit at all, with a probability above .9, in how many steps. 
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,14 +24,15 @@ import optax
 import jaxvae
 from experiments import classifier, vae
 from experiments.command import RunConfig, check_guidance, console, counter, file_errors, parse, user_errors
-from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of
+from experiments.drawing import BLOCK, averaged_params, in_blocks, means_of, settings_of
 from experiments.hierarchy import averaged
-from experiments.other_run import checksum
+from experiments.other_run import check_made_by, checksum
 from experiments.report import as_pictures, evaluator, over_set, prepared
 from experiments.run import Run, init_of, reached
 from experiments.splits import Splits, load_splits
 from experiments.two_stage import read_share
 from jaxvae import checkpoint, data, figures
+from jaxvae._run import absolute
 from jaxvae.keys import example_keys, sample_keys, seed_key
 from jaxvae.losses import bits_per_dim
 from jaxvae.models import CosineSchedule, Diffusion, DiffusionPrior, LinearSchedule, log_snr_of_levels
@@ -154,7 +154,7 @@ def make_model(config: Any) -> Any:
     largest = default if config.log_snr_max is None else config.log_snr_max
     options = {"schedule": of_kind(largest, config.log_snr_min), "prediction": config.prediction}
     if config.run is not None:
-        trained = vae.make_model(SimpleNamespace(**json.loads((Path(config.run) / "config.json").read_text())))
+        trained = vae.make_model(SimpleNamespace(**settings_of(Path(config.run))))
         network = DenoisingMLP(config.width, config.blocks, embedding=config.embedding)
         diffusion = Diffusion(network, (config.latent_dim,), **options)
         return trained.clone(prior=DiffusionPrior(diffusion, steps=config.steps, schedule=cosine(diffusion)))
@@ -317,8 +317,9 @@ def of_latents(config: Config) -> None:
     with user_errors():
         if config.run is None:
             raise ValueError("latents needs the run directory of a VAE: latents RUN")
-        config = dataclasses.replace(config, run=config.run.expanduser().resolve())
+        config = dataclasses.replace(config, run=absolute(config.run, "the run"))
         trained, params, model_state, settings = checkpoint.load(config.run, vae.make_model)
+        check_made_by(settings, config.run, "vae")
         if not isinstance(trained, jaxvae.VAE):
             raise ValueError(f"{config.run} holds a {type(trained).__name__}; latents needs a VAE, with one layer")
         of_vae = SimpleNamespace(**vars(settings) | {"smoke": config.smoke})
@@ -337,10 +338,8 @@ def of_latents(config: Config) -> None:
     after = SimpleNamespace(params=with_fitted_prior(state.params, state.model_state), model_state=())
 
     test = {}
-    for name, each, own, loss in (
-        ("normal", trained, before, sampled_vae_loss),
-        ("diffusion", model, after, bounded_vae_loss),
-    ):
+    both = ("normal", trained, before, sampled_vae_loss), ("diffusion", model, after, bounded_vae_loss)
+    for name, each, own, loss in both:
         nats = over_set(partial(_losses, partial(loss, each, num_samples=config.bound_samples)), own, splits.test)
         test |= {f"{figure}_{name}": value for figure, value in summary(nats).items() if figure != "loss"}
 

@@ -11,7 +11,6 @@ too, equally many of each in expectation. A run that draws nothing raises `Value
 module ("experiment"), and as "data" the set that the samples are compared with.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,8 @@ import numpy as np
 from experiments.command import counter
 from experiments.report import as_pictures
 from jaxvae import checkpoint
+from jaxvae._json import read_json_object
+from jaxvae._run import absolute
 from jaxvae._sealed import nested, read_arrays
 from jaxvae.types import Array, PRNGKey, PyTree
 
@@ -86,13 +87,14 @@ def settings_of(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         raise ValueError(f"no run in {directory}: {file} does not exist")
-    settings: dict[str, Any] = json.loads(file.read_text())
-    return settings
+    return read_json_object(file)
 
 
 def data_of(directory: Path) -> str:
     """The name of the set that a run's pictures are like: of a model of codes, that of the VQ-VAE."""
     settings = settings_of(directory)
     if settings.get("run") is not None:
-        return data_of(Path(settings["run"]).expanduser().resolve())
+        return data_of(absolute(settings["run"], "the run that it stands on"))
+    if "data" not in settings:
+        raise ValueError(f"{directory / 'config.json'} does not say which data its run is of: it is of another kind")
     return str(settings["data"])

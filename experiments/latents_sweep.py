@@ -25,6 +25,8 @@ from rich.table import Table
 from experiments.command import console, file_errors, run_or_leave, user_errors
 from experiments.latents import PRESETS
 from jaxvae._directory import write_whole
+from jaxvae._json import read_json, read_json_object
+from jaxvae._run import absolute
 from jaxvae.keys import check_seed
 
 COLUMNS = ("negative_elbo", "nll", "rate", "active_units", "aggregate_kl", "train_seconds")
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     with user_errors():
         config = tyro.cli(Config, description=__doc__, args=arguments[:split])
-        out = (config.out or Path("runs", f"latents-sweep-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser().resolve()
+        out = absolute(config.out or Path("runs", f"latents-sweep-{time.strftime('%Y%m%d-%H%M%S')}"), "--out")
         options = check_options(arguments[split + 1 :])
         keep_options(options, out)
     train(config, options, out)
@@ -78,7 +80,7 @@ def keep_options(options: list[str], out: Path) -> None:
     """Write them down; `ValueError` where runs of others are there: they would not compare."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "options.json"
-    if file.exists() and json.loads(file.read_text()) != options:
+    if file.exists() and read_json(file) != options:
         raise ValueError(f"the runs in {out} had other options, {file.read_text().strip()}: choose another --out")
     write_whole(file, json.dumps(options) + "\n")
 
@@ -100,7 +102,8 @@ def train(config: Config, options: Sequence[str], out: Path) -> None:
 @file_errors()
 def report(config: Config, out: Path) -> None:
     """Print the table and write it to result.json, with every run's own figures."""
-    rows = {row: [figures_of(out / f"{row}-{seed}") for seed in config.seeds] for row in config.rows}
+    with user_errors():
+        rows = {row: [figures_of(out / f"{row}-{seed}") for seed in config.seeds] for row in config.rows}
     table = Table("", *(name.replace("_", " ") for name in COLUMNS), title=f"seeds {' '.join(map(str, config.seeds))}")
     summary: dict[str, dict[str, float]] = {}
     for row, members in rows.items():
@@ -121,7 +124,7 @@ def report(config: Config, out: Path) -> None:
 
 def figures_of(directory: Path) -> dict[str, Any]:
     """What a run measured, and the seconds that it trained."""
-    result = json.loads((directory / "result.json").read_text())
+    result = read_json_object(directory / "result.json")
     return {**result["test"], "train_seconds": result["train_seconds"]}
 
 

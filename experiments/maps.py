@@ -19,12 +19,13 @@ from experiments import vq_vae
 from experiments.codes import choose_indices, indices_of
 from experiments.command import console, file_errors
 from experiments.drawing import BLOCK, in_blocks
-from experiments.other_run import check_unchanged, checksum
+from experiments.other_run import check_made_by, check_unchanged, checksum
 from experiments.report import as_pictures, evaluator, over_set
 from experiments.run import Run, init_of
 from experiments.signals import FEW, SIGNALS, save_pairs
 from experiments.splits import Splits, load_splits
 from jaxvae import checkpoint, data, figures
+from jaxvae._run import absolute
 from jaxvae.keys import seed_key
 from jaxvae.losses import bits_per_dim
 from jaxvae.types import Array, Batch, CodePrior, LossFn, PRNGKey, PyTree
@@ -93,8 +94,9 @@ def load_pixels(config: Any) -> Maps:
 
 def load_codes(config: Any) -> Maps:
     """The codes of a trained VQ-VAE for the images, sounds or videos of its own data."""
-    directory = config.run.expanduser().resolve()
+    directory = absolute(config.run, "--run")
     vq, params, model_state, settings = checkpoint.load(directory, vq_vae.make_model)
+    check_made_by(settings, directory, "vq_vae")
     run_checksum = checksum(params, model_state)
     check_unchanged(config, directory, run_checksum)
     signals = settings.data in SIGNALS
@@ -136,7 +138,7 @@ def draw_maps(
     if settings.run is None:
         as_images = partial(pixels_as_images, num_values=settings.num_values)
     else:
-        of_codes = Path(settings.run).expanduser().resolve()
+        of_codes = absolute(settings.run, "the run that it stands on")
         vq, vq_params, vq_state, _ = checkpoint.load(of_codes, vq_vae.make_model)
         check_unchanged(settings, of_codes, checksum(vq_params, vq_state))
         as_images = jax.jit(lambda maps: vq.decode_indices(vq_params, vq_state, maps).mean)

@@ -10,7 +10,6 @@ What each costs and which numbers to expect: experiments/README.md.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +25,7 @@ import optax
 import jaxvae
 from experiments import classifier
 from experiments.command import RunConfig, check_guidance, console, parse, user_errors
+from experiments.drawing import settings_of
 from experiments.maps import SAMPLES, Maps, draw_maps, load_codes, measure, run_first, save_pictures, train_model
 from experiments.report import as_pictures
 from experiments.run import Run, reached
@@ -153,7 +153,7 @@ def make_model(config: Any) -> jaxvae.PixelCNN | jaxvae.PixelRNN | jaxvae.Transf
 
 def draw(directory: Path, num: int, *, key: PRNGKey) -> np.ndarray:
     """Samples of a run, as experiments.drawing wants them."""
-    told = json.loads((directory / "config.json").read_text())["network"]
+    told = settings_of(directory)["network"]
     options = OF_TRANSFORMER if told == "transformer" else ("temperature",)
     return draw_maps(directory, make_model, num, key=key, options=options)
 

@@ -34,6 +34,8 @@ from experiments.report import over_set, prepared
 from experiments.splits import Splits, load_split, load_splits
 from jaxvae import data, figures
 from jaxvae._directory import write_whole
+from jaxvae._json import read_json_object
+from jaxvae._run import absolute
 from jaxvae.evaluation import samples, sharpness_ratio
 from jaxvae.keys import check_seed, seed_key
 from jaxvae.types import Array, Batch, PRNGKey, PyTree
@@ -103,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"the runs are of different data: {', '.join(sorted(names))}")
         set_name = names.pop()
         splits = load(set_name, config)
-        out = (config.out or Path("runs", f"samples-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser().resolve()
-        reader = load_reader((config.reader or out / "reader").expanduser().resolve(), set_name, splits, config)
+        out = absolute(config.out or Path("runs", f"samples-{time.strftime('%Y%m%d-%H%M%S')}"), "--out")
+        reader = load_reader(absolute(config.reader or out / "reader", "--reader"), set_name, splits, config)
 
     test = {False: images_of(splits.test, config.num), True: images_of(splits.binarized().test, config.num)}
     real = {binary: read(*reader, images) for binary, images in test.items()}
@@ -116,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             images, seconds = draw(source, splits, config)
         console.print(f"measuring {source.name} ...", highlight=False)
         found = measure(real, read(*reader, images), splits, config)
-        rows[source.name] = found | {"seconds_per_sample": seconds / len(images)} | of_training(source)
+        with user_errors():
+            rows[source.name] = found | {"seconds_per_sample": seconds / len(images)} | of_training(source)
         drawn[source.name] = images
     result = {"test": rows, "data": set_name, "samples": config.num, "features": kind_of(reader[0])}
     show(rows, len(training), result)
@@ -144,7 +147,9 @@ def sources_of(runs: Sequence[str]) -> list[Source]:
 def source_of(run: str) -> Source:
     """The run that an argument names; `ValueError` where there is none, or where its experiment draws nothing."""
     experiment, _, path = run.rpartition(":")
-    directory = Path(path).expanduser().resolve()
+    if Path(run).is_dir():  # a name may have a colon in it, as that of a time has
+        experiment, path = "", run
+    directory = absolute(path, "a run")
     name = experiment or settings_of(directory).get("experiment")
     if name is None:
         raise ValueError(f"{directory} does not say which experiment made it: pass EXPERIMENT:{path}, as in vae:{path}")
@@ -218,7 +223,7 @@ def of_training(source: Source) -> dict[str, float]:
     file = source.directory / "result.json"
     if not file.is_file():
         return {}
-    result = json.loads(file.read_text())
+    result = read_json_object(file)
     names = ("negative_elbo",) if settings_of(source.directory).get("run") else ("nll", "negative_elbo")
     nats = [result["test"][name] for name in names if name in result["test"]]
     seconds = result.get("train_seconds", result.get("seconds"))
@@ -248,7 +253,7 @@ def show(rows: dict[str, dict[str, Any]], num: int, result: dict[str, Any]) -> N
         console.print(table)
 
 
-@file_errors()
+@file_errors("run this again")
 def finish(out: Path, result: dict[str, Any], drawn: dict[str, np.ndarray], splits: Splits, suffix: str) -> None:
     """Write result.json, a row of samples of each run, and samples above the training images nearest to them."""
     out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ A finished run draws other captions at once. What it costs and which numbers to 
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from experiments.maps import as_they_are
 from experiments.report import as_pictures, evaluator
 from experiments.run import Run, init_of, reached
 from jaxvae import data, figures
+from jaxvae._json import read_json_object
 from jaxvae.data import sprites
 from jaxvae.keys import seed_key
 from jaxvae.losses import categorical_nll
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train = pictures(config.images, ~unseen, seed=config.seed, left_out=captions.LEFT_OUT)
         derived = {"vocabulary": captions.VOCABULARY, "decay_epochs": config.epochs}
         run = Run("text_to_image", dataclasses.replace(config, caption=()), **derived)
-    finished = run.directory / "result.json"
-    already = json.loads(finished.read_text()) if config.resume and finished.exists() else None
+        finished = run.directory / "result.json"
+        already = read_json_object(finished) if config.resume and finished.exists() else None
 
     vq, tokenizer = train_tokenizer(run, config, train)
     state = train_transformer(run, config, model, coded(train, vq, tokenizer), vq, tokenizer, unseen)

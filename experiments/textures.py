@@ -26,6 +26,7 @@ from experiments.command import PictureFormat, console, file_errors, keep_progra
 from experiments.report import as_pictures
 from jaxvae import figures
 from jaxvae._directory import write_whole
+from jaxvae._run import absolute
 from jaxvae.evaluation.classical import periodic_smooth, random_phase_noise, spot_noise
 from jaxvae.keys import check_seed, seed_key
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.smoke:
             config = dataclasses.replace(config, size=min(config.size, 32))
         samples = {name: load(name, config.shrink)[: config.size, : config.size] for name in config.textures}
-    out = (config.out or Path("runs", f"textures-{time.strftime('%Y%m%d-%H%M%S')}")).expanduser()
+        out = absolute(config.out or Path("runs", f"textures-{time.strftime('%Y%m%d-%H%M%S')}"), "--out")
     rows: dict[str, np.ndarray] = {}
     larger: dict[str, np.ndarray] = {}
     kurtosis: dict[str, dict[str, float]] = {}
@@ -124,7 +125,7 @@ def show(kurtosis: dict[str, dict[str, float]]) -> None:
     console.print(table)
 
 
-@file_errors()
+@file_errors("run this again")
 def finish(
     out: Path,
     config: Config,
