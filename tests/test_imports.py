@@ -57,7 +57,7 @@ STREETS = {
     "jaxvae.data": {"jax", "numpy", "jaxvae.types", "jaxvae.keys", "jaxvae._checks", "jaxvae._host", "jaxvae.data"},
     "jaxvae.data.tables": {"numpy", "jaxvae.types", "jaxvae.data", "pandas"},  # pandas for its types alone
     "jaxvae.data._table_files": {"pandas"},  # the same
-    "jaxvae.data._prepared": {"numpy", "jaxvae._cache"},
+    "jaxvae.data._prepared": {"numpy", "jaxvae._cache", "jaxvae._json"},
     "jaxvae.data._pictures": {"numpy", "PIL"},
     "jaxvae.data._sounds": {"numpy", "soundfile"},
     "jaxvae.evaluation.refinement": {

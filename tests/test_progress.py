@@ -137,8 +137,6 @@ def test_brackets_in_the_name_of_a_metric_are_shown(terminal):
     assert "train kl[z] 2.50 end[/z] 1.50  evaluation kl[z] 3.50" in said
 
 
-def test_brackets_in_a_path_are_shown(capsys, monkeypatch):
-    file = io.StringIO()
-    monkeypatch.setattr(_terminal.console, "file", file)
+def test_brackets_in_a_path_are_shown(capsys):
     _terminal.console.print("run directory: /runs/[beta]/[/x]", highlight=False)
-    assert file.getvalue() == "run directory: /runs/[beta]/[/x]\n"
+    assert capsys.readouterr().out == "run directory: /runs/[beta]/[/x]\n"
