@@ -61,8 +61,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Return the convolution of `x`."""
         x, kernel, bias = _promoted(self, x)
-        options = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
-        return _add_bias(conv(x, kernel, **options), bias)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding, dilation=self.dilation)
+        return _add_bias(y, bias)
 
 
 class ConvTranspose(nn.Module):
@@ -127,8 +127,10 @@ def conv(
         return _conv_products(widen(x), widen(kernel), strides, pads, dilation).astype(x.dtype)
 
     def stock(x: Array, kernel: Array) -> Array:
-        options = {"rhs_dilation": (dilation,) * len(strides), "dimension_numbers": LAYOUTS[x.ndim]}
-        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+        gaps = (dilation,) * len(strides)
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, rhs_dilation=gaps, dimension_numbers=LAYOUTS[x.ndim]
+        )
 
     return lax.platform_dependent(x, kernel, cpu=products, default=stock)
 

@@ -186,7 +186,7 @@ def _decode(source: "_Source", cached: Path, progress: Progress) -> Decoded:
     return _read_cache(cached)
 
 
-def _new_map(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _new_map(folder: Path, shape: tuple[int, ...]) -> np.memmap:
     """An array in a new folder, for which there is room: the process would die where a map finds the disk full."""
     folder.mkdir()
     image = np.lib.format.open_memmap(folder / "image.npy", "w+", np.uint8, shape)
