@@ -132,7 +132,7 @@ PRESETS = {
         "scikit-learn's 1,797 digits of 8×8 pixels; needs no data.",
         Config("digits", 150, 64, data="digits", latent_dim=16, first_epochs=100, evaluate_every=10),
     ),
-    "mnist": ("MNIST, grey.", Config("mnist", 20, 128)),
+    "mnist": ("MNIST, grey.", Config("mnist", 10, 128, first_epochs=10, r1=3.0)),
     "cifar10": (
         "CIFAR-10.",
         Config("cifar10", 20, 128, data="cifar10", channels=(64, 128, 256), latent_dim=128, num_codes=512, code_dim=64),
