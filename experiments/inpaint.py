@@ -89,6 +89,8 @@ class Config(RunConfig):
         )
         if not self.step_sizes or not all(0 < each < np.inf for each in self.step_sizes):
             raise ValueError(f"step_sizes must be positive numbers, got {self.step_sizes}")
+        if len({f"{each:g}" for each in self.step_sizes}) < len(self.step_sizes):  # their rows' names
+            raise ValueError(f"step_sizes must differ, in their first six digits, got {self.step_sizes}")
         for name, least in (("draws", 2), ("steps", 2), ("importance_samples", 20)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

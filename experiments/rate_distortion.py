@@ -85,8 +85,8 @@ class Config(RunConfig):
         check_seed(self.seed + self.num_seeds - 1)  # the last one's
         if not self.betas or not all(beta > 0 and np.isfinite(beta) for beta in self.betas):
             raise ValueError(f"betas must be positive numbers, got {self.betas}")
-        if len(set(self.betas)) < len(self.betas):
-            raise ValueError(f"betas must differ, got {self.betas}")
+        if len({f"{beta:g}" for beta in self.betas}) < len(self.betas):  # their directories' names
+            raise ValueError(f"betas must differ, in their first six digits, got {self.betas}")
         if self.how == "processes" and self.shared:
             raise ValueError(
                 "--how processes gives each β a process and a core of its own: leave out --distributed and --devices, "

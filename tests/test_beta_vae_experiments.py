@@ -163,6 +163,7 @@ def test_a_process_that_fails_is_named(tmp_path, monkeypatch):
     [
         (("--betas", -1), "betas must be positive numbers, got (-1.0,)"),
         (("--betas", 1, 1), "betas must differ"),
+        (("--betas", 1, 1.0000001), "betas must differ, in their first six digits, got (1.0, 1.0000001)"),
         (("--num-seeds", 0), "num_seeds must be at least 1, got 0"),
     ],
 )

@@ -73,11 +73,12 @@ def test_figures_have_the_names_of_the_methods():
 
 
 def test_wrong_options_are_one_line():
-    for option, value, text in (
+    for *arguments, text in (
         ("--draws", 1, "draws must be at least 2, got 1"),
         ("--step-sizes", 0.0, "step_sizes must be positive numbers, got (0.0,)"),
+        ("--step-sizes", 0.01, 0.01, "step_sizes must differ, in their first six digits, got (0.01, 0.01)"),
     ):
-        done = run(inpaint.main, "digits", option, value)
+        done = run(inpaint.main, "digits", *arguments)
         assert done.code == 2
         assert text in done.said
 
