@@ -246,7 +246,7 @@ SWEEP = ("digits", "--smoke", "--hidden", 16, "--latent-dim", 3)
 def test_a_sweep_over_devices_is_the_sweep_on_one(tmp_path, monkeypatch):
     fit, programs = rate_distortion.Run.fit, []
     for picture in ("rate_distortion", "metrics_by_beta"):  # drawing would take longer than all else
-        monkeypatch.setattr(figures, picture, lambda path, *_: path)
+        monkeypatch.setattr(figures, picture, lambda path, *_, **__: path)
 
     def compile_and_fit(self, state, train_epoch, feed, **options):
         program = train_epoch.lower(state, *feed(0, 2)).compile()
