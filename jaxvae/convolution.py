@@ -104,10 +104,12 @@ def conv(
       `[B, *output, O]` in the type of `x`; narrow types accumulate in float32.
 
     Raises:
-      TypeError: `x` is not floating, or `kernel` has another type.
+      TypeError: `x` is not floating, `kernel` has another type, or the dilation is no integer.
       ValueError: shapes, strides, padding and dilation do not fit together.
     """
     strides = _checked_strides(x, kernel, strides, padding)
+    if isinstance(dilation, bool) or not isinstance(dilation, int | np.integer):
+        raise TypeError(f"dilation must be one integer, for all axes, got {dilation!r}")
     if dilation < 1 or (dilation > 1 and math.prod(strides) > 1):
         raise ValueError(f"dilation must be 1, or above 1 with strides of 1, got {dilation} with strides {strides}")
     spatial, window = x.shape[1:-1], tuple((w - 1) * dilation + 1 for w in kernel.shape[:-2])

@@ -109,6 +109,9 @@ def test_dilated_windows_equal_the_stock_operation(padding, shifted, monkeypatch
     for strides, dilation in ((2, 2), (1, 0)):
         with pytest.raises(ValueError, match="dilation must be 1, or above 1 with strides of 1, got"):
             conv(x, jnp.ones((2, 1, 1)), strides=strides, dilation=dilation)
+    for dilation in (2.0, (1, 2), True):
+        with pytest.raises(TypeError, match="dilation must be one integer, for all axes, got"):
+            conv(x, jnp.ones((2, 1, 1)), dilation=dilation)
     with pytest.raises(ValueError, match=r"needs x to cover the window \(10,\)"):
         conv(x, jnp.ones((4, 1, 1)), dilation=3, padding="VALID")
 

@@ -100,7 +100,7 @@ class PixelCNN(nn.Module):
         )
         self.stack = [
             GatedLayer(self.channels, self.kernel, self.num_classes, self.dtype, self.context is not None, dilation)
-            for dilation in self.of_layers()
+            for dilation in self.layer_dilations()
         ]
         self.hidden = Conv(self.channels, (1, 1), dtype=self.dtype)
         self.output = Conv(self.num_values, (1, 1), dtype=self.dtype)
@@ -187,7 +187,7 @@ class PixelCNN(nn.Module):
         return categorical_choice(logits, keys, temperature)
 
     @nn.nowrap
-    def of_layers(self) -> tuple[int, ...]:
+    def layer_dilations(self) -> tuple[int, ...]:
         """The dilation of each layer."""
         return tuple(itertools.islice(itertools.cycle(self.dilations), self.layers))
 
@@ -195,7 +195,7 @@ class PixelCNN(nn.Module):
     def begin(self, num: int) -> Begun:
         """What stands before the first of N maps."""
         part = partial(blank, num, channels=self.channels, dtype=self.dtype)
-        width, sides = self.shape[1], [self.kernel // 2 * dilation for dilation in self.of_layers()]
+        width, sides = self.shape[1], [self.kernel // 2 * dilation for dilation in self.layer_dilations()]
         above, left = part(rows=1, columns=width), part(rows=1, columns=1)
         rows = tuple(part(rows=each, columns=width) for each in sides)
         return Begun(above, (), rows, left, tuple(part(rows=1, columns=each) for each in sides))
