@@ -98,7 +98,8 @@ class Run:
 
     def best(self, state: jaxvae.TrainState) -> jaxvae.TrainState:
         """The checkpoint with the smallest monitored value; `state` itself where none was finite."""
-        best = self._files.best(state)
+        with user_errors():
+            best = self._files.best(state)
         if best is None:
             return state
         console.print(f"best step: {int(best.step)} ({self.checkpointer.best_value:.3f})", highlight=False)

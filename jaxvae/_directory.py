@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxvae._json import parse_json, read_json_object
-from jaxvae.checkpoint import Checkpointer, check_settings
+from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError, check_settings
 from jaxvae.training.fit import Earlier, Progress
 from jaxvae.training.state import TrainState
 
@@ -121,9 +121,13 @@ class RunDirectory:
         step = self.checkpointer.best_step
         if step is None:
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `restore` has said what has changed since
-            return self.checkpointer.restore(state, step=step)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `restore` has said what has changed since
+                return self.checkpointer.restore(state, step=step)
+        except DamagedCheckpointError as error:
+            instead = f"remove it and resume, to end on the newest, step {self.latest_step}"
+            raise DamagedCheckpointError(f"{error}: it was the best; {instead}") from error
 
     def earlier(self, split: str, metric: str | None) -> Earlier:
         """What is known of the steps before the state that `restore` gave; `metric` is what `fit` monitors."""

@@ -298,7 +298,12 @@ def load(
         step, (arrays, record) = _newest_sound(directory, read_arrays)
         best = record["best"]["step"]
         if best in _steps(directory) and best != step:
-            step, (arrays, record) = best, read_arrays(directory / str(best))
+            try:
+                arrays, record = read_arrays(directory / str(best))
+            except DamagedCheckpointError as error:
+                others = [found for found in _steps(directory) if found != best]
+                raise DamagedCheckpointError(f"{error}: it was the best; pass step=, one of {others}") from error
+            step = best
     else:
         arrays, record = read_arrays(_existing(directory, step))
     check_codes_are_found(directory / str(step), record)

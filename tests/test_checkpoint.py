@@ -18,6 +18,7 @@ import optax
 import pytest
 from flax import nnx, struct
 
+from jaxvae._directory import RunDirectory
 from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError, check_settings, load, read_checkpoint
 from jaxvae.training.state import init_train_state
 from jaxvae.training.step import make_train_step
@@ -558,6 +559,32 @@ def test_a_checkpoint_under_another_step_is_not_taken_for_it(tmp_path):
         assert checkpointer.latest_step == 10
     with pytest.raises(DamagedCheckpointError, match="it holds step 20: call it that again"):
         read_checkpoint(tmp_path / "30", make_state(20))
+
+
+def test_a_damaged_best_checkpoint_is_named_with_the_way_out(tmp_path):
+    last = make_state(30, seed=3)
+    checkpoints = tmp_path / "checkpoints"
+    with RunDirectory(tmp_path, {}, resume=False, way_out="choose another") as files:
+        for index, state in enumerate((make_state(10), make_state(20), last), start=1):
+            files.checkpointer.save(state, value=float(index))
+            files.append({"step": int(state.step)})
+        files.wait()
+        assert (steps(checkpoints), files.checkpointer.best_step) == ([10, 20, 30], 10)
+        flip_an_array(checkpoints / "10")
+        with pytest.raises(DamagedCheckpointError, match="was the best; remove it and resume, to end on"):
+            files.best(last)
+
+    def make_nothing(config):
+        return None
+
+    with pytest.raises(DamagedCheckpointError, match=r"/10 is damaged .*: it was the best; pass step=, .* \[20, 30\]"):
+        load(tmp_path, make_nothing)
+    assert_same(load(tmp_path, make_nothing, step=30)[1], last.params)
+    shutil.rmtree(checkpoints / "10")
+    assert_same(load(tmp_path, make_nothing)[1], last.params)
+    with RunDirectory(tmp_path, {}, resume=True, way_out="choose another") as files:
+        assert_same(files.restore(last), last)
+        assert files.best(last) is None
 
 
 def test_settings_of_another_model_are_named(tmp_path):
