@@ -64,6 +64,10 @@ class Config(RunConfig):
     """Residual blocks of a stage on the way up, and of a group on the way down."""
     bottleneck: int = 1
     """How many times fewer channels there are inside a block."""
+    windows: tuple[int, ...] = (3, 1)
+    """What each layer of a block sees of each axis; 3 3 costs a quarter more."""
+    output_width: int = 0
+    """Channels of one more layer at the size of the image; 0: none."""
     posterior: Literal["residual", "merged"] = "residual"
     """What x says is added to the prior (NVAE), or multiplied with it (ladder VAE)."""
     conditional: bool = True
@@ -107,10 +111,10 @@ class Config(RunConfig):
         super().__post_init__()
         self.check_numbers(
             counts=(
-                *("widths", "groups", "latents", "blocks", "bottleneck"),
+                *("widths", "groups", "latents", "blocks", "bottleneck", "windows"),
                 *("evaluate_every", "nll_samples", "num_labels"),
             ),
-            weights=("free_bits", "beta_warmup", "weight_decay"),
+            weights=("free_bits", "beta_warmup", "weight_decay", "output_width"),
             positive=("learning_rate", "clip", "skip_above"),
         )
         for name in ("ema", "b2"):
@@ -120,6 +124,9 @@ class Config(RunConfig):
             raise ValueError("groups are balanced while beta grows: pass --beta-warmup EPOCHS")
         if self.flat and (self.shrinks or self.groups or len(self.latents) != 1):
             raise ValueError("a flat model has one latent and no stages: begin from the preset flat")
+        rungs = ("blocks", "bottleneck", "windows", "output_width", "posterior", "conditional", "checkpoint")
+        if self.flat and (given := [name for name in rungs if getattr(self, name) != getattr(Config, name)]):
+            raise ValueError(f"a flat model has no rungs, which {', '.join(given)} would be of: leave that out")
         sizes = {name: len(getattr(self, name)) for name in ("widths", "shrinks", "groups", "latents")}
         if not self.flat and len(set(sizes.values())) > 1:
             raise ValueError(f"every stage needs a width, a shrink, groups and latents, got {sizes}")
@@ -164,16 +171,20 @@ VDVAE = dataclasses.replace(
     latents=(2, 4, 8, 16),
     blocks=2,
     bottleneck=4,
+    windows=(1, 3, 3, 1),
     epochs=400,
     free_bits=0.0,
     learning_rate=5e-4,
     ema=0.9998,
     checkpoint=True,
 )
+CIFAR10: Any = {"data": "cifar10", "likelihood": "discretized-logistic", "skip_above": 1e6, "nll_samples": 100}
 PRESETS = {
     "mnist": (
         "MNIST, binarised anew at every step: convolutional, six groups.",
-        dataclasses.replace(MNIST, widths=(24, 48, 256), epochs=16, batch_size=64, b2=0.95),
+        dataclasses.replace(
+            MNIST, widths=(24, 48, 256), windows=(3, 3), output_width=16, epochs=22, batch_size=64, b2=0.95
+        ),
     ),
     "ladder": ("The same images: dense, five groups.", LADDER),
     "digits": ("scikit-learn's 1,797 digits of 8×8 pixels, binarised; needs no data.", DIGITS),
@@ -181,13 +192,8 @@ PRESETS = {
         "MNIST: a convolutional VAE with one latent.",
         dataclasses.replace(
             *(MNIST,),
-            preset="flat",
-            flat=True,
-            widths=(32, 64, 256),
-            shrinks=(),
-            groups=(),
-            latents=(50,),
-            free_bits=0.0,
+            **{"preset": "flat", "flat": True, "free_bits": 0.0},
+            **{"widths": (32, 64, 256), "shrinks": (), "groups": (), "latents": (50,)},
         ),
     ),
     "cifar10": (
@@ -195,14 +201,11 @@ PRESETS = {
         dataclasses.replace(
             MNIST,
             preset="cifar10",
-            data="cifar10",
             widths=(48, 64, 96),
             shrinks=(2, 2, 2),
             groups=(3, 3, 2),
             latents=(4, 8, 16),
-            likelihood="discretized-logistic",
-            skip_above=1e6,
-            nll_samples=100,
+            **CIFAR10,
         ),
     ),
     "vdvae": ("MNIST, 22 groups; for a GPU.", VDVAE),
@@ -211,15 +214,12 @@ PRESETS = {
         dataclasses.replace(
             VDVAE,
             preset="vdvae-cifar10",
-            data="cifar10",
             widths=(256, 256, 256, 256),
             shrinks=(1, 2, 2, 2),
             groups=(21, 11, 6, 5),
             latents=(16, 16, 16, 16),
-            likelihood="discretized-logistic",
             batch_size=32,
-            skip_above=1e6,
-            nll_samples=100,
+            **CIFAR10,
         ),
     ),
 }
@@ -244,6 +244,8 @@ def make_model(config: Any) -> Any:
         [Stage(width, (latent,) * groups, shrink or None) for width, groups, latent, shrink in of_stages],
         blocks=config.blocks,
         bottleneck=config.bottleneck,
+        windows=getattr(config, "windows", (3, 1)),  # earlier runs have neither
+        output_width=getattr(config, "output_width", 0),
         channels=channels,
         likelihood=likelihood,
         posterior=FORMS[config.posterior],

@@ -21,6 +21,9 @@ def test_bad_options():
         (("digits", "--nll-images", 0), "nll_images must be at least 1"),
         (("digits", "--balanced", "--beta-warmup", 0), "groups are balanced while beta grows"),
         (("digits", "--flat"), "a flat model has one latent and no stages"),
+        (("flat", "--windows", 3, 3), "a flat model has no rungs, which windows would be of"),
+        (("digits", "--windows", 3, 2), "windows must be odd, one for each layer of a block, got (3, 2)"),
+        (("digits", "--output-width", -1), "output_width must be a finite number, zero or more, got -1"),
         (("digits", "--num-labels", 55), "num_labels must be a multiple of 10 classes"),
         (("digits", "--num-labels", 5000), "num_labels must be a multiple of 10 classes, at most"),
     ):

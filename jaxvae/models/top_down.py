@@ -356,6 +356,7 @@ def top_down_vae(
     likelihood: Callable[..., Likelihood] = Bernoulli,
     posterior: Callable[..., DiagGaussian] = residual_posterior,
     conditional: bool = True,
+    output_width: int = 0,
     **options: Any,
 ) -> TopDownVAE:
     """A `TopDownVAE` of residual blocks, dense or convolutional at several resolutions.
@@ -372,13 +373,16 @@ def top_down_vae(
       likelihood: as in `VAE`.
       posterior: as in `TopDownVAE`.
       conditional: as in `jaxvae.networks.Rung`.
-      **options: bottleneck, activation, normalization, checkpoint and dtype, as in `jaxvae.networks.BottomUp`.
+      output_width: channels of one more layer at the size of x, before the likelihood's parameters; 0: none.
+      **options: bottleneck, windows, activation, normalization, checkpoint and dtype, as in
+        `jaxvae.networks.BottomUp`.
 
     Raises:
       TypeError, ValueError: sizes that do not fit.
     """
     shape, stages = tuple(shape), checked_stages(stages)
     at_least(1, shape=shape)
+    at_least(0, output_width=output_width)
     positions = shape[:-1]
     rungs = []
     for stage in stages:
@@ -392,8 +396,8 @@ def top_down_vae(
     below = [stage.shrink for stage in stages[: first + 1]]
     shrinks = [each for each in below if each is not None]
     shrink = math.prod(shrinks) if len(shrinks) == len(below) else None
-    kept = {name: value for name, value in options.items() if name not in ("bottleneck", "checkpoint")}
-    decoder = StateDecoder((*shape, *channels), shrink, **kept)
+    kept = {name: value for name, value in options.items() if name not in ("bottleneck", "windows", "checkpoint")}
+    decoder = StateDecoder((*shape, *channels), shrink, output_width, **kept)
     return TopDownVAE(
         BottomUp(stages, blocks=blocks, input_shape=shape, **options), tuple(rungs), decoder, likelihood, posterior
     )

@@ -47,6 +47,9 @@ class BottomUp(nn.Module):
       stages: from x upwards.
       blocks: residual blocks of a stage.
       bottleneck: how many times fewer channels there are inside a block.
+      windows: how many positions of each axis its layers see, one after the other; odd. (3, 3) costs a quarter more
+        than (3, 1) and sees farther; (1, 3, 3, 1) with a bottleneck of 4 is the block of Child (2021). Vectors have no
+        positions: there it says how many dense layers there are.
       activation: between the layers.
       normalization: makes the layer before them, such as `functools.partial(nn.GroupNorm, num_groups=8)`; None for
         none. Not `nn.BatchNorm`, which looks at the other examples.
@@ -58,6 +61,7 @@ class BottomUp(nn.Module):
     stages: Sequence[Stage]
     blocks: int = 1
     bottleneck: int = 1
+    windows: Sequence[int] = (3, 1)
     activation: Callable[[Array], Array] = nn.silu
     normalization: Normalization | None = nn.LayerNorm
     checkpoint: bool = False
@@ -102,7 +106,7 @@ class Rung(nn.Module):
       blocks: residual blocks after the latent has joined the state.
       conditional: whether the groups above tell prior and posterior of this one. If not, its prior is N(0, I) and its
         posterior sees x alone: the variational ladder autoencoder (Zhao, Song and Ermon, 2017).
-      bottleneck, activation, normalization, checkpoint, dtype: as in `BottomUp`.
+      bottleneck, windows, activation, normalization, checkpoint, dtype: as in `BottomUp`.
     """
 
     latent: int
@@ -111,6 +115,7 @@ class Rung(nn.Module):
     blocks: int = 1
     conditional: bool = True
     bottleneck: int = 1
+    windows: Sequence[int] = (3, 1)
     activation: Callable[[Array], Array] = nn.silu
     normalization: Normalization | None = nn.LayerNorm
     checkpoint: bool = False
@@ -182,10 +187,18 @@ class Rung(nn.Module):
 
 
 class StateDecoder(nn.Module):
-    """The state below z_1, [N, *positions, width] or [N, width] -> a likelihood's parameters, [N, *output_shape]."""
+    """The state below z_1, [N, *positions, width] or [N, width] -> a likelihood's parameters, [N, *output_shape].
+
+    Attributes:
+      output_shape: of the parameters of one example.
+      shrink: how many times smaller each axis of the state is than that of x; None: the state is vectors.
+      hidden: channels of one more layer, which has the size of x; 0: none.
+      activation, normalization, dtype: as in `BottomUp`.
+    """
 
     output_shape: Sequence[int]
     shrink: int | None = None
+    hidden: int = 0
     activation: Callable[[Array], Array] = nn.silu
     normalization: Normalization | None = nn.LayerNorm
     dtype: DTypeLike | None = None
@@ -194,6 +207,7 @@ class StateDecoder(nn.Module):
         """Raise `TypeError` or `ValueError` for sizes that do not fit."""
         as_tuples(self, "output_shape")
         at_least(1, output_shape=self.output_shape)
+        at_least(0, hidden=self.hidden)
         _check_normalization(self.normalization)
         super().__post_init__()
 
@@ -201,17 +215,22 @@ class StateDecoder(nn.Module):
     def __call__(self, state: Array) -> Array:
         """Grow to the size of x."""
         shape, space = tuple(self.output_shape), state.ndim - 2
-        features = self.activation(_normalized(self, state))
-        if self.shrink is None:
+        features, shrink = self.activation(_normalized(self, state)), self.shrink
+        if shrink is None:
+            if self.hidden:
+                features = self.activation(nn.Dense(self.hidden, dtype=self.dtype, name="grow")(features))
             return widen(nn.Dense(math.prod(shape), dtype=self.dtype, name="output")(features)).reshape(-1, *shape)
         spatial, channels = shape[:space], math.prod(shape[space:])
-        if self.shrink == 1:
-            output = Conv(channels, (3,) * space, dtype=self.dtype, name="output")(features)
-        else:
-            window = (2 * self.shrink,) * space
-            layer = ConvTranspose(channels, window, strides=self.shrink, dtype=self.dtype, name="output")
-            output = layer(features)
+        if self.hidden:
+            features = self.activation(crop(self._growing(self.hidden, shrink, space, "grow")(features), spatial))
+            shrink = 1
+        output = self._growing(channels, shrink, space, "output")(features)
         return widen(crop(output, spatial)).reshape(-1, *shape)
+
+    def _growing(self, features: int, shrink: int, space: int, name: str) -> nn.Module:
+        if shrink == 1:
+            return Conv(features, (3,) * space, dtype=self.dtype, name=name)
+        return ConvTranspose(features, (2 * shrink,) * space, strides=shrink, dtype=self.dtype, name=name)
 
 
 def checked_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -248,14 +267,16 @@ def _shrink(stage: Stage, x: Array, dtype: DTypeLike | None) -> Array:
 
 
 class Body(nn.Module):
-    """Normalisation, activation, a layer over neighbours, activation, a layer at each position: [..., F] -> `features`.
+    """Normalisation, then an activation and a layer for each window: [..., F] -> `features`.
 
-    The first layer sees three positions of each axis, or is dense where there are none.
+    A layer sees its window's positions of each axis, or is dense where there are none; all but the last have `hidden`
+    channels.
     """
 
     hidden: int
     features: int
     kernel_init: nn.initializers.Initializer = lecun_normal
+    windows: Sequence[int] = (3, 1)
     activation: Callable[[Array], Array] = nn.silu
     normalization: Normalization | None = nn.LayerNorm
     dtype: DTypeLike | None = None
@@ -263,14 +284,16 @@ class Body(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Run the layers."""
-        space = x.ndim - 2
-        features = self.activation(_normalized(self, x))
-        if space:
-            features = Conv(self.hidden, (3,) * space, dtype=self.dtype)(features)
-        else:
-            features = nn.Dense(self.hidden, dtype=self.dtype)(features)
-        last = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="output")
+        space, features = x.ndim - 2, _normalized(self, x)
+        for window in self.windows[:-1]:
+            features = self._layer(window, self.hidden, space)(self.activation(features))
+        last = self._layer(self.windows[-1], self.features, space, kernel_init=self.kernel_init, name="output")
         return last(self.activation(features))
+
+    def _layer(self, window: int, features: int, space: int, **options: Any) -> nn.Module:
+        if space and window > 1:
+            return Conv(features, (window,) * space, dtype=self.dtype, **options)
+        return nn.Dense(features, dtype=self.dtype, **options)
 
 
 def _body(
@@ -278,7 +301,7 @@ def _body(
 ) -> nn.Module:
     """A body of so wide a state, with the options of the network that it belongs to."""
     kind: Any = nn.remat(Body) if network.checkpoint else Body
-    options = {name: getattr(network, name) for name in ("activation", "normalization", "dtype")}
+    options = {name: getattr(network, name) for name in ("windows", "activation", "normalization", "dtype")}
     hidden = max(1, width // network.bottleneck)
     made: nn.Module = kind(hidden, features, kernel_init, **options, name=name)
     return made
@@ -294,7 +317,10 @@ def _normalized(network: Any, x: Array) -> Array:
 
 def _check_sizes(network: BottomUp | Rung) -> None:
     """Raise for what both have."""
-    at_least(1, bottleneck=network.bottleneck)
+    as_tuples(network, "windows")
+    at_least(1, bottleneck=network.bottleneck, windows=network.windows)
+    if not network.windows or not all(window % 2 for window in network.windows):
+        raise ValueError(f"windows must be odd, one for each layer of a block, got {network.windows}")
     _check_normalization(network.normalization)
 
 
