@@ -19,7 +19,7 @@ from jaxvae._saved import guarded, read, write
 from jaxvae._variables import variables_of
 from jaxvae.evaluation.imputation import Imputed, impute
 from jaxvae.evaluation.inversion import WEIGHTED, Inverted, Method, invert
-from jaxvae.evaluation.likelihood import log_likelihood
+from jaxvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from jaxvae.evaluation.map import map_batches
 from jaxvae.evaluation.observations import Linear, Visible
 from jaxvae.keys import seed_key
@@ -47,8 +47,8 @@ class Run:
     """
 
     model: Any
-    params: PyTree
-    model_state: PyTree
+    params: PyTree = dataclasses.field(repr=False)
+    model_state: PyTree = dataclasses.field(repr=False)
     objective: LossFn = dataclasses.field(repr=False)
     dataset: data.Dataset = dataclasses.field(repr=False)
     history: list[dict[str, Any]] = dataclasses.field(repr=False)
@@ -72,16 +72,44 @@ class Run:
         evaluate = make_evaluate(make_eval_step(self.objective, prepare=dataset.prepare))
         state: Any = _Evaluated(self.params, self.model_state, jnp.int32(self.step))
         measured = {name: float(value) for name, value in evaluate(state, *feed, key=key).items()}
-        if hasattr(self.model, "terms") and not isinstance(self.model, Autoencoder):
-            estimate = log_likelihood(
-                self.model,
-                *(self.params, self.model_state, *feed),
-                key=key,
-                num_samples=num_samples,
-                prepare=dataset.prepare,
-            )
+        if self._has_prior:
+            estimate = self._estimate(dataset, feed, num_samples, key)
             measured |= {"nll": estimate.nll, "nll_standard_error": estimate.nll_standard_error}
         return measured
+
+    def log_likelihood(self, x: ArrayLike | data.Dataset, *, num_samples: int = 100, seed: int = 0) -> LogLikelihood:
+        """Estimate log p(x) of each of x [N, ...], as the data set stores it: what is odd has a small one.
+
+        Where entries are missing it is log p of those that there are: compare like with like. `nll` of the result is
+        that of `evaluate`.
+
+        Args:
+          x: as the data set stores it, a data frame in its own units, or a set.
+          num_samples: importance samples for each example.
+          seed: decides the draws.
+
+        Raises:
+          TypeError: the model has no prior to integrate over.
+        """
+        if not self._has_prior:
+            raise TypeError(f"{type(self.model).__name__} has no latents under a prior, of which log p(x) is estimated")
+        given = as_trained(self.model, self.dataset, x if isinstance(x, data.Dataset) else as_dataset(self.dataset, x))
+        return self._estimate(given, evaluation_feed(given), num_samples, seed_key(seed))
+
+    @property
+    def _has_prior(self) -> bool:
+        return hasattr(self.model, "terms") and not isinstance(self.model, Autoencoder)
+
+    def _estimate(
+        self, given: data.Dataset, feed: tuple[Batch, Array], num_samples: int, key: PRNGKey
+    ) -> LogLikelihood:
+        return log_likelihood(
+            self.model,
+            *(self.params, self.model_state, *feed),
+            key=key,
+            num_samples=num_samples,
+            prepare=given.prepare,
+        )
 
     def sample(self, num: int, *, condition: ArrayLike | None = None, seed: int = 0) -> np.ndarray:
         """Draw from the prior and decode: the means of p(x|z), [num, ...].

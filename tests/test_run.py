@@ -93,6 +93,44 @@ def test_how_likely_a_set_is(run):
     assert measured["nll"] != run.evaluate(MINE, num_samples=64, seed=1)["nll"]
 
 
+def test_how_likely_each_example_is(run):
+    measured = run.evaluate(MINE, num_samples=64)
+    each = run.log_likelihood(IMAGES, num_samples=64)
+    assert each.log_prob.shape == (N,)
+    assert each.nll == measured["nll"]
+    assert each.nll_standard_error == measured["nll_standard_error"]
+    first = run.log_likelihood(MINE.take(slice(5)), num_samples=64)
+    np.testing.assert_allclose(first.log_prob, each.log_prob[:5], rtol=1e-6)
+
+
+def test_whole_rows_are_judged_by_a_model_of_holes():
+    """An encoder that was shown a mask needs one of rows without holes too."""
+    pd = pytest.importorskip("pandas")
+    near = np.random.default_rng(0).normal((0.0, 1.0), size=(200, 2))
+    table = pd.DataFrame(near, columns=["a", "b"])
+    table.loc[::5, "b"] = np.nan
+    rows = data.from_table(table, name="rows")
+    model = jaxvae.models.table_vae(rows.domain.columns, latent_dim=1, hidden=(16,))
+    run = quietly(model, rows, epochs=2)
+    whole = pd.DataFrame({"a": [0.0, 3.0], "b": [1.0, 40.0]})
+    usual, odd = run.log_likelihood(whole).log_prob
+    assert odd < usual - 10
+    read = data.from_table(whole, name="new", columns=rows.domain.columns)
+    np.testing.assert_array_equal(run.log_likelihood(read).log_prob, [usual, odd])
+
+
+@pytest.mark.parametrize("make", [quantised, lambda: jaxvae.Autoencoder(*body())])
+def test_what_has_no_prior_is_not_likely(make, run):
+    model = make()
+    with pytest.raises(TypeError, match=f"{type(model).__name__} has no latents under a prior"):
+        dataclasses.replace(run, model=model).log_likelihood(MINE)
+
+
+def test_a_run_is_named_without_its_arrays(run):
+    assert "Array(" not in repr(run)
+    assert "step=" in repr(run)
+
+
 def test_codes_reconstructions_samples_and_what_lies_between(run):
     x = jnp.asarray(IMAGES / 255, jnp.float32)
     posterior = run.model.apply(run.variables, x, method="encode")
