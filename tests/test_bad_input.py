@@ -123,6 +123,12 @@ LIBRARY = [
         )
     ),
     # what else a batch holds
+    (lambda: vae_loss({"x": None}), TypeError, "batch must be a dictionary that has 'x' and 'index', got ['index'"),
+    (
+        lambda: jaxvae.vae_loss(VARIANTS["bernoulli"].model, {}, (), NOTHING, key=KEY, step=0),
+        TypeError,
+        "batch must be a dictionary that has 'x' and 'index', got ArrayImpl",
+    ),
     (
         lambda: vae_loss({"index": None}),
         ValueError,

@@ -130,6 +130,9 @@ def terms_of(
 def batch_keys(key: PRNGKey, batch: Batch, field: str = "x") -> PRNGKey:
     """One key per example, [B], by its position in the split, batch["index"]."""
     check_key(key)
+    if not isinstance(batch, Mapping) or field not in batch:
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(f"batch must be a dictionary that has {field!r} and 'index', got {got}")
     index, shape = batch.get("index"), batch[field].shape
     if index is None or index.shape != shape[:1] or not jnp.issubdtype(index.dtype, jnp.integer):
         actual = "none" if index is None else f"{index.dtype}{list(index.shape)}"
