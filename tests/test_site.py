@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import re
 from collections import Counter
 from pathlib import Path
@@ -91,6 +92,30 @@ def test_prose_is_plain_and_what_is_set_in_is_code(reference):
         *("q(z\\|x) of `a|b`.", "", ".. math:: |x|", "", "Such as", ""),
         *(".. code-block:: python", "", "    f(*x)", "", "then \\* more."),
     ]
+
+
+def test_a_dimension_that_is_one_letter_begins_no_list(reference):
+    lines = ["Args:", "  num_samples: S.", "  num: N, of all.", "", "More of S."]
+    assert reference.plain_lines(lines) == ["Args:", "  num_samples: S\\.", *lines[2:]]
+
+
+def test_the_call_of_a_protocol_is_told_with_its_methods(reference):
+    def listed(room, name):
+        return "   :special-members: __call__" in list(reference.entry(room, name))
+
+    assert all(listed("jaxvae.types", name) for name in ("Quantizer", "LossFn", "Prepare", "LogWeightsFn", "Feed"))
+    assert not listed("jaxvae.models", "VAE")
+
+
+def test_no_backtick_is_left_where_names_are_taken_out(reference, documented):
+    """A plural's s behind a name, such as that of two Columns, leaves the backticks on the page."""
+    for name in documented:
+        room, _, last = name.rpartition(".")
+        value = getattr(importlib.import_module(room), last)
+        for each in (value, *(vars(value).values() if isinstance(value, type) else ())):
+            ours = callable(each) and (getattr(each, "__module__", None) or "").startswith("jaxvae")
+            text = (inspect.getdoc(each) or "") if ours else ""
+            assert "`" not in re.sub(r"``.*?``|(?<!\w)`[^`]+`(?!\w)", "", text), f"{name}: {text}"
 
 
 @pytest.mark.slow

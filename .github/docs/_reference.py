@@ -147,6 +147,8 @@ def entry(room: str, name: str) -> Iterator[str]:
     if inspect.isclass(value):
         yield "   :members:"
         yield "   :member-order: bysource"
+        if getattr(value, "_is_protocol", False):  # what is called is told nowhere else
+            yield "   :special-members: __call__"
         private = [base for base in value.__mro__ if within(base.__module__, PACKAGE) and base.__name__[0] == "_"]
         if private:  # what comes from a base without a page is told here
             stops = [base.__name__ for base in value.__mro__[1:] if base not in private and base is not object]
@@ -202,6 +204,7 @@ def plain_lines(lines: list[str]) -> list[str]:
             kept = last
         if kept < 0 and line.strip():
             last = indent
+            line = re.sub(r"^( *\w+: [A-Z])\.$", r"\1\\.", line)  # "num_samples: S." begins no list
         result.append(line if kept >= 0 or line.lstrip().startswith(">>>") else plain(line))
     return result
 

@@ -50,7 +50,7 @@ def from_table(
         is `label_names` of the set.
       label_names: those of another set, such as `run.dataset.label_names`, so that its labels keep their numbers.
       drop: titles of columns to leave out.
-      columns: the kinds of some columns by their titles; or all `Column`s of another set, such as
+      columns: the kinds of some columns by their titles; or every `Column` of another set, such as
         `run.dataset.domain.columns`, so that new rows are read as those of the training were.
       standardize: whether real columns are standardised, unless all `columns` are known.
       decimal: of numbers in a `.csv` file.

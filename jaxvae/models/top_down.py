@@ -138,7 +138,7 @@ class TopDownVAE(nn.Module):
         return self._decoded(self._descend(len(latents[0]), lambda i, prior, posterior: latents[i]).state)
 
     def reconstruct(self, x: Array, *, up_to: int = 1, key: PRNGKey | None = None) -> Likelihood:
-        """p(x|z) where x decides the groups z_L down to z_`up_to` and the prior those below: what each rung knows.
+        """p(x|z) where x decides the groups from z_L to `up_to`, and the prior those below: what each rung knows.
 
         Args:
           x: [B, ...].
