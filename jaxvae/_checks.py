@@ -72,6 +72,28 @@ def out_of_range(name: str, values: Array, count: int) -> Array:
     return outside
 
 
+def largest(scores: Array) -> Array:
+    """The place of the largest of scores [..., K]; K, which is none, where one is NaN, which `argmax` would take."""
+    return jnp.where(jnp.isnan(scores.max(axis=-1)), scores.shape[-1], jnp.argmax(scores, axis=-1))
+
+
+def check_drawn(drawn: Array, num_values: int) -> Array:
+    """The values that a model has drawn, of K; `ValueError` where one is K, what NaN says, and it is not traced."""
+    if not isinstance(drawn, jax.core.Tracer) and (nothing := np.argwhere(drawn == num_values)).size:
+        raise ValueError(
+            f"nothing could be drawn at index {', '.join(map(str, nothing[0]))}: the network's output is NaN there, as "
+            "its parameters or what it is told are not finite"
+        )
+    return drawn
+
+
+def unless_nan(values: Array, *parameters: Array) -> Array:
+    """The values; NaN where a parameter is, of which no comparison holds, so that it would choose one of them."""
+    for parameter in parameters:
+        values = jnp.where(jnp.isnan(parameter), jnp.nan, values)
+    return values
+
+
 def weight_at(name: str, value: float | Array | Schedule, step: Array | int) -> float | Array:
     """A number, or a schedule's value at the step; `ValueError` names it where it is negative or not finite."""
     value = value(jnp.asarray(step)) if callable(value) else value

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jaxvae._checks import at_least
 from jaxvae._host import host_array
 from jaxvae.distributions import Mixture, OneHotCategorical, SharedOneHot, StandardNormal
+from jaxvae.distributions.one_hot import one_hot_of_largest
 from jaxvae.flows import FlowPrior
 from jaxvae.keys import noise
 from jaxvae.networks.masked import hidden_degrees, masked_layers, masked_network
@@ -239,8 +240,7 @@ class AutoregressiveOneHot:
         gumbel = noise(jax.random.gumbel, key, shape)
 
         def one_more(i: Array, x: Array) -> Array:
-            chosen = jnp.argmax(self._logits(x)[:, i] + gumbel[:, i], axis=-1)
-            return x.at[:, i].set(jax.nn.one_hot(chosen, shape[-1]))
+            return x.at[:, i].set(one_hot_of_largest(self._logits(x)[:, i] + gumbel[:, i]))
 
         return jax.lax.fori_loop(0, shape[1], one_more, jnp.zeros(shape))
 

@@ -104,7 +104,8 @@ class Quantized(NamedTuple):
 
     Attributes:
       vectors: those of the codes chosen, [B, *positions, D].
-      indices: of these codes, [B, *positions] int32; with an axis more where a position takes several.
+      indices: of these codes, [B, *positions] int32; with an axis more where a position takes several. `num_codes`,
+        which is none, where a vector is NaN and so is that of its code.
       commitment: how far the vectors were from their codes, [B]: the squared difference, its mean over the example.
       loss: what moves parameters of the quantiser's own, [B]; zero where it has none.
       metrics: scalars that are means over the examples; what looks at the batch as a whole comes from `update`.

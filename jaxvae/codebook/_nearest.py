@@ -17,7 +17,7 @@ COST_FLOOR = 0.5  # of the uniform share 1/K: rarer codes cost no more than this
 
 
 def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
-    r"""The index of the code nearest to each vector; ties go to the lowest.
+    r"""The index of the code nearest to each vector; ties go to the lowest. K, which is none, where nothing is near.
 
     .. math:: \arg\min_k \|z - e_k\|^2 = \arg\min_k \tfrac12 \|e_k - c\|^2 - (z - c) \cdot (e_k - c)
 
@@ -30,7 +30,8 @@ def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
       cost: `[K]`, what each code adds to its squared distance; none by default. See `code_costs`.
 
     Returns:
-      `[...]` int32, without a gradient.
+      `[...]` int32, without a gradient. K for a vector that is NaN or infinite, and for every one where a code is:
+      `ema_update` leaves it out, and a quantiser's `look_up` refuses it or makes it NaN.
 
     Raises:
       TypeError: an argument is not floating.
@@ -49,9 +50,11 @@ def nearest(codes: Array, encoded: Array, cost: Array | None = None) -> Array:
         """The largest of every run of codes, the run, the code in it: one argmax over all takes twice as long."""
         products = _products(jnp.concatenate([block, jnp.ones((len(block), 1), block.dtype)], axis=1), codes)
         runs = products.reshape(len(block), -1, run)
-        best = jnp.argmax(runs.max(axis=2), axis=1).astype(jnp.int32)
+        largest = runs.max(axis=2)
+        best = jnp.argmax(largest, axis=1).astype(jnp.int32)
         within = jnp.argmax(jnp.take_along_axis(runs, best[:, None, None], axis=1)[:, 0], axis=1)
-        return jnp.minimum(best * run + within, num_codes - 1).astype(jnp.int32)
+        index = jnp.minimum(best * run + within, num_codes - 1).astype(jnp.int32)
+        return jnp.where(jnp.isfinite(largest.max(axis=1)), index, num_codes)
 
     rows = max(1, BLOCK // len(codes))
     if len(flat) <= rows:
@@ -74,7 +77,7 @@ def draw(codes: Array, encoded: Array, *, temperature: float | Array, key: PRNGK
       cost: as in `nearest`.
 
     Returns:
-      `[B, ...]` int32, without a gradient. Holds the scores of all codes, N times K.
+      `[B, ...]` int32, without a gradient, and K as of `nearest`. Holds the scores of all codes, N times K.
 
     Raises:
       TypeError: an argument is not floating, or the key not typed.
@@ -87,7 +90,9 @@ def draw(codes: Array, encoded: Array, *, temperature: float | Array, key: PRNGK
     centred, flat, half_norms = _centred(codes, encoded, cost)
     scores = half_norms[None] - _products(flat, centred)
     gumbel = noise(jax.random.gumbel, key, (*encoded.shape[:-1], len(codes))).reshape(scores.shape)
-    return jnp.argmin(scores - 0.5 * temperature * gumbel, axis=1).astype(jnp.int32).reshape(encoded.shape[:-1])
+    scores = scores - 0.5 * temperature * gumbel
+    indices = jnp.where(jnp.isfinite(scores.min(axis=1)), jnp.argmin(scores, axis=1), len(codes))
+    return indices.astype(jnp.int32).reshape(encoded.shape[:-1])
 
 
 def code_costs(state: CodebookState, weight: float) -> Array:

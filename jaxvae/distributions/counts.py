@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
+from jaxvae._checks import unless_nan
 from jaxvae.keys import noise, sample_keys
 from jaxvae.losses._arrays import floating
 from jaxvae.types import Array, PRNGKey
@@ -77,7 +78,8 @@ class NegativeBinomial(NamedTuple):
     def mode(self) -> Array:
         """The mean times 1 - 1/r, rounded down; zero where r is below one."""
         log_dispersion = jnp.broadcast_to(self.log_dispersion, self.log_mean.shape)
-        return jnp.where(log_dispersion > 0, jnp.floor(self.mean * -jnp.expm1(-log_dispersion)), 0)
+        mode = jnp.where(log_dispersion > 0, jnp.floor(self.mean * -jnp.expm1(-log_dispersion)), 0)
+        return unless_nan(mode, self.log_mean, log_dispersion)
 
     @property
     def mean(self) -> Array:
@@ -173,8 +175,9 @@ def _negative_binomial(
 def _sample_inflated(record: Poisson | NegativeBinomial, zero_logits: Array, key: PRNGKey) -> Array:
     count_key, zero_key = sample_keys(key, 2)
     count = record.sample(key=count_key)
-    zero = noise(jax.random.uniform, zero_key, count.shape) < jnp.broadcast_to(jax.nn.sigmoid(zero_logits), count.shape)
-    return jnp.where(zero, 0, count)
+    share = jnp.broadcast_to(jax.nn.sigmoid(zero_logits), count.shape)
+    zero = noise(jax.random.uniform, zero_key, count.shape) < share
+    return unless_nan(jnp.where(zero, 0, count), share, count)
 
 
 def _more_probable(terms: Callable[[Array], Array], zero_logits: Array, count: Array) -> Array:
@@ -182,7 +185,7 @@ def _more_probable(terms: Callable[[Array], Array], zero_logits: Array, count: A
     zero_logits = jnp.broadcast_to(zero_logits, count.shape)
     zero = jnp.zeros_like(count)
     of_zero, of_count = (losses.zero_inflated_terms(terms(x), zero_logits, x) for x in (zero, count))
-    return jnp.where(of_zero <= of_count, zero, count)
+    return unless_nan(jnp.where(of_zero <= of_count, zero, count), zero_logits)
 
 
 def _kept(zero_logits: Array, mean: Array) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae._checks import at_least
+from jaxvae._checks import at_least, largest
 from jaxvae.keys import check_key, noise
 from jaxvae.losses._arrays import floating
 from jaxvae.types import Array, PRNGKey
@@ -130,8 +130,11 @@ class Mixture(NamedTuple):
         split = jax.random.split if key.shape == () else jax.vmap(jax.random.split, out_axes=1)
         component_key, noise_key = split(key)
         gumbel = noise(jax.random.gumbel, component_key, (num, len(self.log_weights)))
-        component = jnp.argmax(self.log_weights[None] + gumbel, axis=1)
-        mean, log_var = self.component_mean[component], self.component_log_var[component]
+        component = largest(self.log_weights[None] + gumbel)
+        mean, log_var = (  # NaN beyond the last
+            each.at[component].get(mode="fill", fill_value=jnp.nan)
+            for each in (self.component_mean, self.component_log_var)
+        )
         return DiagGaussian(mean, log_var).sample(key=noise_key)
 
     @property

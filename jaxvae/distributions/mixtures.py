@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae._checks import at_least
+from jaxvae._checks import at_least, largest
 from jaxvae.distributions.gaussian import DiagGaussian, Mixture
 from jaxvae.keys import check_key, noise
 from jaxvae.losses._arrays import LOG_2PI, floating
@@ -112,7 +112,7 @@ class GaussianMixtures(NamedTuple):
         split = jax.random.split if key.shape == () else jax.vmap(jax.random.split, out_axes=1)
         component_key, noise_key = split(key)
         gumbel = noise(jax.random.gumbel, component_key, self.logits.shape)
-        chosen = jnp.argmax(self.logits + gumbel, axis=1)[:, None, None]
+        chosen = largest(self.logits + gumbel)[:, None, None]
         mean, log_var = (
             jnp.take_along_axis(each, chosen, axis=1)[:, 0] for each in (self.component_mean, self.component_log_var)
         )

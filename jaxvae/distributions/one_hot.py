@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae._checks import at_least
+from jaxvae._checks import at_least, largest
 from jaxvae.keys import noise
 from jaxvae.losses._arrays import floating
 from jaxvae.types import Array, PRNGKey
@@ -29,11 +29,11 @@ class OneHotCategorical(NamedTuple):
     def sample(self, *, key: PRNGKey) -> Array:
         """One-hot vectors, [B, N, K], not differentiable; one key, or one for each example."""
         gumbel = noise(jax.random.gumbel, key, self.logits.shape)
-        return _one_hot(self.logits + gumbel)
+        return one_hot_of_largest(self.logits + gumbel)
 
     def mode(self) -> Array:
         """The most probable one-hot vectors."""
-        return _one_hot(self.logits)
+        return one_hot_of_largest(self.logits)
 
     @property
     def mean(self) -> Array:
@@ -106,8 +106,11 @@ class StraightThroughOneHot(RelaxedOneHot):
     def sample(self, *, key: PRNGKey) -> Array:
         """One-hot vectors, [B, N, K]."""
         smooth = super().sample(key=key)
-        return jax.lax.stop_gradient(_one_hot(smooth) - smooth) + smooth
+        return jax.lax.stop_gradient(one_hot_of_largest(smooth) - smooth) + smooth
 
 
-def _one_hot(scores: Array) -> Array:
-    return jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1], dtype=scores.dtype)
+def one_hot_of_largest(scores: Array) -> Array:
+    """Scores [..., K] as one-hot vectors; NaN where a score is."""
+    best = largest(scores)
+    one_hot = jax.nn.one_hot(best, scores.shape[-1], dtype=scores.dtype)
+    return jnp.where((best == scores.shape[-1])[..., None], jnp.nan, one_hot)

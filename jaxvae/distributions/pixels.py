@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
+from jaxvae._checks import largest, unless_nan
 from jaxvae.keys import noise, sample_keys
 from jaxvae.types import Array, PRNGKey
 
@@ -22,13 +23,13 @@ class Bernoulli(NamedTuple):
         return -losses.bernoulli_nll(self.logits, x)
 
     def sample(self, *, key: PRNGKey) -> Array:
-        """Zeros and ones, in the type of the logits."""
+        """Zeros and ones, in the type of the logits; NaN where these are."""
         uniform = noise(jax.random.uniform, key, self.logits.shape)
-        return (uniform < self.mean).astype(self.logits.dtype)
+        return unless_nan((uniform < self.mean).astype(self.logits.dtype), self.logits)
 
     def mode(self) -> Array:
         """One where the probability exceeds a half."""
-        return (self.logits > 0).astype(self.logits.dtype)
+        return unless_nan((self.logits > 0).astype(self.logits.dtype), self.logits)
 
     @property
     def mean(self) -> Array:
@@ -53,13 +54,13 @@ class Categorical(NamedTuple):
         return -losses.categorical_nll(self.logits, x)
 
     def sample(self, *, key: PRNGKey) -> Array:
-        """Integers in 0 .. V-1."""
+        """Integers in 0 .. V-1; V, which is none of them, where a logit is NaN."""
         gumbel = noise(jax.random.gumbel, key, self.logits.shape)
-        return jnp.argmax(self.logits + gumbel, axis=-1)
+        return largest(self.logits + gumbel)
 
     def mode(self) -> Array:
-        """The most probable integer."""
-        return jnp.argmax(self.logits, axis=-1)
+        """The most probable integer; V where a logit is NaN."""
+        return largest(self.logits)
 
     @property
     def mean(self) -> Array:
@@ -142,7 +143,7 @@ class DiscretizedLogisticMixture:
         """Values in [-1, 1], [B, ..., C]; the temperature is that of the components, and a factor of the scales."""
         of_component, of_value = sample_keys(key, 2)
         gumbel = noise(jax.random.gumbel, of_component, self.logits.shape)
-        component = jnp.argmax(self.logits + temperature * gumbel, axis=-1)[..., None, None]
+        component = largest(self.logits + temperature * gumbel)[..., None, None]  # beyond the last, NaN is taken
         locations, log_scales, coefficients = (
             jnp.take_along_axis(each, component, axis=-2).squeeze(-2) for each in self._parameters[1:]
         )
@@ -168,7 +169,8 @@ class DiscretizedLogisticMixture:
             lambda x: losses.discretized_logistic_mixture_log_mass(*self._parameters, x, self.levels),
             candidates,
         )
-        return jnp.take_along_axis(candidates, masses.argmax(axis=0)[None, ..., None], axis=0)[0]
+        best_of = largest(jnp.moveaxis(masses, 0, -1))
+        return jnp.take_along_axis(candidates, best_of[None, ..., None], axis=0)[0]
 
     def expected_value(self) -> Array:
         """The mean of the values in [-1, 1], [B, ..., C].
@@ -227,7 +229,7 @@ def _most_probable(mean: Array, log_scale: Array, levels: int) -> Array:
     values = jnp.stack([_nearest(mean, levels), jnp.full_like(mean, -1), jnp.full_like(mean, 1)])
     log_scale = jnp.broadcast_to(log_scale, mean.shape)
     mass = jax.vmap(lambda x: losses.discretized_logistic_log_mass(mean, log_scale, x, levels))(values)
-    return jnp.take_along_axis(values, mass.argmax(axis=0)[None], axis=0)[0]
+    return jnp.take_along_axis(values, largest(jnp.moveaxis(mass, 0, -1))[None], axis=0)[0]
 
 
 def _expected_value(mean: Array, log_scale: Array, levels: int) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
+from jaxvae._checks import unless_nan
 from jaxvae.keys import noise
 from jaxvae.types import Array, PRNGKey
 
@@ -111,7 +112,7 @@ class ContinuousBernoulli(NamedTuple):
 
     def mode(self) -> Array:
         """One where the logit is positive, else zero: the density is largest at an end."""
-        return (self.logits > 0).astype(self.logits.dtype)
+        return unless_nan((self.logits > 0).astype(self.logits.dtype), self.logits)
 
     @property
     def mean(self) -> Array:

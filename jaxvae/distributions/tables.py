@@ -140,11 +140,11 @@ class Heterogeneous:
     def sample(self, *, key: PRNGKey) -> Array:
         """A table [B, C], floating."""
         keys = sample_keys(key, len(self.records))
-        return self._table([record.sample(key=keys[i]) for i, record in enumerate(self.records)])
+        return self._table([_values(record, record.sample(key=keys[i])) for i, record in enumerate(self.records)])
 
     def mode(self) -> Array:
         """The most probable value of each element, floating."""
-        return self._table([record.mode() for record in self.records])
+        return self._table([_values(record, record.mode()) for record in self.records])
 
     @property
     def mean(self) -> Array:
@@ -176,6 +176,13 @@ def _as_events(record: Any, x: Array) -> Array:
     if floating:
         x = jnp.where(jnp.isnan(x), -1, jnp.rint(x))  # out of range: a cast would make it 0
     return x.astype(jnp.int32)
+
+
+def _values(record: Any, events: Array) -> Array:
+    """A record's events; of a `Categorical` NaN for what is none of its values."""
+    if not isinstance(record, Categorical):
+        return events
+    return jnp.where(events < record.logits.shape[-1], events, jnp.nan)
 
 
 def _mean_of_values(record: Any) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxvae._checks import at_least, integers, out_of_range, weight_at
+from jaxvae._checks import at_least, check_drawn, integers, largest, out_of_range, weight_at
 from jaxvae.keys import check_key, example_keys, noise
 from jaxvae.models._parts import checked_label
 from jaxvae.types import Array, PRNGKey, PyTree
@@ -74,9 +74,9 @@ def check_sizes(model: Any) -> None:
 
 
 def categorical_choice(logits: Array, keys: PRNGKey, temperature: float | Array) -> Array:
-    """Draw values [N] int32 of logits [N, K] with a key for each; temperature 0 takes the most probable."""
+    """Draw values [N] int32 of logits [N, K] with a key for each; temperature 0 takes the most probable. K of NaN."""
     gumbel = noise(jax.random.gumbel, keys, logits.shape)
-    return jnp.argmax(logits + temperature * gumbel, axis=-1).astype(jnp.int32)
+    return largest(logits + temperature * gumbel).astype(jnp.int32)
 
 
 def check_kernel(**kernels: int) -> None:
@@ -125,7 +125,8 @@ def complete(
 
     Raises:
       TypeError: the key is not typed, the values are not integers, or `known` is not bool.
-      ValueError: values, known, label, context or temperature do not fit, or a value is out of range and not traced.
+      ValueError: values, known, label, context or temperature do not fit, or a value is out of range and not traced;
+        the network's output is NaN, which is K in its place where it is traced.
     """
     check_key(key)
     values, known = integers(values, "values"), jnp.asarray(known)
@@ -144,7 +145,7 @@ def complete(
     told = Told(checked_label(label, num, model.num_classes), checked_context(context, num, size, model.context))
     keys = key if key.shape else example_keys(key, jnp.arange(num))
     drawn = _complete(model, params, pixels, stays, keys, told, weight_at("temperature", temperature, 0))
-    return drawn.reshape(values.shape)
+    return check_drawn(drawn.reshape(values.shape), model.num_values)
 
 
 @partial(jax.jit, static_argnames="model")

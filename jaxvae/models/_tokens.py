@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae._checks import at_least, out_of_range, weight_at
+from jaxvae._checks import at_least, largest, out_of_range, weight_at
 from jaxvae.keys import example_keys, noise
 from jaxvae.types import Array, PRNGKey, PyTree
 
@@ -141,7 +141,7 @@ def complete(
       both: whether `guidance` counts: each step is then computed with and without the condition.
 
     Returns:
-      [N, P·M] int32.
+      [N, P·M] int32; K, one more than the last value, where logits are NaN.
     """
     num, order = len(tokens), model.layout
     keys = example_keys(key, jnp.arange(num))
@@ -160,7 +160,7 @@ def complete(
             logits = jnp.where(jnp.isneginf(given), given, without + guidance * (given - without))
         own = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers[index])
         gumbel = noise(jax.random.gumbel, own.reshape(-1), (own.size, logits.shape[-1])).reshape(logits.shape)
-        drawn = jnp.argmax(kept(logits, *draw) + draw[0] * gumbel, axis=-1).astype(jnp.int32)
+        drawn = largest(kept(logits, *draw) + draw[0] * gumbel).astype(jnp.int32)
         values = jnp.where(stays, values, drawn).astype(jnp.int32)
         return (jnp.concatenate([values, values]) if both else values, state), values
 

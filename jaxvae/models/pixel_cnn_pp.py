@@ -157,9 +157,10 @@ class PixelCNNPP(nn.Module):
 
     @nn.nowrap
     def choose(self, output: Array, keys: PRNGKey, temperature: float | Array) -> Array:
-        """Draw a pixel [N, C] of the network's output [N, F] with a key for each."""
+        """Draw a pixel [N, C] of the network's output [N, F] with a key for each; K of NaN."""
         drawn = self.mixture(output).symmetric.sample(key=keys, temperature=temperature)  # type: ignore[call-arg]
-        return jnp.rint((drawn + 1) / 2 * (self.num_values - 1)).astype(jnp.int32)
+        levels = jnp.rint((drawn + 1) / 2 * (self.num_values - 1))
+        return jnp.where(jnp.isnan(levels), self.num_values, levels).astype(jnp.int32)
 
     @nn.nowrap
     def mixture(self, output: Array) -> UnitInterval:

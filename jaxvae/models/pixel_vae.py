@@ -68,7 +68,8 @@ class PixelByPixel:
 
     def _draw(self, context: Array, key: PRNGKey, temperature: float) -> Array:
         levels = self.model.sample(self.variables, len(context), key=key, context=context, temperature=temperature)
-        return levels.astype(jnp.float32) / (self.model.num_values - 1)
+        count = self.model.num_values
+        return jnp.where(levels < count, levels.astype(jnp.float32) / (count - 1), jnp.nan)
 
 
 class PixelLikelihood(nn.Module):

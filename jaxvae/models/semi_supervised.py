@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvae import losses
+from jaxvae._checks import largest
 from jaxvae.models._parts import adopt_parts
 from jaxvae.models.cvae import CVAE
 from jaxvae.networks._run import run
@@ -54,7 +55,7 @@ class SemiSupervisedVAE(nn.Module):
 
     def __call__(self, x: Array) -> Likelihood:
         """Reconstruct x as the class that it is taken for; also what `init` runs."""
-        return self.cvae(x, self.classify(x).argmax(axis=-1))
+        return self.cvae(x, largest(self.classify(x)))
 
     def classify(self, x: Array) -> Array:
         """Logits of q(y|x): x [B, ...] -> [B, K].

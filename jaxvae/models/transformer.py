@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxvae._checks import at_least, integers, weight_at
+from jaxvae._checks import at_least, check_drawn, integers, weight_at
 from jaxvae.convolution import widen
 from jaxvae.distributions import Categorical
 from jaxvae.keys import check_key
@@ -284,7 +284,8 @@ class TransformerPrior(nn.Module):
         Raises:
           TypeError: the key is not typed, the values are not integers, `known` is not bool, `top_k` is no integer.
           ValueError: values, known, label or prefix do not fit the model, an option does not lie where it should, or
-            `guidance` of a model without a condition.
+            `guidance` of a model without a condition; the network's output is NaN, which is K in the place of a value
+            where it is traced.
         """
         check_key(key)
         values, known = integers(values, "values"), jnp.asarray(known)
@@ -299,7 +300,7 @@ class TransformerPrior(nn.Module):
         condition, both = guided(len(values), label, prefix, guidance, num_classes=self.num_classes, sizes=self.prefix)
         flat = (each.reshape(len(values), -1) for each in (values, known))
         drawn = complete(self, params, *flat, key, condition, draw, jnp.float32(guidance), both=both)
-        return drawn.reshape(values.shape)
+        return check_drawn(drawn.reshape(values.shape), max(self.counts))
 
     @nn.nowrap
     def check_values(self, values: Array) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import losses
-from jaxvae._checks import integers, weight_at
+from jaxvae._checks import integers, largest, weight_at
 from jaxvae.models.semi_supervised import SemiSupervisedVAE
 from jaxvae.objectives._apply import apply, batch_keys, networks_key, refuse_missing
 from jaxvae.objectives.elbo import total_rate
@@ -96,7 +96,7 @@ def semi_supervised_loss(
     metrics = unlabelled | {
         "labelled_negative_elbo": total_rate(terms) - terms.log_likelihood[0] + log_num_classes,
         "classification": losses.categorical_nll(logits, label),
-        "accuracy": (logits.argmax(axis=1) == label).astype(logits.dtype),
+        "accuracy": (largest(logits) == label).astype(logits.dtype),
     }
     metrics = {name: values.mean() for name, values in metrics.items()}
     metrics["negative_elbo"] = metrics["distortion"] + metrics["rate"]

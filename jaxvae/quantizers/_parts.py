@@ -125,7 +125,13 @@ def look_up(codes: Array, indices: Array) -> Array:
     """The codes [..., D] of integer indices [...]; NaN for one out of range, `ValueError` if it is not traced."""
     indices = integers(indices, "indices")
     outside = out_of_range("code", indices, len(codes))
-    return jnp.where(outside[..., None], jnp.nan, codes[jnp.where(outside, 0, indices)])
+    return chosen(codes, jnp.where(outside, len(codes), indices))
+
+
+def chosen(codes: Array, indices: Array) -> Array:
+    """The codes [..., D] of indices [...] in 0 .. K, of which K is none: its vector is NaN."""
+    none = indices == len(codes)
+    return jnp.where(none[..., None], jnp.nan, codes[jnp.where(none, 0, indices)])
 
 
 def all_indices(num_codes: int) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae._checks import at_least, integers, out_of_range
+from jaxvae._checks import at_least, integers, out_of_range, unless_nan
 from jaxvae.keys import check_key, noise
 from jaxvae.quantizers._parts import ESTIMATORS, Estimator, all_indices, check_choice, checked, perplexity
 from jaxvae.types import Array, Metrics, PRNGKey, PyTree, Quantized
@@ -56,6 +56,7 @@ class FiniteScalar:
         """Raise `ValueError` for levels that are none, or too many, and for an option that is none."""
         object.__setattr__(self, "levels", tuple(self.levels))  # a list, from a file, could not be hashed
         at_least(2, levels=self.levels)
+        object.__setattr__(self, "levels", tuple(map(int, self.levels)))  # products of NumPy's would wrap around
         if not self.levels or math.prod(self.levels) >= 2**31:
             raise ValueError(f"levels must make 2 to 2**31 - 1 codes, got {self.levels}; more go into Grouped")
         if self.squash not in ("tanh", "clip"):
@@ -98,12 +99,13 @@ class FiniteScalar:
         bounded = self._bounded(encoded.astype(jnp.float32))
         drawn = key is not None and self.temperature > 0
         level = self._drawn(bounded, key) if drawn else jnp.rint(bounded)  # type: ignore[arg-type]
-        vectors = jax.lax.stop_gradient(level) / half
+        level = jax.lax.stop_gradient(unless_nan(level, bounded))
+        vectors = level / half
         nothing = jnp.zeros(len(encoded), jnp.float32)
-        digits = jax.lax.stop_gradient(level + half).astype(jnp.int32)
+        indices = ((level + half).astype(jnp.int32) * self._row(self._places, encoded.ndim, jnp.int32)).sum(axis=-1)
         return Quantized(
             vectors=vectors,
-            indices=(digits * self._row(self._places, encoded.ndim, jnp.int32)).sum(axis=-1, dtype=jnp.int32),
+            indices=jnp.where(jnp.isnan(level).any(axis=-1), self.num_codes, indices).astype(jnp.int32),
             commitment=nothing,
             loss=nothing,
             metrics={},

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxvae import codebook
-from jaxvae._checks import at_least, floating, integers
+from jaxvae._checks import at_least, floating, integers, largest
 from jaxvae.keys import check_key, noise
-from jaxvae.quantizers._parts import check_count, checked, described, look_up, perplexity
+from jaxvae.quantizers._parts import check_count, checked, chosen, described, look_up, perplexity
 from jaxvae.types import Array, Metrics, PRNGKey, PyTree, Quantized, Schedule
 
 
@@ -91,8 +91,8 @@ class GumbelCodebook:
         bias = params["bias"].reshape((1,) * (encoded.ndim - 1) + (-1,))
         logits = jnp.dot(encoded.astype(jnp.float32), params["kernel"], precision=exact) + bias
         drawn = logits if key is None else logits + noise(jax.random.gumbel, key, logits.shape)
-        indices = jnp.argmax(drawn, axis=-1).astype(jnp.int32)
-        vectors = codes[indices]
+        indices = largest(drawn).astype(jnp.int32)
+        vectors = chosen(codes, indices)
         latent = jnp.dot(jax.nn.softmax(drawn / self._temperature(state)), codes, precision=exact)
         if key is None or self.straight_through:
             latent = jax.lax.stop_gradient(vectors) + (latent - jax.lax.stop_gradient(latent))  # exactly the code's

@@ -81,7 +81,7 @@ class LookupFree:
     @property
     def num_codes(self) -> int:
         """2^D."""
-        return int(2**self.bits)
+        return 2 ** int(self.bits)  # one of NumPy would wrap around
 
     @property
     def needs_key(self) -> bool:
@@ -116,12 +116,13 @@ class LookupFree:
         if key is not None and self.temperature > 0:
             logistic = noise(jax.random.logistic, key, values.shape)
             compared = compared + self.temperature / (4 * self._size) * logistic
-        ones = compared > 0
-        vectors = self._codes(ones)
+        ones, nothing = compared > 0, jnp.isnan(compared).any(axis=-1)
+        vectors = jnp.where(nothing[..., None], jnp.nan, self._codes(ones))
+        indices = (ones * self._row(self._places, ones.ndim, jnp.int32)).sum(axis=-1, dtype=jnp.int32)
         loss, entropy = self._losses(values, mask)
         return Quantized(
             vectors=vectors,
-            indices=(ones * self._row(self._places, ones.ndim, jnp.int32)).sum(axis=-1, dtype=jnp.int32),
+            indices=jnp.where(nothing, self.num_codes, indices),
             commitment=over_positions(losses.commitment, values, vectors, mask),
             loss=loss,
             metrics={"bit_entropy": entropy.mean()},

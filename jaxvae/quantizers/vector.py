@@ -24,6 +24,7 @@ from jaxvae.quantizers._parts import (
     check_choice,
     check_count,
     checked,
+    chosen,
     described,
     look_up,
     over_positions,
@@ -263,7 +264,7 @@ def quantize(
         indices = codebook.nearest(codes, chosen_for, costs)
     else:
         indices = codebook.draw(codes, chosen_for, temperature=choice.temperature, key=key, cost=costs)
-    vectors = codes[indices]
+    vectors = chosen(codes, indices)
     commitment = over_positions(losses.commitment, chosen_for, vectors, mask)
     return Quantized(
         *(vectors, indices, commitment, jnp.zeros_like(commitment), {}),
