@@ -10,7 +10,6 @@ Beside it: -ELBO / log 2, the same images on one sheet as a PNG of one bit and a
 import dataclasses
 import gzip
 import io
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -30,6 +29,7 @@ from experiments.report import evaluator, prepared
 from experiments.splits import load_split
 from jaxvae import checkpoint, data
 from jaxvae._directory import write_whole
+from jaxvae._json import to_json
 from jaxvae._run import absolute
 from jaxvae.evaluation import compress, decompress
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(", ".join(f"{speed:,.0f} images {name.replace('_', ' ')}" for name, speed in speeds.items()))
     result = {"images": len(x), "bits_per_pixel": {name: size / x.size for name, size in sizes.items()}} | speeds
     with file_errors("run this again"):
-        write_whole(directory / "bits_back.json", json.dumps(result, indent=2) + "\n")
+        write_whole(directory / "bits_back.json", to_json(result, indent=2) + "\n")
     console.print(str(directory / "bits_back.json"), highlight=False)
 
 

@@ -12,7 +12,6 @@ counted, as no codec's own program is.
 
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from experiments.report import as_pictures, prepared
 from experiments.vq_vae import JPEG_CAVEAT
 from jaxvae import checkpoint, figures
 from jaxvae._directory import write_whole
+from jaxvae._json import to_json
 from jaxvae._run import absolute
 from jaxvae.evaluation import compress_codes, decompress_codes
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = f"{len(images):,} test images of {source} on one sheet"
     with file_errors("run this again"):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "codec.json", json.dumps(written) + "\n")
+        write_whole(out / "codec.json", to_json(written) + "\n")
         picture = figures.codec_curves(out / f"codec.{config.picture_format}", lines, title=title)
     for path in (picture, out / "codec.json"):
         console.print(str(path), highlight=False)

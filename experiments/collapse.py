@@ -12,7 +12,6 @@ little (Chen et al., 2017), which those of 8×8 pixels do not.
 """
 
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -32,6 +31,7 @@ from experiments.command import PictureFormat, console, file_errors, keep_progra
 from experiments.splits import load_split
 from jaxvae import data, figures
 from jaxvae._directory import write_whole
+from jaxvae._json import to_json
 from jaxvae._run import absolute
 from jaxvae.distributions import DiagGaussian
 from jaxvae.evaluation import active_units, aggregate_posterior
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         means = reconstruct(run, x)
         measured[name] = measure(run, x, means)
         drawn[name] = means[:DRAWN].clip(0, 1)
-    record = json.dumps({"test": measured, **dataclasses.asdict(config)}, indent=2, default=str)
+    record = to_json({"test": measured, **dataclasses.asdict(config)}, indent=2, default=str)
     names, title = ["test image", *drawn], "test digits and their reconstructions (means)"
     rows = np.concatenate([x[:DRAWN], *drawn.values()])
     path = out / f"collapse.{config.picture_format}"

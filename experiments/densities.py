@@ -8,7 +8,6 @@ mixture and a flow of spline couplings minimise KL(q || p) by draws of q; what r
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.table import Table
 from experiments.command import PictureFormat, console, file_errors, keep_programs, user_errors
 from jaxvae import figures
 from jaxvae._directory import write_whole
+from jaxvae._json import to_json
 from jaxvae._run import absolute
 from jaxvae.distributions import DiagGaussian
 from jaxvae.flows import FlowPosterior, FullCovariance, SplineCoupling
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = out / f"densities.{config.picture_format}"
     with file_errors("run this again"):
         out.mkdir(parents=True, exist_ok=True)
-        record = json.dumps({"kl": kl, **dataclasses.asdict(config)}, indent=2, default=str)
+        record = to_json({"kl": kl, **dataclasses.asdict(config)}, indent=2, default=str)
         write_whole(out / "densities.json", record + "\n")
         figures.image_grid(path, images, columns=1 + len(FAMILIES), title=title, **names)
     show(kl)

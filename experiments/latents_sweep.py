@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments.command import console, file_errors, run_or_leave, user_errors
 from experiments.latents import PRESETS
 from jaxvae._directory import write_whole
-from jaxvae._json import read_json, read_json_object
+from jaxvae._json import read_json, read_numbers, to_json
 from jaxvae._run import absolute
 from jaxvae.keys import check_seed
 
@@ -118,13 +118,13 @@ def report(config: Config, out: Path) -> None:
         table.add_row(row, *cells)
     console.print(table)
     result = {"test": summary, "members": {row: dict(zip(config.seeds, of, strict=True)) for row, of in rows.items()}}
-    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
+    write_whole(out / "result.json", to_json(result, indent=2) + "\n")
     console.print(str(out / "result.json"), highlight=False)
 
 
 def figures_of(directory: Path) -> dict[str, Any]:
     """What a run measured, and the seconds that it trained."""
-    result = read_json_object(directory / "result.json")
+    result = read_numbers(directory / "result.json")
     return {**result["test"], "train_seconds": result["train_seconds"]}
 
 

@@ -32,7 +32,7 @@ from experiments.report import (
 from experiments.run import InitFn, Run, init_of, reached
 from experiments.splits import Splits, load_splits
 from jaxvae import checkpoint, data, figures
-from jaxvae._json import read_json_object
+from jaxvae._json import read_numbers
 from jaxvae.data import quadrants
 from jaxvae.keys import seed_key
 from jaxvae.losses import bernoulli_nll
@@ -147,7 +147,7 @@ def run(config: Config) -> None:
     loss_fn = partial(jaxvae.cvae_loss, model)
     state = train_best(this_run, config, init, loss_fn, partial(loss_fn, num_samples=RECOGNITION_SAMPLES), splits)
     measured = measure(model, state, splits.test, nll_samples=config.nll_samples)
-    measured["baseline_nll"] = read_json_object(this_run.directory / "baseline" / "result.json")["test"]["nll"]
+    measured["baseline_nll"] = read_numbers(this_run.directory / "baseline" / "result.json")["test"]["nll"]
     result = {"test": measured, "nll_samples": config.nll_samples, **reached(state)}
     this_run.finish(result, lambda: save_pictures(this_run, config, model, state.params, splits.test))
 

@@ -31,7 +31,7 @@ from experiments.run import Run, init_of, make_feed
 from experiments.splits import Splits
 from experiments.sweep_processes import cores
 from jaxvae import data, figures
-from jaxvae._json import read_json_object
+from jaxvae._json import read_numbers
 from jaxvae.evaluation import active_units, disentanglement
 from jaxvae.keys import check_seed, seed_key
 from jaxvae.training.epoch import TrainEpoch
@@ -266,7 +266,7 @@ def train_in_processes(run: Run, config: Config) -> list[dict[str, Any]]:
         commands[name] = [*program, "--betas", str(beta), "--out", str(folder / name)]
     run_or_leave(commands, folder, go_on=f"continue with --out {run.directory} --resume")
     with user_errors():
-        results = [read_json_object(folder / name / "result.json") for name in commands]
+        results = [read_numbers(folder / name / "result.json") for name in commands]
     return [member for result in results for member in result["members"]]
 
 

@@ -26,6 +26,7 @@ import jaxvae
 from experiments.command import RunConfig, complain, console, file_errors, user_errors
 from jaxvae import data
 from jaxvae._directory import RunDirectory, write_whole
+from jaxvae._json import to_json
 from jaxvae._run import absolute
 from jaxvae.keys import seed_key
 from jaxvae.progress import ProgressBar
@@ -222,7 +223,7 @@ class Run:
         records = self.records()
         speed = {"examples_per_second": records[-1]["examples_per_second"]} if records else {}
         result = {**speed, **result, "seconds": time.perf_counter() - self._began}
-        write_whole(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        write_whole(self.directory / "result.json", to_json(result, indent=2) + "\n")
         pictures = save_pictures()
         multihost_utils.sync_global_devices("the run is finished")
         table = Table("test", "", title=self.settings["preset"])

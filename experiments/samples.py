@@ -15,7 +15,6 @@ samples. An experiment takes part by one function, `draw`: experiments/drawing.p
 
 import dataclasses
 import importlib
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from experiments.report import over_set, prepared
 from experiments.splits import Splits, load_split, load_splits
 from jaxvae import data, figures
 from jaxvae._directory import write_whole
-from jaxvae._json import read_json_object
+from jaxvae._json import read_json_object, to_json
 from jaxvae._run import absolute
 from jaxvae.evaluation import samples, sharpness_ratio
 from jaxvae.keys import check_seed, seed_key
@@ -257,7 +256,7 @@ def show(rows: dict[str, dict[str, Any]], num: int, result: dict[str, Any]) -> N
 def finish(out: Path, result: dict[str, Any], drawn: dict[str, np.ndarray], splits: Splits, suffix: str) -> None:
     """Write result.json, a row of samples of each run, and samples above the training images nearest to them."""
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
+    write_whole(out / "result.json", to_json(result, indent=2) + "\n")
     known = np.asarray(prepared(splits.train, len(splits.train))["x"])
     pairs = {}
     for name, images in list(drawn.items())[1:]:

@@ -12,7 +12,6 @@ from 0, the sample has edges; near 0, it may have none, or regular ones.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from experiments.command import PictureFormat, console, file_errors, keep_progra
 from experiments.report import as_pictures
 from jaxvae import figures
 from jaxvae._directory import write_whole
+from jaxvae._json import to_json
 from jaxvae._run import absolute
 from jaxvae.evaluation.classical import periodic_smooth, random_phase_noise, spot_noise
 from jaxvae.keys import check_seed, seed_key
@@ -136,7 +136,7 @@ def finish(
     """Write the figures and the pictures."""
     out.mkdir(parents=True, exist_ok=True)
     result = {"test": {"excess_kurtosis": kurtosis}, "config": dataclasses.asdict(config)}
-    write_whole(out / "result.json", json.dumps(result, indent=2, default=str) + "\n")
+    write_whole(out / "result.json", to_json(result, indent=2, default=str) + "\n")
     suffix = f".{config.picture_format}"
     title = f"{config.larger} times as large as the sample: spot noise, random phase"
     for path in (

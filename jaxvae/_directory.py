@@ -1,6 +1,5 @@
 """A run's directory, from its first step to its last: settings, metrics and checkpoints, new or resumed."""
 
-import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxvae._json import parse_json, read_json_object
+from jaxvae._json import parse_json, read_json_object, to_json, with_nan
 from jaxvae.checkpoint import Checkpointer, DamagedCheckpointError, check_settings
 from jaxvae.training.fit import Earlier, Progress
 from jaxvae.training.state import TrainState
@@ -72,7 +71,7 @@ class RunDirectory:
             self.checkpointer.close()
             raise ValueError(f"the run in {path} is at step {self.latest_step}, epochs={epochs} end at {last_step}")
         self._former = config_file.read_text() if described else None
-        write_whole(config_file, json.dumps(settings, indent=2) + "\n")
+        write_whole(config_file, to_json(settings, indent=2) + "\n")
 
     def check_end(self, step: int, last_step: int, epochs: int) -> None:
         """Raise `ValueError` where a resumed run is beyond its end, and leave its settings as they were."""
@@ -113,7 +112,7 @@ class RunDirectory:
             lost = "the history begins anew, and early stopping knows nothing of what came before"
             warnings.warn(f"{self.path / METRICS} is missing at step {self._step}: {lost}", stacklevel=3)
         kept = [record for record in self.records() if record["step"] <= int(state.step)]
-        write_whole(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.path / METRICS, "".join(to_json(record) + "\n" for record in kept))
         return state
 
     def best(self, state: TrainState) -> TrainState | None:
@@ -187,7 +186,8 @@ class RunDirectory:
         try:
             match parse_json(line):
                 case {"step": int()} as record:
-                    return record
+                    numbers: dict[str, Any] = with_nan(record)
+                    return numbers
             reason = "it holds no evaluation"
         except ValueError as error:
             reason = str(error)
@@ -197,7 +197,7 @@ class RunDirectory:
         """Add a line to metrics.jsonl; by the first process."""
         if jax.process_index() == 0:
             with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
 
     def __enter__(self) -> Self:
         return self

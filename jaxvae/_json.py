@@ -1,7 +1,12 @@
-"""JSON from a file that anyone may have written: bounded, strict, and wrong only in one way, a `ValueError`."""
+"""JSON from a file that anyone may have written: bounded, strict, and wrong only in one way, a `ValueError`.
+
+JSON has no NaN: a number that is not finite is written as null, and numbers are read with NaN in its place.
+"""
 
 import json
+import math
 import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,37 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_numbers(path: Path) -> dict[str, Any]:
+    """As `read_json_object`, of what was measured: NaN where null stands for it."""
+    numbers: dict[str, Any] = with_nan(read_json_object(path))
+    return numbers
+
+
 def parse_json(content: bytes) -> Any:
     """What UTF-8 text holds; `ValueError` for anything else, two entries of one name and endless nesting included."""
     try:
         return json.loads(content.decode(), object_pairs_hook=_once_each)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def to_json(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """The text of a value; null where a number is not finite, which Python would write as no JSON has it."""
+    finite = _with(value, lambda number: number if number is not None and math.isfinite(number) else None)
+    return json.dumps(finite, indent=indent, default=default)
+
+
+def with_nan(value: Any) -> Any:
+    """What `to_json` has written of numbers, with NaN in the place of null."""
+    return _with(value, lambda number: math.nan if number is None else number)
+
+
+def _with(value: Any, change: Callable[[float | None], float | None]) -> Any:
+    if isinstance(value, float | None):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _with(each, change) for name, each in value.items()}
+    return [_with(each, change) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

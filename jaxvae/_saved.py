@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae._json import MOST_BYTES, parse_json, read_file
+from jaxvae._json import MOST_BYTES, parse_json, read_file, to_json, with_nan
 from jaxvae._names import UnknownPartError
 from jaxvae._recipe import Describer, Parts, Rebuilder, describe_tree, described, foreign_names
 from jaxvae._tensors import check_types, parse_tensors, write_tensors
@@ -89,7 +89,7 @@ def write(run: Any, out: Path) -> None:
     """Write a run to a directory, over one that is there only once all of this one is on disk."""
     record, held, arrays = describe(run)
     record |= {"jaxvae": _version(), "step": int(run.step), "stopped": run.stopped}
-    history = (json.dumps(run.history, indent=1) + "\n").encode()
+    history = (to_json(run.history, indent=1) + "\n").encode()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as scratch:
         new = Path(scratch)
@@ -111,7 +111,7 @@ def read(place: Path, parts: Parts, model: Any) -> dict[str, Any]:
     _check_is_there(place)
     record = _record(place)
     weights, examples = (parse_tensors(_sealed(place, record, name)) for name in (WEIGHTS, EXAMPLES))
-    history = parse_json(_sealed(place, record, HISTORY))
+    history = with_nan(parse_json(_sealed(place, record, HISTORY)))
     if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
         raise ValueError(f"{HISTORY} holds no list of evaluations")
     if type(record["step"]) is not int or not isinstance(record["stopped"], str | None):

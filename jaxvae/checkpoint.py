@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxvae._checks import at_least
-from jaxvae._json import read_json_object
+from jaxvae._json import read_json_object, to_json
 from jaxvae._sealed import (
     DamagedCheckpointError,
     KeepPolicy,
@@ -366,8 +366,8 @@ def _existing(directory: Path, step: int) -> Path:
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As they will come back from a file: tuples as lists, every key a string."""
-    as_json: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    """As they will come back from a file: tuples as lists, every key a string, null for what is not finite."""
+    as_json: dict[str, Any] = json.loads(to_json(settings))
     return as_json
 
 

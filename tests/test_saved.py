@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import enum
 import functools
+import json
 from typing import NamedTuple
 
 import jax
@@ -132,6 +133,16 @@ def test_float64_that_is_read_as_float32_is_told(tmp_path):
     assert [each.filename for each in told] == [__file__]
     with jax.enable_x64(True):
         assert jaxvae.load(tmp_path).params["a"] == 1 / 3
+
+
+def test_evaluations_that_are_not_finite_are_saved_as_json_and_come_back(tmp_path):
+    run = dataclasses.replace(run_of({"a": jnp.ones(1)}), history=[{"step": 3, "train": {"loss": np.inf, "rate": 1.5}}])
+    write(run, tmp_path)
+    (record,) = json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+    assert record == {"step": 3, "train": {"loss": None, "rate": 1.5}}
+    (record,) = jaxvae.load(tmp_path).history
+    assert record["step"] == 3
+    np.testing.assert_array_equal(list(record["train"].values()), [np.nan, 1.5])
 
 
 def test_a_number_among_the_parameters_has_the_type_that_jax_gives_it(tmp_path):

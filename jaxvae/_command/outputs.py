@@ -1,7 +1,6 @@
 """What the commands write and print."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from jaxvae import figures
 from jaxvae._command.models import shows_pictures
+from jaxvae._json import to_json
 from jaxvae._terminal import console
 from jaxvae.data import to_frame
 from jaxvae.data._table_files import read_table
@@ -137,8 +137,8 @@ def write_imputed(path: Path, filled: Imputed, run: Run, *, table: Mapping[str, 
 
 
 def write_json(path: Path, record: dict[str, Any]) -> Path:
-    """The record, indented."""
-    text = json.dumps(record, indent=1) + "\n"
+    """The record, indented; null where a number is not finite."""
+    text = to_json(record, indent=1) + "\n"
     return replace_file(path, (path.suffix,), lambda unfinished: unfinished.write_text(text))
 
 
