@@ -218,7 +218,7 @@ def test_equal_functions_compile_once_and_others_anew(key):
     kinds = (
         lambda: partial(scale, by=2.0, traced=traced),
         lambda: partial(partial(scale, traced=traced), by=3.0),
-        lambda: partial(scale, by=weights, traced=traced),  # an array is equal to itself alone
+        lambda: partial(scale, by=weights, traced=traced),
         lambda: holder.method,
     )
     for number, make in enumerate(kinds, start=1):
@@ -230,7 +230,10 @@ def test_equal_functions_compile_once_and_others_anew(key):
         np.testing.assert_allclose(run(partial(scale, by=by, traced=traced)), by * np.arange(3))
         assert len(traced.seen) == before + 1
     assert np.signbit(run(partial(scale, by=-0.0, traced=traced))[1])
-    run(partial(scale, by=weights.copy(), traced=traced))
+    run(partial(scale, by=weights.copy(), traced=traced))  # arrays are equal by what they hold
+    assert len(traced.seen) == len(kinds) + 6
+    weights[:] = 5
+    np.testing.assert_array_equal(run(partial(scale, by=weights, traced=traced)), 5 * np.arange(3))
     assert len(traced.seen) == len(kinds) + 7
 
 

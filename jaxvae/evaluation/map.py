@@ -1,5 +1,6 @@
 """A function of a batch, run over a whole data set."""
 
+import hashlib
 import types
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -29,7 +30,8 @@ def map_batches(
 
     `source, indices` are what `jaxvae.data.evaluation_feed` returns: each index >= 0 counts once, -1 is padding. Equal
     `fn` and `prepare` compile once, however often they are run; a `functools.partial` equals another of the same
-    function and the same arguments. Arrays among the arguments are equal only where they are one object.
+    function and the same arguments. Arrays of NumPy among them are equal by content, those of JAX where they are one
+    object.
 
     Args:
       fn: the batch has the source's arrays [B, ...], after `prepare`.
@@ -100,6 +102,8 @@ def _content(value: Any) -> Hashable:
         return kind, tuple((_content(name), _content(each)) for name, each in value.items())
     if isinstance(value, float | complex):
         return kind, repr(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:  # which may have changed since it was compiled
+        return kind, str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).digest()
     try:
         hash(value)
     except TypeError:
