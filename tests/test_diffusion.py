@@ -143,6 +143,16 @@ def test_draws_of_the_bound_have_its_mean_and_belong_to_the_example():
     assert np.corrcoef(alone[:-1], alone[1:])[0, 1] < 0.03
 
 
+def test_the_nats_of_a_narrow_x_are_those_of_a_wide_one():
+    """A large x in bfloat16 has nats of four digits, of which bfloat16 keeps two."""
+    model = Diffusion(lambda z, log_snr: jnp.zeros_like(z), (500,))
+    x = jnp.rint(4 * jax.random.normal(KEY, (3, 500))) / 4
+    expected, found = (call(model, x.astype(dtype), key=KEY) for dtype in ("float32", "bfloat16"))
+    for name, nats in found._asdict().items():
+        assert nats.dtype == jnp.float32, name
+        np.testing.assert_allclose(nats, getattr(expected, name), rtol=1e-5, err_msg=name)
+
+
 @partial(jax.jit, static_argnums=0, static_argnames=("weighting", "num_samples", "condition_dropout"))
 def loss_of(model, batch, **options):
     loss, (_, metrics) = diffusion_loss(model, {}, (), batch, key=KEY, step=0, **options)

@@ -313,3 +313,17 @@ def test_what_a_planar_flow_cannot_do_says_so(key):
     bound = partial(jaxvae.iwae_loss, model, num_samples=2, doubly_reparameterized=True)
     with pytest.raises(TypeError, match="a Planar has no inverse"):
         jax.eval_shape(partial(bound, step=0), init(model), (), batch(B), key=key)
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float16"])
+def test_what_is_narrow_is_not_rounded_on_the_way_out(name, dtype, key):
+    """A coupling put its values back into the type of x: of integers what was changed lost its fraction."""
+    bijection = BIJECTIONS[name]
+    x = jnp.asarray(np.arange(B * D).reshape(B, D) % 3).astype(dtype)
+    params = bijection.init(key, X, method="forward")
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    y, log_det = bijection.apply(params, x, method="forward")
+    expected = bijection.apply(params, x.astype(jnp.float32), method="forward")
+    np.testing.assert_allclose(y, expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(log_det, expected[1], rtol=1e-5, atol=1e-6)

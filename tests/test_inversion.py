@@ -188,6 +188,17 @@ def test_a_linear_observation_has_the_density_of_its_closed_form(operator, of_me
     np.testing.assert_allclose(observation(mean), np.asarray(mean) @ MIX.T, rtol=1e-5)
 
 
+def test_an_observation_is_as_exact_of_a_narrow_type_and_in_a_wide_one_after_it():
+    matrix = np.linspace(0.1, 0.9, 2 * D, dtype=np.float32).reshape(2, D)
+    observation, y = Linear(matrix, NOISE), {"y": jnp.ones((3, 2))}
+    wide, narrow = (
+        DiagGaussian(jnp.zeros((3, D), dtype), jnp.zeros((1, D), dtype)) for dtype in ("float32", "float16")
+    )
+    expected = Linear(matrix, NOISE).log_prob(wide, y)
+    for record in (narrow, wide):
+        np.testing.assert_array_equal(observation.log_prob(record, y), expected)
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -392,6 +403,8 @@ def test_operators_that_are_not_linear_are_refused():
 def test_options_out_of_range_are_refused(key):
     for make, error, text in (
         (lambda: Visible(np.ones(3)), TypeError, "mask must be bool, true where x is visible, got float64"),
+        (lambda: Visible(np.ma.array([True, True], mask=[0, 1])), TypeError, "mask is a masked array"),
+        (lambda: Linear(np.ma.array(MIX, mask=MIX > 0), 1.0), TypeError, "operator is a masked array"),
         (lambda: Linear(MIX, 0.0), ValueError, "scale must be a positive number"),
         (lambda: Linear(np.ones(3), 1.0), TypeError, "a floating matrix"),
         (lambda: Importance(1), ValueError, "num_samples must be at least 2, got 1"),

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvae._checks import check_shape, check_x
+from jaxvae._host import check_unmasked
 from jaxvae.distributions import DiagGaussian, Masked
 from jaxvae.keys import noise
+from jaxvae.losses._arrays import floating
 from jaxvae.models.vae import mean_shape, with_mask
 from jaxvae.types import Array, Batch, PRNGKey
 
@@ -37,6 +39,7 @@ class Visible:
     def __post_init__(self) -> None:
         """Keep the mask on the host: it is a part of the compiled program."""
         if self.mask is not None:
+            check_unmasked(self.mask, "mask")
             mask = np.asarray(self.mask)
             if mask.dtype != bool:
                 raise TypeError(f"mask must be bool, true where x is visible, got {mask.dtype}")
@@ -118,11 +121,12 @@ class Linear:
     operator: Any
     scale: float
     of_mean: bool = False
-    _checked: dict[tuple[int, ...], np.ndarray | None] = field(default_factory=dict, init=False, repr=False)
+    _checked: dict[Any, np.ndarray | None] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Take a matrix to the host: it is a part of the compiled program."""
         if not callable(self.operator):
+            check_unmasked(self.operator, "operator")
             matrix = np.asarray(self.operator)
             if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
                 raise TypeError(
@@ -162,7 +166,7 @@ class Linear:
 
     def log_prob(self, record: Any, batch: Batch) -> Array:
         """The nats of y under a likelihood's record, [B]; a density."""
-        y, mean = self.seen(batch), record.mean
+        y, mean = self.seen(batch), floating(record.mean, "mean")  # no covariance of a narrow type can be factorised
         matrix = self._checked_matrix(mean.shape[1:], mean.dtype)
         projected = self(mean)
         if y.shape != projected.shape:
@@ -176,7 +180,7 @@ class Linear:
                 f"y = A x + noise has no simple density where p(x|z) is a {type(record).__name__}, only where it is a "
                 "DiagGaussian: pass Linear(..., of_mean=True) to compare y with A of the decoder's mean instead"
             )
-        variance = jnp.broadcast_to(jnp.exp(record.log_var), mean.shape).reshape(len(y), -1)
+        variance = jnp.broadcast_to(jnp.exp(floating(record.log_var, "log_var")), mean.shape).reshape(len(y), -1)
         own = jnp.square(self.scale) * jnp.eye(len(matrix), dtype=mean.dtype)
         highest = jax.lax.Precision.HIGHEST
         covariance = jnp.einsum("md,bd,nd->bmn", matrix, variance, matrix, precision=highest) + own[None]
@@ -191,12 +195,13 @@ class Linear:
         return None
 
     def _checked_matrix(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
-        """A as a matrix [M, D], or None where the mean is enough; raises unless it is linear. Once for each shape."""
-        if shape not in self._checked:
+        """A as a matrix [M, D], or None where the mean is enough; raises unless it is linear; once for each."""
+        which = shape, dtype
+        if which not in self._checked:
             with jax.ensure_compile_time_eval():
                 _check_linear(self, shape, dtype)
-                self._checked[shape] = None if self.of_mean else _matrix_of(self, shape, dtype)
-        return self._checked[shape]
+                self._checked[which] = None if self.of_mean else _matrix_of(self, shape, dtype)
+        return self._checked[which]
 
 
 def _check_linear(operator: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> None:

@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from jaxvae import losses
 from jaxvae._checks import at_least, check_shape, check_x, weight_at
+from jaxvae.convolution import widen
 from jaxvae.keys import check_key, example_keys, noise
 from jaxvae.models._conditions import guided
 from jaxvae.models._levels import level_log_prob, nearest_level, sample_level
@@ -231,6 +232,7 @@ class Diffusion(nn.Module):
         """X as it is diffused: itself or, where it has levels, in [-1, 1]; NaN, or an error, where it is on none."""
         check_x(x)
         check_shape((0, *self.shape), x.shape)
+        x = widen(x)  # nats, and the distances of levels, are too fine for a narrow type
         if self.levels is None:
             return x
         steps = x * (self.levels - 1)

@@ -33,6 +33,7 @@ class NoiseEmbedding(nn.Module):
     def __call__(self, log_snr: Array, label: Array | None = None) -> Array:
         """Embed a batch; `ValueError` for a label too many or too few."""
         at_least(1, features=self.features)
+        log_snr = widen(jnp.asarray(log_snr))  # the frequencies would be zeros in an integer type
         frequencies = jnp.asarray(np.geomspace(1 / LONGEST, 1 / SHORTEST, WAVES), log_snr.dtype)
         angles = log_snr[:, None] * frequencies[None]
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
