@@ -361,6 +361,8 @@ def test_an_encoder_sees_numbers_of_one_size_and_nothing_of_what_is_missing():
     masked = encoder.apply({}, jnp.concatenate([rows, jnp.float32([[1, 1, 1], [0, 1, 0]])], axis=1))
     seen[1, 0] = 0
     np.testing.assert_allclose(masked, np.concatenate([seen, [[1, 1, 1], [0, 1, 0]]], axis=1), rtol=1e-6)
+    for wrong in (np.nan, 3, -1):  # no category, where a NaN would be the first
+        assert np.isnan(encoder.apply({}, rows.at[0, 0].set(wrong))[:, :3]).all(axis=1).tolist() == [True, False]
     with pytest.raises(ValueError, match=r"a table of 3 columns is x \(B, 3\), got \(2, 4\)"):
         encoder.apply({}, jnp.zeros((2, 4)))
 

@@ -16,7 +16,10 @@ from jaxvae.networks import (
     GaussianHead,
     LabelEmbedding,
     MLPDecoder,
+    MLPDiscriminator,
     MLPEncoder,
+    NoiseEmbedding,
+    PatchDiscriminator,
     PixelScale,
     ResidualDecoder,
     ResidualEncoder,
@@ -147,6 +150,38 @@ def test_conditions_are_joined_to_what_the_body_sees():
     np.testing.assert_array_equal(channels.apply({}, X, vector)[:, 3, 5], [[1, 0, 1], [1, 2, 3]])
     np.testing.assert_array_equal(channels.apply({}, X, 7 * plane)[0, 3, 5], [1, 7, 7])
     np.testing.assert_array_equal(Unconditioned(lambda x: x).apply({}, X, vector), X)
+
+
+@pytest.mark.parametrize("condition", [(4, 2), (1, 4), (1, 2)])
+@pytest.mark.parametrize("as_channels", [True, False])
+def test_conditions_of_another_number_than_the_inputs_are_refused(condition, as_channels):
+    """A vector of one batch could be read as shorter ones of another."""
+    joined = Conditioned(lambda joined: joined, as_channels=as_channels)
+    with pytest.raises(ValueError, match=rf"expected 2 conditions \(2, ...\), got \({condition[0]}, {condition[1]}\)"):
+        joined.apply({}, X, jnp.ones(condition))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_labels_of_another_number_than_the_examples_are_refused(key, count):
+    for network in (MLPDiscriminator((3,), num_classes=2), PatchDiscriminator((3,), num_classes=2)):
+        with pytest.raises(ValueError, match=rf"labels must be \(2,\), one for each example, got \({count},\)"):
+            network.init(key, X, jnp.zeros(count, int))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "bfloat16", "float16"])
+def test_how_noisy_it_is_may_be_of_any_type(key, dtype):
+    """In an integer type the frequencies were zeros, and a network was told nothing of the noise."""
+    embedding, log_snr = NoiseEmbedding(4), jnp.array([-10.0, 0.0, 3.0, 13.0])
+    params = embedding.init(key, log_snr)
+    found = embedding.apply(params, log_snr.astype(dtype))
+    np.testing.assert_allclose(found, embedding.apply(params, log_snr), rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_of_narrow_integers_do_not_wrap_around(key):
+    sizes = np.array([16, 16, 1], np.uint8)  # their product is 0 in their own type
+    decoder = MLPDecoder(sizes)
+    assert decoder == MLPDecoder((16, 16, 1))
+    assert decoder.init_with_output(key, Z)[0].shape == (2, 16, 16, 1)
 
 
 # Labels

@@ -525,6 +525,15 @@ def test_what_draws_in_training_draws_by_the_examples_index_and_not_in_evaluatio
     chex.assert_trees_all_equal(one, other)
 
 
+def test_sizes_of_narrow_integers_do_not_wrap_around():
+    """In their own types all of these numbers of codes are 0."""
+    assert FiniteScalar(np.array([8, 8, 8, 5, 5], np.int8)) == FiniteScalar((8, 8, 8, 5, 5))
+    assert FiniteScalar(np.array([8, 8, 8, 5, 5], np.int8)).num_codes == 12_800
+    assert LookupFree(np.int8(10)).num_codes == 1024
+    with pytest.raises(ValueError, match="more go into Grouped"):
+        FiniteScalar(np.array([2] * 64))
+
+
 REFUSED = {
     "an estimator that is none": (
         lambda: EMACodebook(8, estimator="gumbel"),

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxvae._checks import at_least, check_drawn, integers, largest, out_of_range, weight_at
 from jaxvae.keys import check_key, example_keys, noise
 from jaxvae.models._parts import checked_label
+from jaxvae.networks._arrays import as_tuples
 from jaxvae.types import Array, PRNGKey, PyTree
 
 
@@ -58,7 +59,7 @@ def sideways(rows: Array, sides: int) -> Array:
 
 def check_map(model: Any) -> None:
     """Raise `ValueError` for a shape or a size that a model of maps of one channel cannot have; make a tuple of it."""
-    model.shape = tuple(model.shape)  # a list, from a file, could not be hashed
+    as_tuples(model, "shape")
     if len(model.shape) not in (2, 3) or model.shape[2:] not in ((), (1,)):
         raise ValueError(f"shape must be (H, W) or (H, W, 1), got {model.shape}")
     check_sizes(model)

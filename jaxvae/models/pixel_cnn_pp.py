@@ -34,6 +34,7 @@ from jaxvae.models._pixels import (
     sideways,
 )
 from jaxvae.networks import logistic_mixture_features, logistic_mixture_image
+from jaxvae.networks._arrays import as_tuples
 from jaxvae.types import Array, PRNGKey, PyTree
 
 
@@ -77,7 +78,7 @@ class PixelCNNPP(nn.Module):
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a shape, a kernel or a size that does not fit."""
-        self.shape = tuple(self.shape)  # a list, from a file, could not be hashed
+        as_tuples(self, "shape")
         if len(self.shape) != 3:
             raise ValueError(f"shape must be (H, W, C), got {self.shape}")
         check_sizes(self)

@@ -23,6 +23,7 @@ from jaxvae.keys import check_key
 from jaxvae.losses import categorical_nll
 from jaxvae.models._conditions import EMBEDDING, Condition, Conditioner, guided
 from jaxvae.models._tokens import Books, Layout, checked_draw, checked_mask, complete, layout, outside
+from jaxvae.networks._arrays import as_tuples
 from jaxvae.networks.transformer import Block, Cache, Normalization, norm, rotary_angles
 from jaxvae.types import Array, PRNGKey, PyTree
 
@@ -78,9 +79,7 @@ class TransformerPrior(nn.Module):
 
     def __post_init__(self) -> None:
         """Raise `ValueError` or `TypeError` for sizes that do not fit each other."""
-        for name in ("num_values", "shape", "prefix"):  # a list, from a file, could not be hashed
-            if isinstance(getattr(self, name), Sequence):
-                setattr(self, name, tuple(getattr(self, name)))
+        as_tuples(self, *(name for name in ("num_values", "shape", "prefix") if np.iterable(getattr(self, name))))
         if not isinstance(self.shape, tuple) or len(self.shape) not in (1, 2, 3):
             raise ValueError(f"shape must be (T,), (H, W) or (D, H, W), got {self.shape}")
         if self.num_values == ():
@@ -126,9 +125,10 @@ class TransformerPrior(nn.Module):
             self.place = self.param("place", EMBEDDING, (steps, self.width), jnp.float32)
         if len(counts) > 1 and self.books == "flat":
             self.book = self.param("book", EMBEDDING, (len(counts), self.width), jnp.float32)
+        hidden = self.hidden or -(-8 * int(self.width) // 24) * 8
         self.blocks = [
             Block(
-                *(self.heads, self.kv_heads or self.heads, self.hidden or -(-8 * self.width // 24) * 8, self.layers),
+                *(self.heads, self.kv_heads or self.heads, hidden, self.layers),
                 *(self.normalization, self.dropout, self.dtype),
             )
             for _ in range(self.layers)

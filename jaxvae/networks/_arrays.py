@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from flax import linen as nn
 
 from jaxvae.types import Array
@@ -11,13 +12,15 @@ from jaxvae.types import Array
 def as_tuples(module: nn.Module, *names: str) -> None:
     """Make tuples of a module's sequences as it is made: a list, such as a file gives, could not be hashed.
 
+    Integers of NumPy become Python's, whose products do not wrap around.
+
     Raises:
       TypeError: an attribute is no sequence.
     """
     for name in names:
         value = getattr(module, name)
         try:
-            setattr(module, name, tuple(value))
+            setattr(module, name, tuple(int(each) if isinstance(each, np.integer) else each for each in value))
         except TypeError:
             raise TypeError(f"{name} must be a sequence of integers, got {value!r}") from None
 

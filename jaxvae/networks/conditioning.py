@@ -62,7 +62,13 @@ class Conditioned(nn.Module):
         return getattr(self.body, "latent_dim", None)
 
     def __call__(self, x: Array, condition: Array, *, key: PRNGKey | None = None) -> Any:
-        """Run the body on an input [B, ...] and its condition [B, ...]."""
+        """Run the body on an input [B, ...] and its condition [B, ...].
+
+        Raises:
+          ValueError: there are not as many conditions as inputs.
+        """
+        if condition.shape[:1] != x.shape[:1]:
+            raise ValueError(f"expected {len(x)} conditions ({len(x)}, ...), got {condition.shape}")
         if not self.as_channels:
             joined = jnp.concatenate([flatten(x), flatten(condition)], axis=1)
         else:

@@ -182,6 +182,8 @@ def _judged(
             f"a discriminator of {classes} got {len(label)} arrays of labels: num_classes says their number"
         )
     if label:
+        if jnp.shape(label[0]) != features.shape[:1]:
+            raise ValueError(f"labels must be ({len(features)},), one for each example, got {jnp.shape(label[0])}")
         width = features.shape[-1]
         vectors = LabelEmbedding(network.num_classes or 1, width, name="embed")(*label)
         spread = vectors.reshape(len(vectors), *[1] * (features.ndim - 2), width)

@@ -41,7 +41,9 @@ class TableEncoder(nn.Module):
         for (kind, _), members in _groups(self.columns).items():  # all columns of a group at once: compiled in no time
             own = x[:, np.array(members)]
             if kind == "categories":
+                known = (own >= 0) & (own < widths[members[0]])  # a NaN would be the first category, others none
                 shown = jax.nn.one_hot(own.astype(jnp.int32), widths[members[0]], dtype=x.dtype)
+                shown = jnp.where(known[..., None], shown, jnp.nan)
             else:
                 shown = (jnp.log1p(own) if kind == "counts" else own)[..., None]
             if mask.size:
