@@ -86,6 +86,9 @@ def test_samples_of_leading_components_lie_in_their_span(key):
 
 def test_a_singular_covariance_names_its_rank_and_the_way_out():
     flat = np.concatenate([FLAT, FLAT[:, :1], np.ones((N, 1))], axis=1)  # a copy of a pixel and a constant one
+    for jitter in (-1e-3, np.nan):
+        with pytest.raises(ValueError, match=f"jitter must be a finite number, zero or more, got {jitter}"):
+            classical.fit_gaussian(flat, jitter=jitter)
     with pytest.raises(ValueError, match=r"singular, of rank 6 in 8 dimensions: fit_gaussian\(data, jitter=1e-6\)"):
         classical.fit_gaussian(flat).log_prob(flat)
     covariance = np.cov(flat.T, bias=True) + 1e-3 * np.eye(8)

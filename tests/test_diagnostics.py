@@ -64,6 +64,9 @@ def test_codes_without_a_variance_are_refused():
             active_units(wrong)
     with pytest.raises(TypeError, match="codes is a masked array"):
         active_units(np.ma.masked_greater(codes, 0))
+    for threshold in (np.nan, -1.0):
+        with pytest.raises(ValueError, match=f"threshold must be a variance, zero or more, got {threshold}"):
+            active_latents(codes, threshold=threshold)
     codes[2, 1] = np.inf
     with pytest.raises(ValueError, match="codes must be finite: example 2 has inf"):
         active_latents(codes)

@@ -11,6 +11,8 @@ from jaxvae.types import Array
 def usage(indices: Array, num_codes: int) -> Array:
     """The share of positions that chose each code, [K] float32, from integer indices of any shape.
 
+    Indices that are none of 0 .. K-1, such as those of padding, are among the positions and of no code.
+
     Raises:
       TypeError: `indices` is not integer.
       ValueError: there are none, or `num_codes` is below 2.

@@ -52,7 +52,7 @@ def active_latents(codes: ArrayLike, *, threshold: float = 0.01) -> np.ndarray:
 
     Raises:
       TypeError: the codes are masked or no real numbers.
-      ValueError: they are not [N, D] with N of 2 or more, or a code is not finite.
+      ValueError: they are not [N, D] with N of 2 or more, a code is not finite, or the threshold is negative or NaN.
 
     References:
       Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016, section 2.
@@ -63,6 +63,8 @@ def active_latents(codes: ArrayLike, *, threshold: float = 0.01) -> np.ndarray:
     codes = host_reals(codes, "codes")
     if codes.ndim != 2 or len(codes) < 2 or not codes.size:
         raise ValueError(f"codes must be [N, D] with N of 2 or more, got {codes.shape}")
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be a variance, zero or more, got {threshold}")
     _check_finite(codes=codes)
     return codes.var(axis=0) > threshold
 

@@ -62,8 +62,10 @@ def fit_gaussian(data: ArrayLike, *, jitter: float = 0.0) -> GaussianModel:
     it singular: samples and PPCA are none the worse, a density needs the jitter, and depends on it.
 
     Raises:
-      ValueError: `data` is empty or not finite.
+      ValueError: `data` is empty or not finite, or `jitter` is negative or not finite.
     """
+    if not 0 <= jitter < np.inf:
+        raise ValueError(f"jitter must be a finite number, zero or more, got {jitter}")
     examples = finite(data)
     mean = examples.mean(axis=0)
     centred = centre(examples, mean)
