@@ -41,8 +41,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_numbers(path: Path) -> dict[str, Any]:
     """As `read_json_object`, of what was measured: NaN where null stands for it."""
-    numbers: dict[str, Any] = with_nan(read_json_object(path))
-    return numbers
+    numbers = read_json_object(path)
+    try:
+        return dict(with_nan(numbers))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def parse_json(content: bytes) -> Any:
@@ -60,8 +63,11 @@ def to_json(value: Any, *, indent: int | None = None, default: Callable[[Any], A
 
 
 def with_nan(value: Any) -> Any:
-    """What `to_json` has written of numbers, with NaN in the place of null."""
-    return _with(value, lambda number: math.nan if number is None else number)
+    """What `to_json` has written of numbers, with NaN in the place of null; `ValueError` for endless nesting."""
+    try:
+        return _with(value, lambda number: math.nan if number is None else number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _with(value: Any, change: Callable[[float | None], float | None]) -> Any:

@@ -11,6 +11,7 @@ from scipy.spatial import ConvexHull
 from test_figures import contains, read
 
 from jaxvae import figures
+from jaxvae._json import to_json
 from jaxvae.evaluation import active_latents, active_units
 from jaxvae.figures._charts import _INACTIVE, _robust_limits
 from jaxvae.figures._page import COLORS
@@ -100,9 +101,10 @@ def test_learning_curves_draw_each_split(tmp_path):
 
 def test_learning_curves_leave_out_what_is_missing(tmp_path):
     records = [record(1, train=120.0, test=110.0), record(2, train=105.0), record(3, train=103.0, test=104.0)]
-    broken = json.loads(json.dumps([*records, record(4, train=float("nan"), test=float("inf"))]))
     whole = read(figures.learning_curves(tmp_path / "whole.png", records))
-    np.testing.assert_array_equal(read(figures.learning_curves(tmp_path / "broken.png", broken)), whole)
+    for to_text in (json.dumps, to_json):  # with Python's NaN, and with null as in metrics.jsonl
+        broken = json.loads(to_text([*records, record(4, train=float("nan"), test=float("inf"))]))
+        np.testing.assert_array_equal(read(figures.learning_curves(tmp_path / "broken.png", broken)), whole)
     rate_only = [{"epoch": e, "train": {"rate": 1.0 * e}} for e in range(3)]
     narrow = read(figures.learning_curves(tmp_path / "rate.png", rate_only))
     assert narrow.shape[1] == pytest.approx(whole.shape[1] / 3, abs=1)

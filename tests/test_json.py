@@ -47,6 +47,17 @@ def test_lines_of_metrics_are_json_and_come_back(tmp_path):
         assert directory.resumed
 
 
+def test_numbers_nested_too_deeply_are_refused(tmp_path):
+    nested = '{"step": 3, "a": ' + 700 * "[" + 700 * "]" + "}"
+    (tmp_path / "mine.json").write_text(nested)
+    with pytest.raises(ValueError, match=r"mine\.json is damaged: it is nested too deeply"):
+        read_numbers(tmp_path / "mine.json")
+    with RunDirectory(tmp_path, {}, resume=False, way_out="") as directory:
+        (tmp_path / "metrics.jsonl").write_text(nested + "\n")
+        with pytest.raises(ValueError, match=r"line 1 of .*metrics\.jsonl is damaged: it is nested too deeply"):
+            directory.records()
+
+
 def test_results_are_json(tmp_path):
     assert strictly(write_json(tmp_path / "mine.json", MEASURED).read_text()) == WRITTEN
     assert math.isnan(read_numbers(tmp_path / "mine.json")["train"]["loss"])
