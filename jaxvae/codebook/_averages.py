@@ -175,7 +175,8 @@ def one_hot_means(encoded: Array, indices: Array, num_codes: int) -> CodebookSta
     """`batch_means` of [N, D] and [N] by a matrix product."""
     indices = integers(indices, "indices")
     one_hot = jax.nn.one_hot(indices, num_codes, dtype=jnp.float32, axis=0)
-    encoded = jnp.where(one_hot.any(axis=0)[:, None], encoded, 0)  # what is left out may be NaN
+    there = (indices >= 0) & (indices < num_codes)
+    encoded = jnp.where(there[:, None], encoded, 0)  # what is left out may be NaN
     sums = jnp.dot(one_hot, encoded, precision=jax.lax.Precision.HIGHEST)
     return CodebookState(one_hot.mean(axis=1), sums / len(indices))
 

@@ -60,10 +60,8 @@ class _Coupling(nn.Module):
         told = jnp.concatenate([x[:, ~changed], *context], axis=1)
         numbers = self._network(told, int(changed.sum()) * self._parameters()).reshape(len(x), -1, self._parameters())
         y, log_slope = change(x[:, changed], numbers)
-        wide = jnp.asarray(
-            x, jnp.promote_types(x.dtype, y.dtype)
-        )  # integers, or a narrow type, would round what is changed
-        return wide.at[:, np.flatnonzero(changed)].set(y), log_slope.sum(axis=1)
+        x = jnp.asarray(x, jnp.promote_types(x.dtype, y.dtype))  # a narrow type would round what is changed
+        return x.at[:, np.flatnonzero(changed)].set(y), log_slope.sum(axis=1)
 
     @nn.compact
     def _network(self, told: Array, size: int) -> Array:

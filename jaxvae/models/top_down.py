@@ -374,8 +374,7 @@ def top_down_vae(
       posterior: as in `TopDownVAE`.
       conditional: as in `jaxvae.networks.Rung`.
       output_width: channels of one more layer at the size of x, before the likelihood's parameters; 0: none.
-      **options: bottleneck, windows, activation, normalization, checkpoint and dtype, as in
-        `jaxvae.networks.BottomUp`.
+      **options: bottleneck, windows, activation, normalization, checkpoint, dtype: as in `jaxvae.networks.BottomUp`.
 
     Raises:
       TypeError, ValueError: sizes that do not fit.
