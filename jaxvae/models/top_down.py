@@ -386,10 +386,8 @@ def top_down_vae(
     rungs = []
     for stage in stages:
         positions = () if stage.shrink is None else tuple(-(-size // stage.shrink) for size in positions)
-        made = (
-            Rung(latent, stage.width, positions, blocks, conditional=conditional, **options) for latent in stage.latents
-        )
-        rungs += list(made)
+        shared = options | {"positions": positions, "blocks": blocks, "conditional": conditional}
+        rungs += [Rung(latent, stage.width, **shared) for latent in stage.latents]
     # What lies below the lowest group is grown at once, however many stages that is.
     first = next(i for i, stage in enumerate(stages) if stage.latents)
     below = [stage.shrink for stage in stages[: first + 1]]
