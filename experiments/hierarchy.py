@@ -65,7 +65,7 @@ class Config(RunConfig):
     bottleneck: int = 1
     """How many times fewer channels there are inside a block."""
     windows: tuple[int, ...] = (3, 1)
-    """What each layer of a block sees of each axis; 3 3 costs a quarter more."""
+    """What each layer of a block sees of each axis; odd. 3 3 sees farther and costs more."""
     output_width: int = 0
     """Channels of one more layer at the size of the image; 0: none."""
     posterior: Literal["residual", "merged"] = "residual"

@@ -47,9 +47,9 @@ class BottomUp(nn.Module):
       stages: from x upwards.
       blocks: residual blocks of a stage.
       bottleneck: how many times fewer channels there are inside a block.
-      windows: how many positions of each axis its layers see, one after the other; odd. (3, 3) costs a quarter more
-        than (3, 1) and sees farther; (1, 3, 3, 1) with a bottleneck of 4 is the block of Child (2021). Vectors have no
-        positions: there it says how many dense layers there are.
+      windows: how many positions of each axis its layers see, one after the other; odd. (3, 3) sees farther than
+        (3, 1) and costs more; (1, 3, 3, 1) with a bottleneck of 4 is the block of Child (Very Deep VAEs, 2021). Vectors
+        have no positions: there it says how many dense layers there are.
       activation: between the layers.
       normalization: makes the layer before them, such as `functools.partial(nn.GroupNorm, num_groups=8)`; None for
         none. Not `nn.BatchNorm`, which looks at the other examples.
